@@ -1,0 +1,119 @@
+"""Checks of what callers pass: one pass of plain comparisons, done before anything is computed.
+
+Every message names the argument, what came and what was expected.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .kernels import selection
+
+REDUCTIONS = ("none", "sample", "sum", "batchmean")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+_SEED_LOW, _SEED_HIGH = -(2**63), 2**64
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def check_tensor(name: str, tensor: Tensor) -> None:
+    """A floating-point tensor with a batch dimension."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+    check_dtype(name, tensor.dtype)
+    if tensor.dim() == 0:
+        raise ValueError(f"{name} is 0-d, expected shape (batch, *event)")
+
+
+def check_dtype(name: str, dtype: torch.dtype) -> None:
+    if dtype not in DTYPES:
+        came = dtype_name(dtype) if isinstance(dtype, torch.dtype) else repr(dtype)
+        raise TypeError(f"{name} is {came}, expected one of {', '.join(map(dtype_name, DTYPES))}")
+
+
+def check_posterior(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """mu and logvar, broadcast against each other."""
+    check_tensor("mu", mu)
+    check_tensor("logvar", logvar)
+    if mu.dtype != logvar.dtype:
+        raise TypeError(f"logvar is {dtype_name(logvar.dtype)}, mu is {dtype_name(mu.dtype)}; expected the same dtype")
+    if mu.device != logvar.device:
+        raise ValueError(f"logvar is on {logvar.device}, mu is on {mu.device}; expected the same device")
+    if mu.shape == logvar.shape:
+        return mu, logvar
+    try:
+        shape = torch.broadcast_shapes(mu.shape, logvar.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"logvar has shape {tuple(logvar.shape)}, mu has {tuple(mu.shape)}; expected shapes that broadcast"
+        ) from None
+    return mu.expand(shape), logvar.expand(shape)
+
+
+def check_reduction(reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
+
+
+def check_row_offset(row_offset: int) -> None:
+    if not isinstance(row_offset, (int, torch.SymInt)) or isinstance(row_offset, bool):
+        raise TypeError(f"row_offset is a {type(row_offset).__name__}, expected an int")
+    if row_offset < 0:
+        raise ValueError(f"row_offset is {row_offset}, expected 0 or more")
+    if row_offset >= 2**63:
+        raise ValueError(f"row_offset is {row_offset}, expected less than 2**63")
+
+
+def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        raise TypeError(f"shape is {shape!r}, expected a sequence of ints") from None
+    if not sizes or min(sizes) < 0:
+        raise ValueError(f"shape is {sizes}, expected (batch, *event) of sizes 0 or more")
+    return sizes
+
+
+def seed_tensor(
+    seed: int | Tensor | None, generator: torch.Generator | None, device: torch.device | str | None
+) -> Tensor:
+    """The 64-bit seed as a one-element int64 tensor on the device; drawn from torch's generator if none is given."""
+    if seed is None:
+        check_generator(generator, device)
+        return torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=device, dtype=torch.int64)
+    if generator is not None:
+        raise ValueError("seed and generator were both given, expected at most one of them")
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise TypeError(
+                f"seed is a tensor of {dtype_name(seed.dtype)}, shape {tuple(seed.shape)}; expected one int64 element"
+            )
+        if device is not None and seed.device != torch.device(device):
+            raise ValueError(f"seed is on {seed.device}, expected it on {device}")
+        return seed.reshape(1)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"seed is a {type(seed).__name__}, expected an int or a one-element int64 tensor")
+    if not _SEED_LOW <= seed < _SEED_HIGH:
+        raise ValueError(f"seed is {seed}, expected 64 bits: from -2**63 to 2**64 - 1")
+    return torch.full((1,), seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64, device=device)
+
+
+def check_generator(generator: torch.Generator | None, device: torch.device | str | None) -> None:
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator is a {type(generator).__name__}, expected a torch.Generator")
+    if device is not None and generator.device.type != torch.device(device).type:
+        raise ValueError(f"generator is on {generator.device}, expected it on {device}")
+
+
+def requested_backend() -> str:
+    """The backend asked for by `use_backend` or FASTVAE_BACKEND, or "auto"."""
+    return selection.requested

@@ -1,0 +1,44 @@
+/* Threads: the OpenMP pool that `import torch` has loaded, found by name at run time. Linking an OpenMP of our own would
+   start a second pool in the process, and calls would then cost milliseconds. Without the symbols: one thread. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <dlfcn.h>
+
+#include "call.h"
+
+static void (*gomp_parallel)(void (*body)(void *), void *argument, unsigned threads, unsigned flags);
+static int (*omp_thread_number)(void);
+static int (*omp_team_size)(void);
+
+static void find_threads(void) {
+    *(void **)&gomp_parallel = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    *(void **)&omp_thread_number = dlsym(RTLD_DEFAULT, "omp_get_thread_num");
+    *(void **)&omp_team_size = dlsym(RTLD_DEFAULT, "omp_get_num_threads");
+}
+
+static int have_threads(void) { return gomp_parallel && omp_thread_number && omp_team_size; }
+
+/* Elements below which waking a second thread (about 5 microseconds) costs more than it saves. */
+#define ELEMENTS_WORTH_THREADS 16384
+
+typedef struct {
+    tile_range *work;
+    const call *c;
+} team_work;
+
+static void do_share(void *argument) {
+    const team_work *team = argument;
+    int64_t size = omp_team_size(), rank = omp_thread_number(), tiles = team->c->tiles;
+    team->work(team->c, tiles * rank / size, tiles * (rank + 1) / size);
+}
+
+static void run_tiles(tile_range *work, const call *c, int threads) {
+    if (threads > c->tiles) threads = (int)c->tiles;
+    if (threads <= 1 || !have_threads() || c->rows * c->event < ELEMENTS_WORTH_THREADS) {
+        work(c, 0, c->tiles);
+        return;
+    }
+    team_work team = {work, c};
+    gomp_parallel(do_share, &team, (unsigned)threads, 0);
+}

@@ -1,0 +1,129 @@
+/* Tiles between memory and float32 arrays: which rows and coordinates a tile has, and reading and writing them for any
+   dtype and strides. An array that already is float32 and in one piece is used where it stands. */
+
+typedef struct {
+    int64_t row, rows, start, count; /* several rows only if each is whole: count == event */
+} tile;
+
+static inline tile tile_at(const call *c, int64_t index) {
+    if (c->tiles_a_row > 1) {
+        int64_t start = index % c->tiles_a_row * TILE;
+        int64_t rest = c->event - start;
+        return (tile){index / c->tiles_a_row, 1, start, rest < TILE ? rest : TILE};
+    }
+    int64_t row = index * c->rows_a_tile, rest = c->rows - row;
+    return (tile){row, rest < c->rows_a_tile ? rest : c->rows_a_tile, 0, c->event};
+}
+
+static inline int event_is_contiguous(const call *c, const strided *t) {
+    return (t->inner == 1 || c->inner == 1) && (c->event == c->inner || t->outer == c->inner * (c->inner == 1 ? 1 : t->inner));
+}
+
+/* The vectors of an array of n elements, the last one possibly short. */
+static inline vf load_some(const float *from, int64_t count) {
+    vf value = {0};
+    memcpy(&value, from, sizeof(float) * (size_t)count);
+    return value;
+}
+
+static inline void store_some(float *to, vf value, int64_t count) { memcpy(to, &value, sizeof(float) * (size_t)count); }
+
+static inline vf widen(vh bits, int dtype) { return dtype == BFLOAT16 ? from_bfloat16(bits) : from_float16(bits); }
+static inline vh narrow(vf value, int dtype) { return dtype == BFLOAT16 ? to_bfloat16(value) : to_float16(value); }
+
+static inline void widen_array(const uint16_t *from, int dtype, int64_t n, float *to) {
+    int64_t i = 0;
+    vh bits;
+    for (; i + LANES <= n; i += LANES) {
+        memcpy(&bits, from + i, sizeof bits);
+        store(to + i, widen(bits, dtype));
+    }
+    if (i < n) {
+        bits = (vh){0};
+        memcpy(&bits, from + i, sizeof(uint16_t) * (size_t)(n - i));
+        store_some(to + i, widen(bits, dtype), n - i);
+    }
+}
+
+static inline void narrow_array(const float *from, int dtype, int64_t n, uint16_t *to) {
+    int64_t i = 0;
+    vh bits;
+    for (; i + LANES <= n; i += LANES) {
+        bits = narrow(load(from + i), dtype);
+        memcpy(to + i, &bits, sizeof bits);
+    }
+    if (i < n) {
+        bits = narrow(load_some(from + i, n - i), dtype);
+        memcpy(to + i, &bits, sizeof(uint16_t) * (size_t)(n - i));
+    }
+}
+
+/* Runs of a tile: pieces of a row within one inner index range, evenly spaced in memory. */
+#define FOR_EACH_RUN(c, t, tl, r, done, length, base)                                                            \
+    for (int64_t r = 0; r < (tl).rows; r++)                                                                      \
+        for (int64_t done = 0, d, length, base;                                                                  \
+             done < (tl).count &&                                                                                \
+             (d = (tl).start + done, length = (c)->inner - d % (c)->inner,                                       \
+             length = length < (tl).count - done ? length : (tl).count - done,                                   \
+             base = ((tl).row + r) * (t)->row + d / (c)->inner * (t)->outer + d % (c)->inner * (t)->inner, 1);    \
+             done += length)
+
+/* The tile of tensor t as float32, row after row: in place where possible, else brought into the buffer. */
+static inline const float *read_tile(const call *c, const strided *t, int dtype, tile tl, float *buffer) {
+    int contiguous = event_is_contiguous(c, t);
+    int one_piece = contiguous && (tl.rows == 1 || t->row == c->event);
+    if (one_piece && dtype == FLOAT32) return (const float *)t->data + tl.row * t->row + tl.start;
+    if (contiguous) { /* a row, or all of them, at a time */
+        int64_t pieces = one_piece ? 1 : tl.rows, length = one_piece ? tl.rows * tl.count : tl.count;
+        for (int64_t r = 0; r < pieces; r++) {
+            int64_t base = (tl.row + r) * t->row + tl.start;
+            if (dtype == FLOAT32)
+                memcpy(buffer + r * length, (const float *)t->data + base, sizeof(float) * (size_t)length);
+            else
+                widen_array((const uint16_t *)t->data + base, dtype, length, buffer + r * length);
+        }
+        return buffer;
+    }
+    uint16_t gathered[TILE];
+    FOR_EACH_RUN(c, t, tl, r, done, length, base) {
+        float *to = buffer + r * tl.count + done;
+        if (dtype == FLOAT32) {
+            const float *from = (const float *)t->data + base;
+            for (int64_t i = 0; i < length; i++) to[i] = from[i * t->inner];
+        } else {
+            const uint16_t *from = (const uint16_t *)t->data + base;
+            for (int64_t i = 0; i < length; i++) gathered[i] = from[i * t->inner];
+            widen_array(gathered, dtype, length, to);
+        }
+    }
+    return buffer;
+}
+
+/* Where the tile of an output is to be computed: in place where possible, else in the buffer, for write_tile to send. */
+static inline float *begin_tile(const call *c, const strided *t, int dtype, tile tl, float *buffer) {
+    if (dtype == FLOAT32 && event_is_contiguous(c, t) && (tl.rows == 1 || t->row == c->event))
+        return (float *)t->data + tl.row * t->row + tl.start;
+    return buffer;
+}
+
+static inline void write_tile(const call *c, const strided *t, int dtype, tile tl, const float *computed, float *buffer) {
+    if (computed != buffer) return; /* it stands where it belongs */
+    uint16_t narrowed[TILE];
+    int contiguous = event_is_contiguous(c, t);
+    int one_piece = contiguous && (tl.rows == 1 || t->row == c->event);
+    if (one_piece) {
+        narrow_array(buffer, dtype, tl.rows * tl.count, (uint16_t *)t->data + tl.row * t->row + tl.start);
+        return;
+    }
+    FOR_EACH_RUN(c, t, tl, r, done, length, base) {
+        const float *from = buffer + r * tl.count + done;
+        if (dtype == FLOAT32) {
+            float *to = (float *)t->data + base;
+            for (int64_t i = 0; i < length; i++) to[i * t->inner] = from[i];
+        } else {
+            uint16_t *to = (uint16_t *)t->data + base;
+            narrow_array(from, dtype, length, narrowed);
+            for (int64_t i = 0; i < length; i++) to[i * t->inner] = narrowed[i];
+        }
+    }
+}

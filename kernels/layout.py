@@ -1,0 +1,72 @@
+"""How tensors of any strides are seen by the kernels: rows of an (outer, inner) event.
+
+A kernel addresses coordinate d of row b as  b * row_stride + (d // inner) * outer_stride + (d % inner) * inner_stride.
+That covers, without a copy, whatever is contiguous within a sample, channels_last, the halves of a packed tensor in
+either memory format, and expanded (stride 0) gradients. What it does not cover is copied, by `rows_view`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Strides = tuple[int, int, int]  # of row, outer and inner index, in elements
+
+
+class RowsView(NamedTuple):
+    """Tensors of one shape as rows of an (outer, inner) event; a missing tensor (None) stays None."""
+
+    rows: int
+    outer: int
+    inner: int
+    tensors: tuple[Tensor | None, ...]
+    strides: tuple[Strides, ...]
+
+    def copy_back(self, index: int, output: Tensor | None) -> None:
+        """Bring a written output home, if tensor ``index`` of the view had to be a copy of it."""
+        written = self.tensors[index]
+        if written is not None and output is not None and written is not output:
+            output.copy_(written)
+
+
+def kl_like(mu: Tensor, reduction: str) -> Tensor:
+    """An empty float32 tensor for the KL under ``reduction``."""
+    if reduction == "none":
+        return torch.empty_like(mu, dtype=torch.float32)
+    return mu.new_empty((mu.shape[0],) if reduction == "sample" else (), dtype=torch.float32)
+
+
+def rows_view(*tensors: Tensor | None) -> RowsView:
+    """See tensors of one shape (rank >= 1) as rows; where two event indices do not do, copy them all."""
+    shape = next(tensor.shape for tensor in tensors if tensor is not None)
+    rows, event = shape[0], math.prod(shape[1:])
+    present = [tensor for tensor in tensors if tensor is not None]
+    if all(tensor.is_contiguous() for tensor in present):
+        return RowsView(rows, 1, event, tensors, ((event, event, 1),) * len(tensors))
+    dims = _merge(shape, [tensor.stride() for tensor in present])
+    if len(dims) > 2:
+        return rows_view(*(None if tensor is None else tensor.contiguous() for tensor in tensors))
+    (outer, outer_strides), (inner, inner_strides) = [(1, (0,) * len(present))] * (2 - len(dims)) + dims
+    found = iter(
+        (tensor.stride(0), outer_stride, inner_stride)
+        for tensor, outer_stride, inner_stride in zip(present, outer_strides, inner_strides, strict=True)
+    )
+    strides = tuple((0, 0, 0) if tensor is None else next(found) for tensor in tensors)
+    return RowsView(rows, outer, inner, tensors, strides)
+
+
+def _merge(shape: torch.Size, strides: list[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:
+    """The event's dimensions as ``(size, strides)``, neighbours merged wherever every tensor allows it."""
+    merged: list[tuple[int, tuple[int, ...]]] = []
+    for dim in range(len(shape) - 1, 0, -1):
+        if shape[dim] == 1:
+            continue
+        stride = tuple(tensor_strides[dim] for tensor_strides in strides)
+        if merged and all(s == size * t for size, inner in merged[:1] for s, t in zip(stride, inner, strict=True)):
+            merged[0] = (merged[0][0] * shape[dim], merged[0][1])
+        else:
+            merged.insert(0, (shape[dim], stride))
+    return merged

@@ -1,0 +1,6 @@
+"""The reference backend: plain PyTorch, any device, float64-capable. The oracle of the tests and the last fallback."""
+
+from .gaussian import backward, forward
+from .philox import noise
+
+__all__ = ["backward", "forward", "noise"]

@@ -1,0 +1,109 @@
+"""Sampling and KL of diagonal Gaussians against the standard normal, in plain PyTorch, block by block.
+
+    z  = mu + exp(logvar/2) eps                       kl = 1/2 (mu^2 + expm1(logvar) - logvar)        (per coordinate)
+    d mu = g_z + g_kl mu                              d logvar = 1/2 (g_z exp(logvar/2) eps + g_kl expm1(logvar))
+
+Kingma & Welling, arXiv 1312.6114, equation 10 and appendix B. Arithmetic is float64 for float64 tensors, else float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .philox import Blocks
+from .scratch import scratch
+
+
+def forward(
+    mu: Tensor, logvar: Tensor, seed: Tensor | None, row_offset: int, reduction: str | None
+) -> tuple[Tensor | None, Tensor | None]:
+    mu_rows, logvar_rows = _matrix(mu), _matrix(logvar)
+    rows, event = mu_rows.shape
+    stream = Blocks(seed, rows, event, row_offset, mu.dtype, mu.device)
+    z = None if seed is None else torch.empty_like(mu_rows)
+    elementwise = torch.empty_like(mu_rows, dtype=stream.dtype) if reduction == "none" else None
+    sums = torch.zeros(mu.shape[0], dtype=stream.dtype, device=mu.device)
+    for block in stream:
+        block_mu, block_logvar = mu_rows[block].to(stream.dtype), logvar_rows[block].to(stream.dtype)
+        result = scratch("result", block_mu.shape, stream.dtype, mu.device)
+        if z is not None:
+            std = torch.mul(block_logvar, 0.5, out=result).exp_()
+            z[block] = std.mul_(stream.noise(*block)).add_(block_mu)
+        if reduction is not None:
+            # expm1(x) >= x holds for exact values; the clamp keeps it so when expm1 is rounded down.
+            kl = torch.expm1(block_logvar, out=result).sub_(block_logvar).clamp_min_(0.0)
+            kl.addcmul_(block_mu, block_mu).mul_(0.5)
+            if elementwise is not None:
+                elementwise[block] = kl
+            else:
+                sums[block[0]] += kl.sum(1)
+    return None if z is None else _like(mu, z), _reduced(mu, elementwise, sums, reduction)
+
+
+def backward(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor | None,
+    logvar: Tensor,
+    seed: Tensor | None,
+    row_offset: int,
+    reduction: str | None,
+) -> tuple[Tensor | None, Tensor]:
+    logvar_rows = _matrix(logvar)
+    rows, event = logvar_rows.shape
+    stream = Blocks(seed, rows, event, row_offset, logvar.dtype, logvar.device)
+    grad_logvar = torch.empty_like(logvar_rows)
+    if grad_z is not None:
+        grad_z_rows = _matrix(grad_z)
+    if grad_kl is not None and mu is not None:
+        grad_kl_rows, mu_rows = _grad_kl_matrix(grad_kl, logvar_rows, reduction), _matrix(mu)
+        grad_mu = torch.empty_like(mu_rows)
+    for block in reversed(stream):
+        block_logvar = logvar_rows[block].to(stream.dtype)
+        from_z, from_kl = (scratch(name, block_logvar.shape, stream.dtype, logvar.device) for name in ("z", "kl"))
+        if grad_z is not None:
+            block_grad_z = grad_z_rows[block].to(stream.dtype)
+            torch.mul(block_logvar, 0.5, out=from_z).exp_().mul_(stream.noise(*block)).mul_(block_grad_z)
+            if grad_kl is None:
+                grad_logvar[block] = from_z.mul_(0.5)
+        if grad_kl is not None:
+            block_grad_kl = grad_kl_rows[block].to(stream.dtype)
+            torch.expm1(block_logvar, out=from_kl).mul_(block_grad_kl)
+            grad_logvar[block] = (from_kl if grad_z is None else from_kl.add_(from_z)).mul_(0.5)
+            torch.mul(mu_rows[block].to(stream.dtype), block_grad_kl, out=from_kl)
+            grad_mu[block] = from_kl if grad_z is None else from_kl.add_(block_grad_z)
+    return (None if mu is None else _like(mu, grad_mu)), _like(logvar, grad_logvar)
+
+
+def _reduced(mu: Tensor, elementwise: Tensor | None, sums: Tensor, reduction: str | None) -> Tensor | None:
+    if reduction is None:
+        return None
+    if elementwise is not None:
+        return _like(mu, elementwise)
+    if reduction == "sum":
+        return sums.sum()
+    return sums.mean() if reduction == "batchmean" else sums
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    """(rows, event); a copy where the strides demand one."""
+    return tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))
+
+
+def _grad_kl_matrix(grad_kl: Tensor, logvar_rows: Tensor, reduction: str | None) -> Tensor:
+    """The gradient of each coordinate's KL: that of its sum, wherever it was summed into."""
+    if reduction == "none":
+        return _matrix(grad_kl)
+    if reduction == "batchmean":
+        grad_kl = grad_kl / logvar_rows.shape[0]
+    return grad_kl.reshape(-1, 1).expand(logvar_rows.shape)
+
+
+def _like(tensor: Tensor, matrix: Tensor) -> Tensor:
+    """``matrix`` in the shape and the memory layout of ``tensor``."""
+    if tensor.is_contiguous():
+        return matrix.view(tensor.shape)
+    return torch.empty_like(tensor, dtype=matrix.dtype).copy_(matrix.view(tensor.shape))

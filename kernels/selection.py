@@ -1,0 +1,139 @@
+"""Which backend serves a call: the best that the machine has for the tensors' device and dtype, or the one asked for.
+
+What is asked for by name and cannot be had is an error that says why; the automatic choice falls back to the
+reference. A backend is imported at its first use, so that importing fastvae needs no compiler, no Triton and no GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+
+NAMES = ("triton", "cpu", "reference")
+AUTOMATIC = "auto"
+
+# What the automatic choice tries before the reference, which is there for all else: float64 (a contract) and devices of
+# other makers.
+_PREFERRED = {"cuda": ("triton",), "cpu": ("cpu",)}
+_HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _from_environment() -> str:
+    return os.environ.get("FASTVAE_BACKEND", "").strip() or AUTOMATIC
+
+
+# The name asked for, or AUTOMATIC. For the whole process, as torch's own switches are: autograd's threads see it too.
+requested = _from_environment()
+
+_unavailable: dict[str, str] = {}  # why a backend cannot run on this machine; "" where it can
+_resolved: dict[tuple[str, str, torch.dtype], ModuleType] = {}
+
+
+def reason_unavailable(name: str) -> str:
+    """Why backend ``name`` cannot run on this machine; an empty string if it can."""
+    if name not in NAMES:
+        source = "FASTVAE_BACKEND" if name == _from_environment() else "backend"
+        raise ValueError(f"{source} is {name!r}, expected one of {', '.join(map(repr, NAMES))}")
+    if name not in _unavailable:
+        try:
+            module = importlib.import_module(f"fastvae.kernels.{name}")
+            _unavailable[name] = module.unavailable() if hasattr(module, "unavailable") else ""
+        except ImportError as error:
+            _unavailable[name] = f"{type(error).__name__}: {error}"
+    return _unavailable[name]
+
+
+def _reason_unfit(name: str, device_type: str, dtype: torch.dtype) -> str:
+    """Why backend ``name``, which this machine has, does not serve this device and dtype; empty if it does."""
+    if name == "reference":
+        return ""
+    if dtype not in _HALF_AND_SINGLE:
+        return f"it computes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+    devices = importlib.import_module(f"fastvae.kernels.{name}").device_types()
+    if device_type not in devices:
+        return f"it serves {' and '.join(devices)} tensors, not {device_type} tensors"
+    return ""
+
+
+def implementation(name: str, device_type: str, dtype: torch.dtype) -> ModuleType:
+    """The backend module for tensors of this device type and dtype when ``name`` (or AUTOMATIC) was asked for."""
+    key = (name, device_type, dtype)
+    module = _resolved.get(key)
+    if module is None:
+        module = _resolved[key] = importlib.import_module(f"fastvae.kernels.{_resolve(*key)}")
+    return module
+
+
+def _resolve(name: str, device_type: str, dtype: torch.dtype) -> str:
+    if name == AUTOMATIC:
+        for candidate in _PREFERRED.get(device_type, ()):
+            if not reason_unavailable(candidate) and not _reason_unfit(candidate, device_type, dtype):
+                return candidate
+        return "reference"
+    reason = reason_unavailable(name)
+    if reason:
+        raise RuntimeError(f"backend {name!r} is not available on this machine: {reason}")
+    reason = _reason_unfit(name, device_type, dtype)
+    if reason:
+        raise RuntimeError(f"backend {name!r} cannot serve this call: {reason}; use 'reference' for it")
+    return name
+
+
+def backends() -> dict[str, dict[str, Any]]:
+    """Which backends this machine has, what each is chosen for, and why not the others.
+
+    Returns:
+        For each backend, in order of preference: ``available`` (bool), ``reason`` (why it is not available, else an
+        empty string) and ``chosen_for`` (a list such as ``["cpu float32", ...]`` of the device types of this machine
+        and the dtypes that would go to it now, `use_backend` and ``FASTVAE_BACKEND`` taken into account).
+
+    >>> import fastvae
+    >>> fastvae.backends()["reference"]["available"]
+    True
+    """
+    report: dict[str, dict[str, Any]] = {}
+    for name in NAMES:
+        reason = reason_unavailable(name)
+        report[name] = {"available": not reason, "reason": reason, "chosen_for": []}
+    for device_type in ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",):
+        for dtype in (*_HALF_AND_SINGLE, torch.float64):
+            with contextlib.suppress(RuntimeError):
+                chosen = _resolve(requested, device_type, dtype)
+                report[chosen]["chosen_for"].append(f"{device_type} {str(dtype).removeprefix('torch.')}")
+    return report
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the context, every fastvae op runs on backend ``name``: "triton", "cpu" or "reference".
+
+    The environment variable ``FASTVAE_BACKEND`` does the same from outside. The choice holds for the whole process,
+    all its threads included, and the backward of an op runs where its forward ran.
+
+    Raises:
+        ValueError: ``name`` is none of the three.
+        RuntimeError: this machine does not have that backend; the message says why. A tensor whose device or dtype
+            that backend does not serve raises when the op is called.
+
+    >>> import torch, fastvae
+    >>> with fastvae.use_backend("reference"):
+    ...     kl = fastvae.gaussian_kl(torch.ones(2, 3), torch.zeros(2, 3))
+    >>> kl
+    tensor([1.5000, 1.5000])
+    """
+    global requested
+    reason = reason_unavailable(name)
+    if reason:
+        raise RuntimeError(f"backend {name!r} is not available on this machine: {reason}")
+    before = requested
+    requested = name
+    try:
+        yield
+    finally:
+        requested = before

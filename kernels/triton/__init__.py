@@ -1,0 +1,24 @@
+"""The Triton backend: GPUs of NVIDIA and AMD, and CPU tensors under Triton's interpreter (TRITON_INTERPRET=1).
+
+`philox` and `gaussian` hold the kernels, `launch` decides their launch shapes and starts them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+# Triton itself is imported here, at the backend's first use and not before: an ImportError means it is not installed.
+from .launch import INTERPRETED, backward, forward, noise
+
+__all__ = ["backward", "device_types", "forward", "noise", "unavailable"]
+
+
+def device_types() -> tuple[str, ...]:
+    return ("cpu",) if INTERPRETED else ("cuda",)
+
+
+def unavailable() -> str:
+    """Why this machine cannot run the kernels; an empty string if it can."""
+    if INTERPRETED or torch.cuda.is_available():
+        return ""
+    return "there is no GPU that PyTorch can use, and TRITON_INTERPRET is not set"

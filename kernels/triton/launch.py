@@ -1,0 +1,186 @@
+"""Launch shapes, in one place, from heuristics of shape and dtype (no autotuning), and the launches themselves.
+
+A launch is described before it is started, so that whoever compiles the kernels for a GPU that is not there compiles
+exactly what would run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..layout import RowsView, Strides, kl_like, rows_view
+from .gaussian import ELEMENTWISE, MEAN, NO_KL, SUMS, backward_kernel, forward_kernel
+
+# Decided when Triton is imported, so asked of the kernels themselves.
+INTERPRETED = not isinstance(forward_kernel, triton.runtime.JITFunction)
+
+# Elements a program holds at a time, programs that fill any GPU, warps a program.
+TILE_ELEMENTS = 1024
+ENOUGH_PROGRAMS = 1024
+NUM_WARPS = 4
+
+_UNUSED: Strides = (0, 0, 0)
+
+
+class Shares(NamedTuple):
+    """How a (rows, event) array is shared out among programs; see the kernels' first lines for the words."""
+
+    rows_a_program: int
+    columns: int
+    columns_a_program: int
+    group: int
+    grid: tuple[int, int]
+
+
+class Launch(NamedTuple):
+    """One kernel start: arguments in the kernel's order, then its compile-time constants."""
+
+    kernel: Any
+    grid: tuple[int, int]
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+    num_warps: int = NUM_WARPS
+
+    def run(self, device: torch.device) -> None:
+        # Launches go to the current GPU: make it the tensors' one.
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            self.kernel[self.grid](*self.arguments, **self.constants, num_warps=self.num_warps)
+
+
+def shares(rows: int, event: int, dtype: torch.dtype, tile: int = TILE_ELEMENTS) -> Shares:
+    """Short rows: several a program. Long rows: one a program, split over programs when there are too few of them.
+
+    How a row is split depends on the shape alone, so that the same call gives the same bits.
+    """
+    group = 4 if dtype.itemsize == 4 else 8
+    columns = min(max(triton.next_power_of_2(event), group), tile)
+    rows_a_program = max(1, min(tile // columns, triton.next_power_of_2(rows)))
+    row_programs = -(-rows // rows_a_program)
+    steps = -(-event // columns)
+    programs_a_row = max(1, min(steps, ENOUGH_PROGRAMS // row_programs))
+    columns_a_program = -(-steps // programs_a_row) * columns
+    return Shares(rows_a_program, columns, columns_a_program, group, (row_programs, -(-event // columns_a_program)))
+
+
+def _launch(
+    kernel: Any,
+    tensors: tuple[Tensor | None, ...],
+    view: RowsView,
+    strides: tuple[Strides, ...],
+    row_offset: int,
+    shared: Shares,
+    **constants: Any,
+) -> Launch:
+    event = view.outer * view.inner
+    scalars = (view.rows, event, view.inner, row_offset, shared.columns_a_program)
+    flat_strides = (stride for tensor in strides for stride in tensor)
+    constants.update(TWO_DIMS=view.outer > 1, ROWS=shared.rows_a_program, COLUMNS=shared.columns, GROUP=shared.group)
+    return Launch(kernel, shared.grid, (*tensors, *scalars, *flat_strides), constants)
+
+
+def forward_launch(view: RowsView, sums: Tensor | None, seed: Tensor | None, row_offset: int, shared: Shares) -> Launch:
+    """``view`` holds mu, logvar, z and the element-wise kl, whichever take part; ``sums`` is (rows, programs a row)."""
+    mu, logvar, z, elementwise = view.tensors
+    return _launch(
+        forward_kernel,
+        (mu, logvar, z, elementwise if sums is None else sums, seed),
+        view,
+        view.strides,
+        row_offset,
+        shared,
+        WITH_POSTERIOR=mu is not None,
+        WITH_Z=seed is not None,
+        KL=(SUMS if sums is not None else NO_KL if elementwise is None else ELEMENTWISE).value,
+    )
+
+
+def backward_launch(
+    view: RowsView, grad_kl: Tensor | None, reduction: str | None, seed: Tensor | None, row_offset: int, shared: Shares
+) -> Launch:
+    """``view`` holds grad_z, the element-wise grad_kl, mu, logvar, grad_mu, grad_logvar; ``grad_kl`` any other one."""
+    grad_z, elementwise, *others = view.tensors
+    strides = list(view.strides)
+    if elementwise is not None:
+        kl = ELEMENTWISE
+    elif grad_kl is not None:
+        kl = MEAN if reduction == "batchmean" else SUMS
+        strides[1] = (grad_kl.stride(0) if reduction == "sample" else 0, 0, 0)
+    else:
+        kl = NO_KL
+    return _launch(
+        backward_kernel,
+        (grad_z, grad_kl if elementwise is None else elementwise, *others, seed),
+        view,
+        tuple(strides),
+        row_offset,
+        shared,
+        WITH_Z=grad_z is not None,
+        KL=kl.value,
+    )
+
+
+def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dtype) -> Tensor:
+    eps = torch.empty(shape, dtype=dtype, device=seed.device)
+    if eps.numel() > 0:
+        event = math.prod(shape[1:])
+        view = RowsView(shape[0], 1, event, (None, None, eps, None), (_UNUSED, _UNUSED, (event, event, 1), _UNUSED))
+        forward_launch(view, None, seed, row_offset, shares(shape[0], event, dtype)).run(eps.device)
+    return eps
+
+
+def forward(
+    mu: Tensor, logvar: Tensor, seed: Tensor | None, row_offset: int, reduction: str | None
+) -> tuple[Tensor | None, Tensor | None]:
+    z = None if seed is None else torch.empty_like(mu)
+    kl = kl_like(mu, reduction) if reduction in ("none", "sample") else None
+    sums = None
+    if mu.numel() == 0:
+        sums = None if reduction in (None, "none") else mu.new_zeros((mu.shape[0], 0), dtype=torch.float32)
+    else:
+        elementwise = kl if reduction == "none" else None
+        view = rows_view(mu, logvar, z, elementwise)
+        shared = shares(view.rows, view.outer * view.inner, mu.dtype)
+        if reduction == "sample" and shared.grid[1] == 1:
+            sums = kl
+        elif reduction not in (None, "none"):
+            sums = mu.new_empty((view.rows, shared.grid[1]), dtype=torch.float32)
+        forward_launch(view, sums, seed, row_offset, shared).run(mu.device)
+        view.copy_back(2, z)
+        view.copy_back(3, elementwise)
+    if sums is not None and sums is not kl:
+        kl = _finish(sums, reduction)
+    return z, kl
+
+
+def _finish(sums: Tensor, reduction: str | None) -> Tensor:
+    """The second, fixed-order step of a KL: over the programs of a row, and over rows if that is asked for."""
+    if reduction == "sample":
+        return sums.sum(1)
+    return sums.sum() if reduction == "sum" else sums.sum() / sums.shape[0]
+
+
+def backward(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor | None,
+    logvar: Tensor,
+    seed: Tensor | None,
+    row_offset: int,
+    reduction: str | None,
+) -> tuple[Tensor | None, Tensor]:
+    grad_mu = None if mu is None else torch.empty_like(mu)
+    grad_logvar = torch.empty_like(logvar)
+    if logvar.numel() > 0:
+        elementwise = grad_kl if reduction == "none" else None
+        view = rows_view(grad_z, elementwise, mu, logvar, grad_mu, grad_logvar)
+        shared = shares(view.rows, view.outer * view.inner, logvar.dtype)
+        backward_launch(view, grad_kl, reduction, seed, row_offset, shared).run(logvar.device)
+        view.copy_back(4, grad_mu)
+        view.copy_back(5, grad_logvar)
+    return grad_mu, grad_logvar

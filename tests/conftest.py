@@ -1,0 +1,65 @@
+"""Every test that takes the ``backend`` fixture runs on each backend: one body of tests over all of them.
+
+Without a GPU the Triton backend runs in Triton's interpreter, which is chosen by a variable read when Triton is first
+imported; so it is set here, before anything imports it.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import fastvae
+
+BACKENDS = ("reference", "cpu", "triton")
+
+
+def backend_device(name: str) -> torch.device:
+    return torch.device("cuda" if name == "triton" and torch.cuda.is_available() else "cpu")
+
+
+def interpreter_truncates(backend: str, dtype: torch.dtype) -> bool:
+    """Triton's interpreter cuts float32 off to bfloat16 where a GPU rounds: it cannot show that rounding."""
+    return backend == "triton" and dtype == torch.bfloat16 and "TRITON_INTERPRET" in os.environ
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """The name of the backend that every fastvae op of the test runs on."""
+    with fastvae.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def device(backend) -> torch.device:
+    return backend_device(backend)
+
+
+@pytest.fixture(autouse=True)
+def fixed_torch_seed():
+    """Every test draws its inputs from the same state, and leaves torch's generator as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1234)
+        yield
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch):
+    """Fresh tensors are full of NaN, so that an output which no kernel wrote cannot pass by luck."""
+    empty, empty_like, new_empty = torch.empty, torch.empty_like, torch.Tensor.new_empty
+
+    def poison(make):
+        def made(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return made
+
+    monkeypatch.setattr(torch, "empty", poison(empty))
+    monkeypatch.setattr(torch, "empty_like", poison(empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poison(new_empty))

@@ -1,0 +1,27 @@
+"""The examples in the docstrings run and print what they say."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import fastvae
+
+MODULES = ["fastvae", *(module.name for module in pkgutil.walk_packages(fastvae.__path__, "fastvae."))]
+MODULES += ["fastvae.kernels.layout", "fastvae.kernels.selection", "fastvae.kernels.reference.philox"]
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES)))
+def test_the_examples_of(name):
+    module = importlib.import_module(name)
+    assert doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0
+
+
+def test_every_public_function_has_an_example():
+    for name in fastvae.__all__:
+        value = getattr(fastvae, name)
+        if callable(value):
+            assert ">>>" in value.__doc__, name

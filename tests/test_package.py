@@ -1,0 +1,72 @@
+"""What an install puts on a machine: built as a wheel, from a copy of the sources."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "fastvae", "kernels")
+
+
+def build_wheel(folder: Path, **environment: str) -> list[str]:
+    source = folder / "source"
+    source.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        else:
+            shutil.copy(ROOT / name, source / name)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(folder),
+        str(source),
+    ]
+    result = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (wheel,) = folder.glob("*.whl")
+    assert wheel.name.startswith("fastvae_kernels-")
+    return zipfile.ZipFile(wheel).namelist()
+
+
+def extensions(names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith("fastvae/kernels/cpu/_kernels.") and not name.endswith(".pyi")]
+
+
+@pytest.fixture(scope="module")
+def wheel_files(tmp_path_factory) -> list[str]:
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+def test_the_wheel_installs_one_top_level_name(wheel_files):
+    top = {name.partition("/")[0] for name in wheel_files}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"fastvae"}
+
+
+def test_the_wheel_has_the_backends_the_types_marker_and_the_extension(wheel_files):
+    for name in (
+        "fastvae/py.typed",
+        "fastvae/kernels/selection.py",
+        "fastvae/kernels/reference/philox.py",
+        "fastvae/kernels/triton/gaussian.py",
+    ):
+        assert name in wheel_files
+    assert extensions(wheel_files)
+
+
+def test_without_a_c_compiler_the_install_still_succeeds(tmp_path):
+    names = build_wheel(tmp_path, CC="/nowhere/cc")
+    assert "fastvae/kernels/cpu/__init__.py" in names
+    assert not extensions(names)

@@ -1,0 +1,123 @@
+"""The ops as PyTorch's compiler and its op checks see them."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+import fastvae
+from fastvae import library
+
+ARGUMENTS = (0, "sample", "auto")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler():
+    if shutil.which("g++") is None:
+        pytest.fail("torch.compile on a CPU needs g++, which is not on the PATH: install it to run these tests")
+
+
+def tensors(count, *shape):
+    return [torch.randn(shape) for _ in range(count)]
+
+
+def opcheck_cases():
+    seed = torch.tensor([5])
+    mu, logvar, grad_z = tensors(3, 3, 4)
+    halves = torch.randn(3, 8, 2, 3).to(memory_format=torch.channels_last).chunk(2, 1)
+    for reduction, shape in (("none", (3, 4)), ("sample", (3,)), ("sum", ()), ("batchmean", ())):
+        grad_kl = torch.randn(shape)
+        yield library.sample_and_kl, (mu, logvar, seed, 0, reduction, "auto")
+        yield library.sample_and_kl_backward, (grad_z, grad_kl, mu, logvar, seed, 0, reduction, "auto")
+        yield library.gaussian_kl, (mu, logvar, reduction, "auto")
+        yield library.gaussian_kl_backward, (grad_kl, mu, logvar, reduction, "auto")
+    yield library.sample_and_kl, (*halves, seed, *ARGUMENTS)
+    yield library.sample_and_kl, (mu.bfloat16(), logvar.bfloat16(), seed, *ARGUMENTS)
+    yield library.sample_and_kl, (mu.double(), logvar.double(), seed, *ARGUMENTS)
+    yield library.reparameterize, (*halves, seed, 0, "reference")
+    yield library.reparameterize, (mu, logvar, seed, 7, "auto")
+    yield library.reparameterize_backward, (grad_z, logvar, seed, 7, "auto")
+    yield library.noise, (seed, (3, 4), 0, torch.float16, "auto")
+
+
+@pytest.mark.parametrize("index", range(len(list(opcheck_cases()))))
+def test_every_op_passes_opcheck(index):
+    op, arguments = list(opcheck_cases())[index]
+    torch.library.opcheck(op, arguments)
+
+
+def loss_of(mu, logvar, seed=None):
+    z, kl = fastvae.sample_and_kl(mu.tanh(), logvar, seed=seed)
+    again = fastvae.reparameterize(mu, logvar, seed=seed)
+    return (z * again).sum() + kl.mean() + fastvae.gaussian_kl(mu, logvar, reduction="batchmean")
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_compiled_without_a_graph_break_gives_the_same_values_and_gradients(name):
+    mu, logvar = (t.requires_grad_() for t in tensors(2, 8, 5))
+    with fastvae.use_backend(name):
+        expected = loss_of(mu, logvar, 3)
+        expected_grads = torch.autograd.grad(expected, (mu, logvar))
+        got = torch.compile(loss_of, fullgraph=True)(mu, logvar, 3)
+        got_grads = torch.autograd.grad(got, (mu, logvar))
+    torch.testing.assert_close(got, expected)
+    for one, other in zip(got_grads, expected_grads, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_compiled_packed_halves_and_broadcasting():
+    def function(moments, scale):
+        mu, logvar = moments.chunk(2, 1)
+        z, kl = fastvae.sample_and_kl(mu, logvar, seed=1)
+        other, _ = fastvae.sample_and_kl(mu, scale, seed=1)
+        return z, kl, other
+
+    for moments in (torch.randn(2, 6, 3, 3), torch.randn(2, 6, 3, 3).to(memory_format=torch.channels_last)):
+        inputs = [moments.requires_grad_(), torch.zeros(1, 3, 1, 1, requires_grad=True)]
+        expected, got = function(*inputs), torch.compile(function, fullgraph=True)(*inputs)
+        for one, other in zip(got, expected, strict=True):
+            assert one.stride() == other.stride()
+            torch.testing.assert_close(one, other)
+        for one, other in zip(
+            torch.autograd.grad(sum(t.sum() for t in got), inputs),
+            torch.autograd.grad(sum(t.sum() for t in expected), inputs),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, other)
+
+
+def test_compiled_once_for_batches_of_any_size():
+    compiled = torch.compile(loss_of, fullgraph=True, dynamic=True)
+    for rows in (3, 8, 5):
+        mu, logvar = tensors(2, rows, 5)
+        torch.testing.assert_close(compiled(mu, logvar, 3), loss_of(mu, logvar, 3))
+
+
+def test_a_compiled_draw_is_new_every_time_and_ruled_by_manual_seed():
+    compiled = torch.compile(lambda mu, logvar: fastvae.reparameterize(mu, logvar), fullgraph=True)
+    mu, logvar = tensors(2, 4, 5)
+    torch.manual_seed(0)
+    first, second = compiled(mu, logvar), compiled(mu, logvar)
+    torch.manual_seed(0)
+    again = compiled(mu, logvar)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again)
+
+
+def test_a_compiled_function_follows_use_backend(monkeypatch):
+    """The choice is part of what is compiled; another choice compiles anew instead of being ignored."""
+    from fastvae.kernels import reference
+
+    calls = []
+    forward = reference.forward
+    monkeypatch.setattr(reference, "forward", lambda *arguments: calls.append(1) or forward(*arguments))
+    compiled = torch.compile(lambda mu, logvar: fastvae.reparameterize(mu, logvar, seed=0), fullgraph=True)
+    mu, logvar = tensors(2, 4, 5)
+    with fastvae.use_backend("cpu"):
+        compiled(mu, logvar)
+    assert calls == []
+    with fastvae.use_backend("reference"):
+        compiled(mu, logvar)
+    assert calls == [1]
