@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "call.h"
+#include "pages.h"
 #include "threads.h"
 
 static const instruction_set *isa; /* NULL: none of ours runs on this processor */
@@ -33,6 +34,9 @@ static void cut_into_tiles(call *c) {
                : c->event > 0     ? (c->rows + c->rows_a_tile - 1) / c->rows_a_tile
                                   : 0;
 }
+
+/* Outputs are dense: as many bytes as they have elements, whatever their strides. */
+static int64_t output_bytes(const call *c) { return c->rows * c->event * (c->dtype == FLOAT32 ? 4 : 2); }
 
 /* From one sum a tile to the KL: always in the same order, and in double, so that long rows lose nothing. */
 static void finish_kl(const call *c) {
@@ -104,6 +108,7 @@ static PyObject *py_forward(PyObject *self, PyObject *const *args, Py_ssize_t gi
         if (!c.tile_kl) return PyErr_NoMemory();
     }
     Py_BEGIN_ALLOW_THREADS;
+    advise_huge_pages(c.z.data, output_bytes(&c));
     run_tiles(isa->forward, &c, threads);
     if (sums && !direct) {
         finish_kl(&c);
@@ -127,6 +132,8 @@ static PyObject *py_backward(PyObject *self, PyObject *const *args, Py_ssize_t g
     if (PyErr_Occurred()) return NULL;
     cut_into_tiles(&c);
     Py_BEGIN_ALLOW_THREADS;
+    advise_huge_pages(c.grad_mu.data, output_bytes(&c));
+    advise_huge_pages(c.grad_logvar.data, output_bytes(&c));
     run_tiles(isa->backward, &c, threads);
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
