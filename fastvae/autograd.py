@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from . import library
+
+
+def differentiable_once(backward: Callable) -> Callable:
+    """`once_differentiable`, which turns a second derivative into an error, without its cost where none is recorded."""
+    recorded = once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def choose(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return recorded(ctx, *grads) if torch.is_grad_enabled() else backward(ctx, *grads)
+
+    return choose
 
 
 class SampleAndKL(Function):
@@ -22,7 +36,7 @@ class SampleAndKL(Function):
         return library.sample_and_kl(mu, logvar, seed, row_offset, reduction, backend)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
         mu, logvar, seed = ctx.saved_tensors
         row_offset, reduction, backend = ctx.arguments
@@ -50,7 +64,7 @@ class Reparameterize(Function):
         return library.reparameterize(mu, logvar, seed, row_offset, backend)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_z: Tensor) -> tuple[Tensor | None, ...]:
         logvar, seed = ctx.saved_tensors
         # d z / d mu is the identity: the gradient passes through as it came.
@@ -65,6 +79,6 @@ class GaussianKL(Function):
         return library.gaussian_kl(mu, logvar, reduction, backend)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_kl: Tensor) -> tuple[Tensor | None, ...]:
         return *library.gaussian_kl_backward(grad_kl, *ctx.saved_tensors, *ctx.arguments), None, None

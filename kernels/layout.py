@@ -7,13 +7,14 @@ either memory format, and expanded (stride 0) gradients. What it does not cover 
 
 from __future__ import annotations
 
-import math
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 Strides = tuple[int, int, int]  # of row, outer and inner index, in elements
+_ABSENT: Strides = (0, 0, 0)
 
 
 class RowsView(NamedTuple):
@@ -42,23 +43,35 @@ def kl_like(mu: Tensor, reduction: str) -> Tensor:
 def rows_view(*tensors: Tensor | None) -> RowsView:
     """See tensors of one shape (rank >= 1) as rows; where two event indices do not do, copy them all."""
     shape = next(tensor.shape for tensor in tensors if tensor is not None)
-    rows, event = shape[0], math.prod(shape[1:])
-    present = [tensor for tensor in tensors if tensor is not None]
-    if all(tensor.is_contiguous() for tensor in present):
-        return RowsView(rows, 1, event, tensors, ((event, event, 1),) * len(tensors))
-    dims = _merge(shape, [tensor.stride() for tensor in present])
-    if len(dims) > 2:
+    plan = _plan(shape, tuple([None if tensor is None else tensor.stride() for tensor in tensors]))
+    if plan is None:
         return rows_view(*(None if tensor is None else tensor.contiguous() for tensor in tensors))
+    outer, inner, strides = plan
+    return RowsView(shape[0], outer, inner, tensors, strides)
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    shape: tuple[int, ...], strides: tuple[tuple[int, ...] | None, ...]
+) -> tuple[int, int, tuple[Strides, ...]] | None:
+    """Outer and inner size of the event, and each tensor's strides; None if two event indices do not do.
+
+    Remembered: a training loop asks for the same few shapes again and again, often for latents so small that working
+    this out would take as long as the kernel.
+    """
+    present = [given for given in strides if given is not None]
+    dims = _merge(shape, present)
+    if len(dims) > 2:
+        return None
     (outer, outer_strides), (inner, inner_strides) = [(1, (0,) * len(present))] * (2 - len(dims)) + dims
     found = iter(
-        (tensor.stride(0), outer_stride, inner_stride)
-        for tensor, outer_stride, inner_stride in zip(present, outer_strides, inner_strides, strict=True)
+        (given[0], outer_stride, inner_stride)
+        for given, outer_stride, inner_stride in zip(present, outer_strides, inner_strides, strict=True)
     )
-    strides = tuple((0, 0, 0) if tensor is None else next(found) for tensor in tensors)
-    return RowsView(rows, outer, inner, tensors, strides)
+    return outer, inner, tuple([_ABSENT if given is None else next(found) for given in strides])
 
 
-def _merge(shape: torch.Size, strides: list[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:
+def _merge(shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:
     """The event's dimensions as ``(size, strides)``, neighbours merged wherever every tensor allows it."""
     merged: list[tuple[int, tuple[int, ...]]] = []
     for dim in range(len(shape) - 1, 0, -1):

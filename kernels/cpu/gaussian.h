@@ -5,12 +5,26 @@
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
-/* Sum of n floats, in an order that depends on n alone. */
+static const int32_t lanes_below[2 * LANES] = {
+#if LANES == 16
+    -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+#elif LANES == 8
+    -1, -1, -1, -1, -1, -1, -1, -1,
+#else
+    -1, -1, -1, -1,
+#endif
+};
+
+/* Sum of n floats, in an order that depends on n alone. Reads, and ignores, up to LANES - 1 floats behind them. */
 static inline float sum_of(const float *terms, int64_t n) {
     vf sum = {0};
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) sum += load(terms + i);
-    if (i < n) sum += load_some(terms + i, n - i);
+    if (i < n) {
+        vi inside;
+        memcpy(&inside, lanes_below + LANES - (n - i), sizeof inside);
+        sum += (vf)((vi)load(terms + i) & inside);
+    }
     return sum_lanes(sum);
 }
 
@@ -33,7 +47,8 @@ ALWAYS_INLINE void forward_arrays_of(forward_arrays a, int64_t n, int with_z, in
 }
 
 static void ISA_NAME(forward)(const call *c, int64_t first, int64_t last) {
-    float eps[TILE + NOISE_SLACK], mu[TILE], logvar[TILE], z[TILE], kl[TILE];
+    float eps[TILE + NOISE_SLACK], mu[TILE], logvar[TILE], z[TILE], kl[TILE + LANES];
+    memset(kl, 0, sizeof kl); /* sum_of looks behind the last term */
     for (int64_t index = first; index < last; index++) {
         tile t = tile_at(c, index);
         int64_t n = t.rows * t.count;

@@ -26,14 +26,6 @@ static inline vf load(const float *from) {
 
 static inline void store(float *to, vf value) { memcpy(to, &value, sizeof value); }
 
-static inline float sum_lanes(vf value) {
-    float lane[LANES];
-    memcpy(lane, &value, sizeof lane);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++) lane[i] += lane[i + width];
-    return lane[0];
-}
-
 /* (a0 b0 a1 b1 ...): the lower and the upper half of a and b, interleaved. */
 #if LANES == 16
 #define LOWER 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
@@ -52,6 +44,29 @@ static inline float sum_lanes(vf value) {
 #endif
 static inline vf interleave_lower(vf a, vf b) { return INTERLEAVE(a, b, LOWER); }
 static inline vf interleave_upper(vf a, vf b) { return INTERLEAVE(a, b, UPPER); }
+
+/* Lanes rotated by half, a quarter, ... of the vector, and added: the sum of all lanes, in every lane. */
+#if defined(__clang__)
+#define ROTATE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
+#else
+#define ROTATE(v, ...) __builtin_shuffle(v, (vi){__VA_ARGS__})
+#endif
+static inline float sum_lanes(vf v) {
+#if LANES == 16
+    v += ROTATE(v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    v += ROTATE(v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    v += ROTATE(v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    v += ROTATE(v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+#elif LANES == 8
+    v += ROTATE(v, 4, 5, 6, 7, 0, 1, 2, 3);
+    v += ROTATE(v, 2, 3, 0, 1, 6, 7, 4, 5);
+    v += ROTATE(v, 1, 0, 3, 2, 5, 4, 7, 6);
+#else
+    v += ROTATE(v, 2, 3, 0, 1);
+    v += ROTATE(v, 1, 0, 3, 2);
+#endif
+    return v[0];
+}
 
 /* bfloat16 is the upper half of a float32; rounded to nearest even, NaN kept a NaN. */
 static inline vf from_bfloat16(vh bits) { return (vf)(__builtin_convertvector(bits, vu) << 16); }
