@@ -61,6 +61,12 @@ def source(launch: Any) -> ASTSource:
 
 def compile_for(launch: Any, target: str) -> Any:
     """Triton's compiled kernel of ``launch`` for one of TARGETS; its ``asm`` holds every stage down to the binary."""
+    from fastvae.kernels.triton.launch import hardware
+
+    # The launch was described on a machine that need not be the target's.
+    gpu = TARGETS[target]
+    capability = gpu.arch if gpu.backend == "cuda" else None
+    launch = launch._replace(constants=launch.constants | {"HARDWARE": hardware(capability)})
     return triton.compile(source(launch), target=TARGETS[target], options={"num_warps": launch.num_warps})
 
 
@@ -107,17 +113,29 @@ OPS = (
     "gaussian_kl_backward",
 )
 
-# A short latent, a long one, and an image's in channels_last halves of a packed tensor.
-SHAPES = {"4096x16": (4096, 16), "512x4096": (512, 4096), "16x4x64x64 channels_last halves": (16, 4, 64, 64)}
+# A short latent, a long one, an image's in channels_last halves of a packed tensor, and rows so long that only the
+# loop counts.
+SHAPES = {
+    "4096x16": (4096, 16),
+    "512x4096": (512, 4096),
+    "16x4x64x64 channels_last halves": (16, 4, 64, 64),
+    "64x65536": (64, 65536),
+}
+
+
+def shape_and_layout(shape_name: str) -> tuple[tuple[int, ...], torch.Tensor | None]:
+    """The shape of one of SHAPES, and a tensor whose memory layout is meant (None: contiguous)."""
+    shape = SHAPES[shape_name]
+    if "halves" not in shape_name:
+        return shape, None
+    packed = torch.empty(shape[0], 2 * shape[1], *shape[2:]).to(memory_format=torch.channels_last)
+    return shape, packed.chunk(2, 1)[0]
 
 
 def shipped_launches() -> Iterator[tuple[str, str, torch.dtype, Any]]:
     """Every op for the shapes above in float32 and bfloat16: op, shape's name, dtype, launch."""
-    for shape_name, shape in SHAPES.items():
-        like = None
-        if "halves" in shape_name:
-            packed = torch.empty(shape[0], 2 * shape[1], *shape[2:]).to(memory_format=torch.channels_last)
-            like = packed.chunk(2, 1)[0]
+    for shape_name in SHAPES:
+        shape, like = shape_and_layout(shape_name)
         for dtype in (torch.float32, torch.bfloat16):
             for op in OPS:
                 if op != "noise" or like is None:

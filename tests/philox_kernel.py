@@ -15,7 +15,9 @@ def words_kernel(counter_ptr, word_ptr, key_ptr, count, BLOCK: tl.constexpr):
     c1 = tl.load(counter_ptr + 4 * index + 1, mask=inside, other=0).to(tl.uint32)
     c2 = tl.load(counter_ptr + 4 * index + 2, mask=inside, other=0).to(tl.uint32)
     c3 = tl.load(counter_ptr + 4 * index + 3, mask=inside, other=0).to(tl.uint32)
-    w0, w1, w2, w3 = philox4x32(c0, c1, c2, c3, tl.load(key_ptr).to(tl.uint32), tl.load(key_ptr + 1).to(tl.uint32))
+    w0, w1, w2, w3 = philox4x32(
+        c0, c1, c2, c3, tl.load(key_ptr).to(tl.uint32), tl.load(key_ptr + 1).to(tl.uint32), False
+    )
     tl.store(word_ptr + 4 * index, w0.to(tl.int64), mask=inside)
     tl.store(word_ptr + 4 * index + 1, w1.to(tl.int64), mask=inside)
     tl.store(word_ptr + 4 * index + 2, w2.to(tl.int64), mask=inside)

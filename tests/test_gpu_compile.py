@@ -46,7 +46,7 @@ def compiled(tmp_path_factory) -> list[dict]:
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_op_compiles_to_a_binary(compiled, target):
     ours = [entry for entry in compiled if entry["target"] == target]
-    assert len(ours) == 2 * (7 + 7 + 6)
+    assert len(ours) == 2 * (7 + 7 + 6 + 7)
     assert all(entry["binary_bytes"] > 1000 for entry in ours)
 
 
@@ -58,5 +58,5 @@ def test_nothing_is_spilled_to_local_memory(compiled, target):
 @pytest.mark.parametrize("target", [target for target in TARGETS if target.startswith("sm_")])
 def test_long_aligned_rows_are_read_and_written_16_bytes_at_a_time(compiled, target):
     for entry in compiled:
-        if entry["target"] == target and entry["shape"] == "512x4096":
+        if entry["target"] == target and entry["shape"] in ("512x4096", "64x65536"):
             assert entry["wide_accesses"] >= ARRAYS[entry["op"]], entry

@@ -3,13 +3,17 @@
     z  = mu + exp(logvar/2) eps                  kl = 1/2 (mu^2 + expm1(logvar) - logvar)
     d mu = g_z + g_kl mu                         d logvar = 1/2 (g_z exp(logvar/2) eps + g_kl expm1(logvar))
 
-A program works on ROWS rows; it goes through its share of the columns (`columns_a_program`), COLUMNS at a time.
-Coordinate d of row b stands at  b * row_stride + (d // inner) * outer_stride + (d % inner) * inner_stride.
+A program works on ROWS rows and goes through its share of their columns in tiles of COLUMNS, UNROLL at a time.
+Coordinate d of row b stands at  b * row_stride + (d // inner) * outer_stride + (d % inner) * inner_stride;
+the row strides and the event come divided by UNIT, so that the compiler knows what they are multiples of and uses
+wide accesses.
+Tiles are MASKED unless rows and columns divide evenly among them. GROUP and HARDWARE are explained in `philox`.
 """
 
 import triton
 import triton.language as tl
 
+from .functions import kl_terms, load, multiply_add, scale_of
 from .philox import noise_tile
 
 # What becomes of the KL.
@@ -18,34 +22,17 @@ ELEMENTWISE: tl.constexpr = tl.constexpr(1)
 SUMS: tl.constexpr = tl.constexpr(2)  # forward: a sum per row and program; backward: a gradient per row
 MEAN: tl.constexpr = tl.constexpr(3)  # backward only: one gradient, divided by the rows
 
-HALF_LOG2_E: tl.constexpr = tl.constexpr(0.5 * 1.4426950408889634)
-
 
 @triton.jit
-def scale_of(logvar):
-    """exp(logvar/2), exp(logvar) - 1, exp(logvar) - 1 - logvar; the last two by a polynomial where they would cancel.
-
-    exp(x) - 1 - x = x^2 T(x) for |x| < 1/2, T a minimax polynomial of relative error 2.4e-8.
-    """
-    std = tl.exp2(logvar * HALF_LOG2_E)
-    variance_minus_1 = std * std - 1.0
-    t = 0.0013981998 + logvar * 0.00019875629
-    t = 0.008333452 + logvar * t
-    t = 0.041665796 + logvar * t
-    t = 0.16666666 + logvar * t
-    t = 0.5 + logvar * t
-    excess = logvar * logvar * t
-    small = tl.abs(logvar) < 0.5
-    return std, tl.where(small, excess + logvar, variance_minus_1), tl.where(small, excess, variance_minus_1 - logvar)
-
-
-@triton.jit
-def positions(row, column, row_stride, outer_stride, inner_stride, inner, TWO_DIMS: tl.constexpr):
+def positions(
+    row, column, row_units, outer_stride, inner_stride, inner, UNIT: tl.constexpr, TWO_DIMS: tl.constexpr
+):  # fmt: skip
     """Element offsets (int64) of a tile; TWO_DIMS where the event is not one run of evenly spaced coordinates."""
     if TWO_DIMS:
-        wide = column.to(tl.int64)
-        return row * row_stride + (wide // inner) * outer_stride + (wide % inner) * inner_stride
-    return row * row_stride + column.to(tl.int64) * inner_stride
+        outer = column // inner  # 32 bits: a long division would cost more than all the rest
+        within = (column - outer * inner).to(tl.int64)
+        return row * (row_units * UNIT) + outer.to(tl.int64) * outer_stride + within * inner_stride
+    return row * (row_units * UNIT) + column.to(tl.int64) * inner_stride
 
 
 @triton.jit
@@ -56,10 +43,10 @@ def forward_kernel(
     kl_ptr,  # (rows, event), strided, for ELEMENTWISE; (rows, programs a row) for SUMS; else None
     seed_ptr,  # one int64; None without WITH_Z
     rows,
-    event,
+    event_units,
     inner,
     row_offset,
-    columns_a_program,
+    tiles_a_program,
     mu_row, mu_outer, mu_inner,
     logvar_row, logvar_outer, logvar_inner,
     z_row, z_outer, z_inner,
@@ -67,55 +54,63 @@ def forward_kernel(
     WITH_POSTERIOR: tl.constexpr,  # False: noise alone
     WITH_Z: tl.constexpr,
     KL: tl.constexpr,
+    UNIT: tl.constexpr,
     TWO_DIMS: tl.constexpr,
+    MASKED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     GROUP: tl.constexpr,
+    UNROLL: tl.constexpr,
+    HARDWARE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    begin = tl.program_id(1) * columns_a_program
-    end = tl.minimum(begin + columns_a_program, event)
-    if WITH_Z:
-        seed = tl.load(seed_ptr)
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for first in range(begin, end, COLUMNS):
+    begin = tl.program_id(1) * (tiles_a_program * COLUMNS)
+    end = tl.minimum(begin + tiles_a_program * COLUMNS, event_units * UNIT)
+    seed = tl.load(seed_ptr) if WITH_Z else 0
+    large = tl.zeros((ROWS, COLUMNS), tl.float32)
+    small = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in tl.range(begin, end, COLUMNS, loop_unroll_factor=UNROLL):
         column = first + tl.arange(0, COLUMNS)[None, :]
-        inside = (row < rows) & (column < end)
+        inside = ((row < rows) & (column < end)) if MASKED else None
         if WITH_POSTERIOR:
-            mu_at = mu_ptr + positions(row, column, mu_row, mu_outer, mu_inner, inner, TWO_DIMS)
-            logvar_at = logvar_ptr + positions(row, column, logvar_row, logvar_outer, logvar_inner, inner, TWO_DIMS)
-            mu = tl.load(mu_at, mask=inside, other=0.0).to(tl.float32)
-            logvar = tl.load(logvar_at, mask=inside, other=0.0).to(tl.float32)
-            std, _, excess = scale_of(logvar)
+            mu_at = mu_ptr + positions(row, column, mu_row, mu_outer, mu_inner, inner, UNIT, TWO_DIMS)
+            logvar_at = logvar_ptr + positions(
+                row, column, logvar_row, logvar_outer, logvar_inner, inner, UNIT, TWO_DIMS
+            )
+            mu = load(mu_at, inside, MASKED, HARDWARE)
+            logvar = load(logvar_at, inside, MASKED, HARDWARE)
+            std, expm1 = scale_of(logvar, HARDWARE)
         if WITH_Z:
-            eps = noise_tile(seed, row + row_offset, first, ROWS, COLUMNS, GROUP)
-            z = mu + std * eps if WITH_POSTERIOR else eps
-            z_at = z_ptr + positions(row, column, z_row, z_outer, z_inner, inner, TWO_DIMS)
+            eps = noise_tile(seed, row + row_offset, first, ROWS, COLUMNS, GROUP, HARDWARE)
+            z = multiply_add(std, eps, mu, HARDWARE) if WITH_POSTERIOR else eps
+            z_at = z_ptr + positions(row, column, z_row, z_outer, z_inner, inner, UNIT, TWO_DIMS)
             tl.store(z_at, z.to(z_ptr.dtype.element_ty), mask=inside)
         if KL == ELEMENTWISE:
-            kl_at = kl_ptr + positions(row, column, kl_row, kl_outer, kl_inner, inner, TWO_DIMS)
-            tl.store(kl_at, (mu * mu + excess) * 0.5, mask=inside)
-        if KL == SUMS:
-            total += mu * mu + excess  # 0 outside, where mu and logvar are 0
+            zero = mu * 0.0  # not a constant: NaN in mu is NaN in the KL
+            terms, small_terms = kl_terms(zero, zero, mu, logvar, std, expm1, HARDWARE)
+            kl_at = kl_ptr + positions(row, column, kl_row, kl_outer, kl_inner, inner, UNIT, TWO_DIMS)
+            tl.store(kl_at, (terms + 0.5 * small_terms) * 0.5, mask=inside)
+        if KL == SUMS:  # nothing is added outside, where mu and logvar are 0
+            large, small = kl_terms(large, small, mu, logvar, std, expm1, HARDWARE)
     if KL == SUMS:
-        row_sum = tl.sum(total, axis=1, keep_dims=True) * 0.5
+        row_sum = tl.sum(large + 0.5 * small, axis=1, keep_dims=True) * 0.5
         tl.store(kl_ptr + row * tl.num_programs(1) + tl.program_id(1), row_sum, mask=row < rows)
 
 
 @triton.jit
 def backward_kernel(
     grad_z_ptr,  # (rows, event), strided; None without WITH_Z
-    grad_kl_ptr,  # (rows, event), strided, for ELEMENTWISE; strided by row for SUMS; one element for MEAN
+    grad_kl_ptr,  # (rows, event), strided, for ELEMENTWISE; (rows,) with stride grad_kl_outer for SUMS; () for MEAN
     mu_ptr,  # (rows, event), strided; None for NO_KL
     logvar_ptr,  # (rows, event), strided
     grad_mu_ptr,  # (rows, event), strided; None for NO_KL
     grad_logvar_ptr,  # (rows, event), strided
     seed_ptr,  # one int64; None without WITH_Z
     rows,
-    event,
+    event_units,
     inner,
     row_offset,
-    columns_a_program,
+    tiles_a_program,
     grad_z_row, grad_z_outer, grad_z_inner,
     grad_kl_row, grad_kl_outer, grad_kl_inner,
     mu_row, mu_outer, mu_inner,
@@ -124,46 +119,52 @@ def backward_kernel(
     grad_logvar_row, grad_logvar_outer, grad_logvar_inner,
     WITH_Z: tl.constexpr,
     KL: tl.constexpr,
+    UNIT: tl.constexpr,
     TWO_DIMS: tl.constexpr,
+    MASKED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     GROUP: tl.constexpr,
+    UNROLL: tl.constexpr,
+    HARDWARE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    begin = tl.program_id(1) * columns_a_program
-    end = tl.minimum(begin + columns_a_program, event)
-    if WITH_Z:
-        seed = tl.load(seed_ptr)
+    begin = tl.program_id(1) * (tiles_a_program * COLUMNS)
+    end = tl.minimum(begin + tiles_a_program * COLUMNS, event_units * UNIT)
+    seed = tl.load(seed_ptr) if WITH_Z else 0
     if KL == SUMS:
-        grad_kl = tl.load(grad_kl_ptr + row * grad_kl_row, mask=row < rows, other=0.0)
+        grad_kl = tl.load(grad_kl_ptr + row * grad_kl_outer, mask=row < rows, other=0.0)
     if KL == MEAN:
         grad_kl = tl.load(grad_kl_ptr) / rows.to(tl.float32)
-    for first in range(begin, end, COLUMNS):
+    for first in tl.range(begin, end, COLUMNS, loop_unroll_factor=UNROLL):
         column = first + tl.arange(0, COLUMNS)[None, :]
-        inside = (row < rows) & (column < end)
-        logvar_at = logvar_ptr + positions(row, column, logvar_row, logvar_outer, logvar_inner, inner, TWO_DIMS)
-        logvar = tl.load(logvar_at, mask=inside, other=0.0).to(tl.float32)
-        std, expm1, _ = scale_of(logvar)
+        inside = ((row < rows) & (column < end)) if MASKED else None
+        logvar_at = logvar_ptr + positions(row, column, logvar_row, logvar_outer, logvar_inner, inner, UNIT, TWO_DIMS)
+        logvar = load(logvar_at, inside, MASKED, HARDWARE)
+        std, expm1 = scale_of(logvar, HARDWARE)
         if WITH_Z:
-            grad_z_at = grad_z_ptr + positions(row, column, grad_z_row, grad_z_outer, grad_z_inner, inner, TWO_DIMS)
-            grad_z = tl.load(grad_z_at, mask=inside, other=0.0).to(tl.float32)
-            eps = noise_tile(seed, row + row_offset, first, ROWS, COLUMNS, GROUP)
+            grad_z_at = grad_z_ptr + positions(
+                row, column, grad_z_row, grad_z_outer, grad_z_inner, inner, UNIT, TWO_DIMS
+            )
+            grad_z = load(grad_z_at, inside, MASKED, HARDWARE)
+            eps = noise_tile(seed, row + row_offset, first, ROWS, COLUMNS, GROUP, HARDWARE)
             grad_logvar = grad_z * std * eps
         if KL != NO_KL:
-            mu_at = mu_ptr + positions(row, column, mu_row, mu_outer, mu_inner, inner, TWO_DIMS)
-            mu = tl.load(mu_at, mask=inside, other=0.0).to(tl.float32)
+            mu_at = mu_ptr + positions(row, column, mu_row, mu_outer, mu_inner, inner, UNIT, TWO_DIMS)
+            mu = load(mu_at, inside, MASKED, HARDWARE)
             if KL == ELEMENTWISE:
-                grad_kl_at = positions(row, column, grad_kl_row, grad_kl_outer, grad_kl_inner, inner, TWO_DIMS)
-                grad_kl = tl.load(grad_kl_ptr + grad_kl_at, mask=inside, other=0.0)
+                grad_kl_at = positions(row, column, grad_kl_row, grad_kl_outer, grad_kl_inner, inner, UNIT, TWO_DIMS)
+                grad_kl = load(grad_kl_ptr + grad_kl_at, inside, MASKED, HARDWARE)
             if WITH_Z:
                 grad_mu = grad_z + grad_kl * mu
                 grad_logvar += grad_kl * expm1
             else:
                 grad_mu = grad_kl * mu
                 grad_logvar = grad_kl * expm1
-            grad_mu_at = positions(row, column, grad_mu_row, grad_mu_outer, grad_mu_inner, inner, TWO_DIMS)
+            grad_mu_at = positions(row, column, grad_mu_row, grad_mu_outer, grad_mu_inner, inner, UNIT, TWO_DIMS)
             tl.store(grad_mu_ptr + grad_mu_at, grad_mu.to(grad_mu_ptr.dtype.element_ty), mask=inside)
-        grad_logvar_at = positions(row, column, grad_logvar_row, grad_logvar_outer, grad_logvar_inner, inner, TWO_DIMS)
-        tl.store(
-            grad_logvar_ptr + grad_logvar_at, (grad_logvar * 0.5).to(grad_logvar_ptr.dtype.element_ty), mask=inside
+        grad_logvar_at = positions(
+            row, column, grad_logvar_row, grad_logvar_outer, grad_logvar_inner, inner, UNIT, TWO_DIMS
         )
+        grad_logvar = (grad_logvar * 0.5).to(grad_logvar_ptr.dtype.element_ty)
+        tl.store(grad_logvar_ptr + grad_logvar_at, grad_logvar, mask=inside)

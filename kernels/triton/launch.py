@@ -7,6 +7,7 @@ exactly what would run.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -20,8 +21,12 @@ from .gaussian import ELEMENTWISE, MEAN, NO_KL, SUMS, backward_kernel, forward_k
 # Decided when Triton is imported, so asked of the kernels themselves.
 INTERPRETED = not isinstance(forward_kernel, triton.runtime.JITFunction)
 
-# Elements a program holds at a time, programs that fill any GPU, warps a program.
-TILE_ELEMENTS = 1024
+# Elements a program holds at a time: many, so that what is computed once a tile (addresses, constants) costs little;
+# fewer where the tiles would be too few for a GPU's multiprocessors.
+TILE_ELEMENTS = 2048
+SMALLEST_TILE_ELEMENTS = 512
+ENOUGH_TILES = 512
+# Programs beyond which splitting rows gains nothing on any GPU, and warps a program.
 ENOUGH_PROGRAMS = 1024
 NUM_WARPS = 4
 
@@ -33,7 +38,7 @@ class Shares(NamedTuple):
 
     rows_a_program: int
     columns: int
-    columns_a_program: int
+    tiles_a_program: int
     group: int
     grid: tuple[int, int]
 
@@ -53,19 +58,38 @@ class Launch(NamedTuple):
             self.kernel[self.grid](*self.arguments, **self.constants, num_warps=self.num_warps)
 
 
-def shares(rows: int, event: int, dtype: torch.dtype, tile: int = TILE_ELEMENTS) -> Shares:
+def hardware(capability: int | None) -> int:
+    """What kernels may use beyond plain arithmetic, on an NVIDIA GPU of a compute capability (90 for sm_90), else None.
+
+    0: nothing. 1: NVIDIA's approximate functions, in PTX. 2: and arithmetic on two float32 at once (sm_100 and later).
+    """
+    return 0 if capability is None else 2 if capability >= 100 else 1
+
+
+@functools.cache
+def _hardware_of(device: torch.device) -> int:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return hardware(10 * major + minor)
+
+
+def shares(rows: int, event: int, dtype: torch.dtype) -> Shares:
     """Short rows: several a program. Long rows: one a program, split over programs when there are too few of them.
 
-    How a row is split depends on the shape alone, so that the same call gives the same bits.
+    How a row is split depends on the shape and dtype alone, so that the same call gives the same bits.
     """
     group = 4 if dtype.itemsize == 4 else 8
+    tile = TILE_ELEMENTS
+    while tile > SMALLEST_TILE_ELEMENTS and rows * event < tile * ENOUGH_TILES:
+        tile //= 2
     columns = min(max(triton.next_power_of_2(event), group), tile)
     rows_a_program = max(1, min(tile // columns, triton.next_power_of_2(rows)))
     row_programs = -(-rows // rows_a_program)
-    steps = -(-event // columns)
-    programs_a_row = max(1, min(steps, ENOUGH_PROGRAMS // row_programs))
-    columns_a_program = -(-steps // programs_a_row) * columns
-    return Shares(rows_a_program, columns, columns_a_program, group, (row_programs, -(-event // columns_a_program)))
+    tiles_a_row = -(-event // columns)
+    programs_a_row = max(1, min(tiles_a_row, ENOUGH_PROGRAMS // row_programs))
+    tiles_a_program = -(-tiles_a_row // programs_a_row)
+    return Shares(rows_a_program, columns, tiles_a_program, group, (row_programs, -(-tiles_a_row // tiles_a_program)))
 
 
 def _launch(
@@ -78,9 +102,21 @@ def _launch(
     **constants: Any,
 ) -> Launch:
     event = view.outer * view.inner
-    scalars = (view.rows, event, view.inner, row_offset, shared.columns_a_program)
-    flat_strides = (stride for tensor in strides for stride in tensor)
-    constants.update(TWO_DIMS=view.outer > 1, ROWS=shared.rows_a_program, COLUMNS=shared.columns, GROUP=shared.group)
+    unit = shared.group
+    while event % unit or any(row % unit for row, _, _ in strides):
+        unit //= 2
+    scalars = (view.rows, event // unit, view.inner, row_offset, shared.tiles_a_program)
+    flat_strides = [stride for row, outer, inner in strides for stride in (row // unit, outer, inner)]
+    constants.update(
+        UNIT=unit,
+        TWO_DIMS=view.outer > 1,
+        MASKED=view.rows % shared.rows_a_program != 0 or event % shared.columns != 0,
+        ROWS=shared.rows_a_program,
+        COLUMNS=shared.columns,
+        GROUP=shared.group,
+        UNROLL=min(2, shared.tiles_a_program),
+        HARDWARE=_hardware_of(next(tensor.device for tensor in tensors if tensor is not None)),
+    )
     return Launch(kernel, shared.grid, (*tensors, *scalars, *flat_strides), constants)
 
 
@@ -110,7 +146,7 @@ def backward_launch(
         kl = ELEMENTWISE
     elif grad_kl is not None:
         kl = MEAN if reduction == "batchmean" else SUMS
-        strides[1] = (grad_kl.stride(0) if reduction == "sample" else 0, 0, 0)
+        strides[1] = (0, grad_kl.stride(0) if reduction == "sample" else 0, 0)
     else:
         kl = NO_KL
     return _launch(

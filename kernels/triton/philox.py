@@ -1,7 +1,20 @@
 """The noise stream in Triton: Philox4x32-10 (Salmon et al., SC'11) and Box-Muller, a group of coordinates a thread.
 
-Elementary functions are written out in float32 arithmetic, so that the interpreter, NVIDIA and AMD compute alike: the
-logarithm keeps full relative accuracy where u is nearly 1, the angle is reduced in integers and therefore exactly.
+Without HARDWARE (0) elementary functions are written out in float32 arithmetic, which AMD runs and the interpreter can
+show: the logarithm keeps full relative accuracy where u is nearly 1, the angle is reduced in integers and so exact.
+
+With HARDWARE (1: NVIDIA; 2: and arithmetic on two float32 at once, sm_100) they are PTX's approximate instructions,
+whose errors the PTX ISA publishes: lg2 2^-22 absolute in (1/2, 2), else relative; sqrt 2^-23 relative; sin, cos
+2^-20.5 absolute in [-2 pi, 2 pi]. What that does to a normal r cos t:
+
+    r^2 = -2 ln u   is off by  2 ln 2 2^-22 = 3.3e-7 from lg2 and 6e-8 from rounding u; so r by 4e-7 / (2 r), which only
+                    matters where r is small. Where u is within 2^-11 of 1, r^2 is therefore not taken from lg2 but from
+                    1 - u, which the complement of the word gives exactly: r^2 = 2 (1 - u), off by 2^-12 of itself.
+                    So |dr| is largest at the switch, r = 0.031: 6.3e-6.
+    cos t           is off by  2^-20.5 = 6.7e-7 and by the rounding of the angle, 4e-7: by 1.1e-6, times r <= 6.77.
+
+The two peaks lie far apart, and every normal is within 1e-5 of the exact one: `tests/test_approximations.py` injects
+errors of these sizes, and the tests that execute the PTX do so in every kernel.
 """
 
 import triton
@@ -11,16 +24,31 @@ PI_HALF_2_32: tl.constexpr = tl.constexpr(1.5707963267948966 * 2.0**-32)
 
 
 @triton.jit
-def philox4x32(c0, c1, c2, c3, k0, k1):
+def multiply_wide(a, MULTIPLIER: tl.constexpr, HARDWARE: tl.constexpr):
+    """High and low word of the 64-bit product of a word and a constant."""
+    if HARDWARE:  # one instruction for both words; left to itself the compiler often takes two
+        return tl.inline_asm_elementwise(
+            "{ .reg .u64 product; mul.wide.u32 product, $2, $3; mov.b64 {$1, $0}, product; }",
+            "=r,=r,r,r",
+            [a, MULTIPLIER],
+            dtype=(tl.uint32, tl.uint32),
+            is_pure=True,
+            pack=1,
+        )
+    product = a.to(tl.uint64) * MULTIPLIER
+    return (product >> 32).to(tl.uint32), product.to(tl.uint32)
+
+
+@triton.jit
+def philox4x32(c0, c1, c2, c3, k0, k1, HARDWARE: tl.constexpr):
     """Ten Philox rounds over tensors of uint32 counter words: four tensors of uint32 words."""
     for _ in tl.static_range(10):
-        # A product of two words as one 64-bit product: its halves are both needed.
-        product0 = c0.to(tl.uint64) * 0xD2511F53
-        product1 = c2.to(tl.uint64) * 0xCD9E8D57
-        c0 = (product1 >> 32).to(tl.uint32) ^ c1 ^ k0
-        c2 = (product0 >> 32).to(tl.uint32) ^ c3 ^ k1
-        c1 = product1.to(tl.uint32)
-        c3 = product0.to(tl.uint32)
+        high0, low0 = multiply_wide(c0, 0xD2511F53, HARDWARE)
+        high1, low1 = multiply_wide(c2, 0xCD9E8D57, HARDWARE)
+        c0 = high1 ^ c1 ^ k0
+        c2 = high0 ^ c3 ^ k1
+        c1 = low1
+        c3 = low0
         k0 = k0 + 0x9E3779B9
         k1 = k1 + 0xBB67AE85
     return c0, c1, c2, c3
@@ -60,22 +88,123 @@ def cos_sin_of(word):
 
 
 @triton.jit
-def four_normals(quad, row_low, row_high, k0, k1):
+def normal_pair(even, odd, HARDWARE: tl.constexpr):
+    """r cos t and r sin t of an even and an odd word (uint32)."""
+    if HARDWARE:
+        return tl.inline_asm_elementwise(
+            """
+            {
+            .reg .f32 u, r, t, s, c;
+            .reg .pred near_one;
+            cvt.rn.f32.u32 u, $2;
+            fma.rn.f32 u, u, 0f2F800000, 0f2F000000;
+            lg2.approx.ftz.f32 r, u;
+            mul.f32 r, r, 0fBFB17218;
+            setp.ge.u32 near_one, $2, 0xFFE00000;
+            @near_one cvt.rn.f32.s32 u, $2;
+            @near_one fma.rn.f32 r, u, 0fB0000000, 0fAF800000;
+            sqrt.approx.ftz.f32 r, r;
+            cvt.rn.f32.s32 t, $3;
+            mul.f32 t, t, 0f30C90FDB;
+            cos.approx.ftz.f32 c, t;
+            sin.approx.ftz.f32 s, t;
+            mul.f32 $0, r, c;
+            mul.f32 $1, r, s;
+            }
+            """,
+            "=f,=f,r,r",
+            [even, odd],
+            dtype=(tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
+    radius = radius_of(even)
+    cosine, sine = cos_sin_of(odd)
+    return radius * cosine, radius * sine
+
+
+@triton.jit
+def two_normal_pairs(w0, w1, w2, w3):
+    """`normal_pair` of (w0, w1) and of (w2, w3), on GPUs that compute two float32 in one instruction (sm_100)."""
+    return tl.inline_asm_elementwise(
+        """
+        {
+        .reg .f32 u0, u1, r0, r1, t0, t1, s0, s1, c0, c1;
+        .reg .b64 both, factor, summand, radii;
+        .reg .pred near_one0, near_one1;
+        cvt.rn.f32.u32 u0, $4;
+        cvt.rn.f32.u32 u1, $6;
+        mov.b64 both, {u0, u1};
+        mov.b64 factor, 0x2F8000002F800000;
+        mov.b64 summand, 0x2F0000002F000000;
+        fma.rn.f32x2 both, both, factor, summand;
+        mov.b64 {u0, u1}, both;
+        lg2.approx.ftz.f32 r0, u0;
+        lg2.approx.ftz.f32 r1, u1;
+        mov.b64 both, {r0, r1};
+        mov.b64 factor, 0xBFB17218BFB17218;
+        mul.rn.f32x2 both, both, factor;
+        mov.b64 {r0, r1}, both;
+        setp.ge.u32 near_one0, $4, 0xFFE00000;
+        setp.ge.u32 near_one1, $6, 0xFFE00000;
+        @near_one0 cvt.rn.f32.s32 u0, $4;
+        @near_one0 fma.rn.f32 r0, u0, 0fB0000000, 0fAF800000;
+        @near_one1 cvt.rn.f32.s32 u1, $6;
+        @near_one1 fma.rn.f32 r1, u1, 0fB0000000, 0fAF800000;
+        sqrt.approx.ftz.f32 r0, r0;
+        sqrt.approx.ftz.f32 r1, r1;
+        mov.b64 radii, {r0, r1};
+        cvt.rn.f32.s32 t0, $5;
+        cvt.rn.f32.s32 t1, $7;
+        mov.b64 both, {t0, t1};
+        mov.b64 factor, 0x30C90FDB30C90FDB;
+        mul.rn.f32x2 both, both, factor;
+        mov.b64 {t0, t1}, both;
+        cos.approx.ftz.f32 c0, t0;
+        cos.approx.ftz.f32 c1, t1;
+        sin.approx.ftz.f32 s0, t0;
+        sin.approx.ftz.f32 s1, t1;
+        mov.b64 both, {c0, c1};
+        mul.rn.f32x2 both, both, radii;
+        mov.b64 {$0, $2}, both;
+        mov.b64 both, {s0, s1};
+        mul.rn.f32x2 both, both, radii;
+        mov.b64 {$1, $3}, both;
+        }
+        """,
+        "=f,=f,=f,=f,r,r,r,r",
+        [w0, w1, w2, w3],
+        dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def four_normals(quad, row_low, row_high, k0, k1, HARDWARE: tl.constexpr):
     """The normals of coordinates 4 quad .. 4 quad + 3, as four tensors of the broadcast shape of quad and row.
 
     Quads differ by column and rows by row only: the first rounds stay on vectors, and out of the loop over columns.
     """
     draw = tl.zeros((1, 1), tl.uint32)
-    w0, w1, w2, w3 = philox4x32(quad, row_low, row_high, draw, k0, k1)
-    r0 = radius_of(w0)
-    cos0, sin0 = cos_sin_of(w1)
-    r1 = radius_of(w2)
-    cos1, sin1 = cos_sin_of(w3)
-    return r0 * cos0, r0 * sin0, r1 * cos1, r1 * sin1
+    w0, w1, w2, w3 = philox4x32(quad, row_low, row_high, draw, k0, k1, HARDWARE)
+    if HARDWARE == 2:
+        return two_normal_pairs(w0, w1, w2, w3)
+    n0, n1 = normal_pair(w0, w1, HARDWARE)
+    n2, n3 = normal_pair(w2, w3, HARDWARE)
+    return n0, n1, n2, n3
 
 
 @triton.jit
-def noise_tile(seed, row, first_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
+def noise_tile(
+    seed,
+    row,
+    first_column,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HARDWARE: tl.constexpr,
+):
     """eps (ROWS, COLUMNS) of stream rows ``row`` (int64, (ROWS, 1)) and coordinates from ``first_column`` on.
 
     GROUP is how many neighbouring coordinates (4 or 8) a thread makes: as many as it loads and stores at once, so that
@@ -87,10 +216,10 @@ def noise_tile(seed, row, first_column, ROWS: tl.constexpr, COLUMNS: tl.constexp
     row_high = (row >> 32).to(tl.uint32)
     group = tl.arange(0, COLUMNS // GROUP)[None, :]
     quad = (first_column // 4 + group * (GROUP // 4)).to(tl.uint32)
-    n0, n1, n2, n3 = four_normals(quad, row_low, row_high, k0, k1)
+    n0, n1, n2, n3 = four_normals(quad, row_low, row_high, k0, k1, HARDWARE)
     if GROUP == 4:
         normals = tl.join(tl.join(n0, n2), tl.join(n1, n3))
     else:
-        m0, m1, m2, m3 = four_normals(quad + 1, row_low, row_high, k0, k1)
+        m0, m1, m2, m3 = four_normals(quad + 1, row_low, row_high, k0, k1, HARDWARE)
         normals = tl.join(tl.join(tl.join(n0, m0), tl.join(n2, m2)), tl.join(tl.join(n1, m1), tl.join(n3, m3)))
     return tl.reshape(normals, (ROWS, COLUMNS))

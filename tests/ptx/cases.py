@@ -1,0 +1,91 @@
+"""Which launches are executed: every op in both dtypes, over shapes and layouts that compile or run differently."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+OPS = (
+    "noise",
+    "sample_and_kl",
+    "reparameterize",
+    "gaussian_kl",
+    "sample_and_kl_backward",
+    "reparameterize_backward",
+    "gaussian_kl_backward",
+)
+DTYPES = ("float32", "bfloat16")
+TARGETS = ("sm_80", "sm_90", "sm_100")
+
+
+class Case(NamedTuple):
+    """One call of an op. ``layout`` is of its inputs; ``large``: shared out as if there were work for many GPUs."""
+
+    op: str
+    dtype: str
+    layout: str
+    shape: tuple[int, ...]
+    reduction: str = "sample"
+    row_offset: int = 0
+    large: bool = False
+
+    def __str__(self) -> str:
+        parts = [self.op, self.dtype, "x".join(map(str, self.shape))]
+        parts += [self.layout] * (self.layout != "contiguous") + [self.reduction] * (self.reduction != "sample")
+        parts += [f"rows from {self.row_offset}"] * (self.row_offset != 0) + ["large"] * self.large
+        return ", ".join(parts)
+
+
+# Layout, shape, and whether it is shared out as a large tensor is: in whole tiles, a program a row.
+LAYOUTS = (
+    ("contiguous", (7, 10), False),
+    ("contiguous", (2, 1030), False),
+    ("contiguous", (8, 64), False),
+    ("contiguous", (130, 3), False),
+    ("halves", (2, 4, 4, 4), False),  # of a packed tensor, channels_last
+    ("contiguous", (1, 9000), True),  # several tiles a program, the last one in part
+    ("contiguous", (1, 5000), False),  # several programs a row
+    ("contiguous", (2, 1024), False),
+    ("contiguous", (2, 6144), True),  # several whole tiles a program
+    ("contiguous", (700, 3), True),
+    ("contiguous", (3, 33), False),
+    ("contiguous", (5, 1), False),
+    ("halves", (3, 32), False),
+    ("halves", (3, 4, 16, 16), True),
+    ("unaligned", (2, 64), False),
+    ("transposed", (2, 4, 6), False),
+    ("expanded", (4, 24), False),  # the gradients, of stride 0
+)
+
+
+def _sensible(case: Case) -> bool:
+    if case.op == "noise" and case.layout != "contiguous":
+        return False
+    return case.layout != "expanded" or case.op.endswith("_backward")
+
+
+def every_case(ops: tuple[str, ...] = OPS, layouts: tuple = LAYOUTS) -> list[Case]:
+    """Each op and dtype over ``layouts``, every reduction over ragged rows, row offsets past 2^32."""
+    found = [
+        Case(op, dtype, layout, shape, large=large)
+        for dtype in DTYPES
+        for op in ops
+        for layout, shape, large in layouts
+    ]
+    for dtype in DTYPES:
+        for op in ops:
+            if "kl" in op:
+                found += [
+                    Case(op, dtype, "contiguous", (7, 10), reduction) for reduction in ("none", "sum", "batchmean")
+                ]
+            if not op.startswith("gaussian_kl"):
+                found.append(Case(op, dtype, "contiguous", (7, 10), row_offset=2**32 - 3))
+    return [case for case in found if _sensible(case)]
+
+
+def default_cases(target: str) -> list[Case]:
+    """What every run of the tests executes; the rest is for the slow ones."""
+    both = ("sample_and_kl", "sample_and_kl_backward")
+    if target == "sm_90":
+        return list(dict.fromkeys([*every_case(both), *every_case(layouts=LAYOUTS[:6])]))
+    few = every_case(layouts=LAYOUTS[:2]) + every_case(both, LAYOUTS[4:6])
+    return [case for case in dict.fromkeys(few) if case.reduction == "sample" and case.row_offset == 0]
