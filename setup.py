@@ -14,6 +14,7 @@ setup(
             sources=sorted(glob.glob("kernels/cpu/*.c")),
             depends=sorted(glob.glob("kernels/cpu/*.h")),
             extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"],
+            define_macros=[] if free_threaded else [("Py_LIMITED_API", "0x030A0000")],
             libraries=["dl"],
             py_limited_api=not free_threaded,
             optional=True,

@@ -5,6 +5,7 @@ Every message names the argument, what came and what was expected.
 
 from __future__ import annotations
 
+import numbers
 import operator
 from collections.abc import Sequence
 
@@ -28,6 +29,8 @@ def check_tensor(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
     check_dtype(name, tensor.dtype)
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        raise TypeError(f"{name} is a {'nested' if tensor.is_nested else tensor.layout} tensor, expected a dense one")
     if tensor.dim() == 0:
         raise ValueError(f"{name} is 0-d, expected shape (batch, *event)")
 
@@ -62,8 +65,13 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
 
 
+def is_integer(value: object) -> bool:
+    """Python's and NumPy's integers and the compiler's symbolic ones; not True and False."""
+    return isinstance(value, (int, torch.SymInt, numbers.Integral)) and not isinstance(value, bool)
+
+
 def check_row_offset(row_offset: int) -> None:
-    if not isinstance(row_offset, (int, torch.SymInt)) or isinstance(row_offset, bool):
+    if not is_integer(row_offset):
         raise TypeError(f"row_offset is a {type(row_offset).__name__}, expected an int")
     if row_offset < 0:
         raise ValueError(f"row_offset is {row_offset}, expected 0 or more")
@@ -95,14 +103,20 @@ def seed_tensor(
             raise TypeError(
                 f"seed is a tensor of {dtype_name(seed.dtype)}, shape {tuple(seed.shape)}; expected one int64 element"
             )
-        if device is not None and seed.device != torch.device(device):
+        if device is not None and not _is_on(seed, torch.device(device)):
             raise ValueError(f"seed is on {seed.device}, expected it on {device}")
         return seed.reshape(1)
-    if not isinstance(seed, int) or isinstance(seed, bool):
+    if not is_integer(seed):
         raise TypeError(f"seed is a {type(seed).__name__}, expected an int or a one-element int64 tensor")
     if not _SEED_LOW <= seed < _SEED_HIGH:
         raise ValueError(f"seed is {seed}, expected 64 bits: from -2**63 to 2**64 - 1")
+    seed = int(seed)
     return torch.full((1,), seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64, device=device)
+
+
+def _is_on(tensor: Tensor, device: torch.device) -> bool:
+    """ "cuda" means any of them."""
+    return tensor.device.type == device.type and device.index in (None, tensor.device.index)
 
 
 def check_generator(generator: torch.Generator | None, device: torch.device | str | None) -> None:

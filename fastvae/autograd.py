@@ -1,28 +1,18 @@
-"""Gradients: each Function calls one forward and one backward op and keeps the inputs and the seed, nothing else."""
+"""Gradients: each Function calls one forward and one backward op and keeps the inputs and the seed, nothing else.
+
+A backward that is itself recorded (``create_graph=True``) is computed in plain PyTorch instead, by
+`recorded_gradients`, so that second derivatives are right.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from . import library
-
-
-def differentiable_once(backward: Callable) -> Callable:
-    """`once_differentiable`, which turns a second derivative into an error, without its cost where none is recorded."""
-    recorded = once_differentiable(backward)
-
-    @functools.wraps(backward)
-    def choose(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return recorded(ctx, *grads) if torch.is_grad_enabled() else backward(ctx, *grads)
-
-    return choose
 
 
 class SampleAndKL(Function):
@@ -36,7 +26,6 @@ class SampleAndKL(Function):
         return library.sample_and_kl(mu, logvar, seed, row_offset, reduction, backend)
 
     @staticmethod
-    @differentiable_once
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
         mu, logvar, seed = ctx.saved_tensors
         row_offset, reduction, backend = ctx.arguments
@@ -44,13 +33,14 @@ class SampleAndKL(Function):
         grad_logvar: Tensor | None
         if grad_z is None and grad_kl is None:
             grad_mu = grad_logvar = None
+        elif torch.is_grad_enabled():
+            grad_mu, grad_logvar = recorded_gradients(grad_z, grad_kl, mu, logvar, seed, *ctx.arguments)
         elif grad_z is None:
             grad_mu, grad_logvar = library.gaussian_kl_backward(grad_kl, mu, logvar, reduction, backend)
         elif grad_kl is None:
-            grad_mu, grad_logvar = (
-                grad_z,
-                library.reparameterize_backward(grad_z, logvar, seed, row_offset, backend),
-            )
+            # d z / d mu is the identity: the gradient passes through as it came.
+            grad_mu = grad_z
+            grad_logvar = library.reparameterize_backward(grad_z, logvar, seed, row_offset, backend)
         else:
             grad_mu, grad_logvar = library.sample_and_kl_backward(grad_z, grad_kl, mu, logvar, seed, *ctx.arguments)
         return grad_mu, grad_logvar, None, None, None, None
@@ -64,11 +54,14 @@ class Reparameterize(Function):
         return library.reparameterize(mu, logvar, seed, row_offset, backend)
 
     @staticmethod
-    @differentiable_once
     def backward(ctx: Any, grad_z: Tensor) -> tuple[Tensor | None, ...]:
         logvar, seed = ctx.saved_tensors
-        # d z / d mu is the identity: the gradient passes through as it came.
-        return grad_z, library.reparameterize_backward(grad_z, logvar, seed, *ctx.arguments), None, None, None
+        row_offset, backend = ctx.arguments
+        if torch.is_grad_enabled():
+            _, grad_logvar = recorded_gradients(grad_z, None, None, logvar, seed, row_offset, None, backend)
+        else:
+            grad_logvar = library.reparameterize_backward(grad_z, logvar, seed, row_offset, backend)
+        return grad_z, grad_logvar, None, None, None
 
 
 class GaussianKL(Function):
@@ -79,6 +72,42 @@ class GaussianKL(Function):
         return library.gaussian_kl(mu, logvar, reduction, backend)
 
     @staticmethod
-    @differentiable_once
     def backward(ctx: Any, grad_kl: Tensor) -> tuple[Tensor | None, ...]:
-        return *library.gaussian_kl_backward(grad_kl, *ctx.saved_tensors, *ctx.arguments), None, None
+        mu, logvar = ctx.saved_tensors
+        reduction, backend = ctx.arguments
+        if torch.is_grad_enabled():
+            gradients = recorded_gradients(None, grad_kl, mu, logvar, None, 0, reduction, backend)
+        else:
+            gradients = library.gaussian_kl_backward(grad_kl, mu, logvar, reduction, backend)
+        return *gradients, None, None
+
+
+def recorded_gradients(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor | None,
+    logvar: Tensor,
+    seed: Tensor | None,
+    row_offset: int,
+    reduction: str | None,
+    backend: str,
+) -> tuple[Tensor | None, Tensor]:
+    """What the backward ops compute, in operations that autograd follows:
+
+    d mu = g_z + g_kl mu            d logvar = 1/2 (g_z exp(logvar/2) eps + g_kl expm1(logvar))
+    """
+    compute = torch.float64 if logvar.dtype == torch.float64 else torch.float32
+    wide_logvar = logvar.to(compute)
+    grad_mu, grad_logvar = torch.zeros((), dtype=compute, device=logvar.device), torch.zeros_like(wide_logvar)
+    if grad_z is not None and seed is not None:
+        eps = library.noise(seed, logvar.shape, row_offset, compute, backend)
+        grad_mu = grad_z.to(compute)
+        grad_logvar = grad_mu * torch.exp(0.5 * wide_logvar) * eps
+    if grad_kl is not None and mu is not None:
+        if reduction == "sample":
+            grad_kl = grad_kl.reshape(-1, *[1] * (logvar.dim() - 1))
+        elif reduction == "batchmean":
+            grad_kl = grad_kl / logvar.shape[0]
+        grad_mu = grad_mu + grad_kl * mu.to(compute)
+        grad_logvar = grad_logvar + grad_kl * torch.expm1(wide_logvar)
+    return (None if mu is None else grad_mu.to(logvar.dtype)), (0.5 * grad_logvar).to(logvar.dtype)

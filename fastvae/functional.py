@@ -38,7 +38,7 @@ def sample_and_kl(
         z = mu + exp(logvar/2) eps        KL = 1/2 sum(mu^2 + exp(logvar) - 1 - logvar)
 
     (Kingma & Welling, arXiv 1312.6114, appendix B.) eps is the stream of `fastvae.noise`; backward regenerates it, so
-    that nothing is kept but the inputs and the 8-byte seed. The gradient can be taken once, not twice.
+    that nothing is kept but the inputs and the 8-byte seed. Second derivatives go through plain PyTorch.
 
     Args:
         mu: means, (B, *event); float32, bfloat16, float16 or float64.

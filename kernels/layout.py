@@ -8,6 +8,7 @@ either memory format, and expanded (stride 0) gradients. What it does not cover 
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -59,6 +60,8 @@ def _plan(
     Remembered: a training loop asks for the same few shapes again and again, often for latents so small that working
     this out would take as long as the kernel.
     """
+    if 0 in shape:
+        return 1, math.prod(shape[1:]), (_ABSENT,) * len(strides)
     present = [given for given in strides if given is not None]
     dims = _merge(shape, present)
     if len(dims) > 2:

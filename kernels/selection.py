@@ -44,7 +44,7 @@ def reason_unavailable(name: str) -> str:
         try:
             module = importlib.import_module(f"fastvae.kernels.{name}")
             _unavailable[name] = module.unavailable() if hasattr(module, "unavailable") else ""
-        except ImportError as error:
+        except Exception as error:  # a broken Triton fails in many ways; whatever it says is the reason
             _unavailable[name] = f"{type(error).__name__}: {error}"
     return _unavailable[name]
 

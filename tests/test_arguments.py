@@ -33,6 +33,8 @@ POSTERIORS = [
     ((MU, MU.to("meta")), ValueError, "logvar is on meta, mu is on cpu; expected the same device"),
     ((torch.tensor(1.0), MU), ValueError, r"mu is 0-d, expected shape \(batch, \*event\)"),
     ((MU, torch.tensor(1.0)), ValueError, "logvar is 0-d"),
+    ((MU.to_sparse(), MU), TypeError, "mu is a torch.sparse_coo tensor, expected a dense one"),
+    ((MU, torch.nested.nested_tensor([MU, MU])), TypeError, "logvar is a nested tensor, expected a dense one"),
     (([0.0, 1.0], MU), TypeError, "mu is a list, expected a torch.Tensor"),
     ((MU, 0.0), TypeError, "logvar is a float, expected a torch.Tensor"),
     ((MU, None), TypeError, "logvar is a NoneType, expected a torch.Tensor"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -177,6 +178,12 @@ def test_a_seed_tensor_is_the_same_as_its_number(backend, device):
     seed = torch.tensor([42], device=device)
     assert torch.equal(fastvae.noise(seed, (2, 3)), fastvae.noise(42, (2, 3), device=device))
     assert torch.equal(fastvae.noise(seed[0], (2, 3)), fastvae.noise(42, (2, 3), device=device))
+
+
+def test_integers_of_numpy_are_integers(backend, device):
+    expected = fastvae.noise(42, (2, 3), row_offset=5, device=device)
+    got = fastvae.noise(np.uint64(42), (np.int64(2), 3), row_offset=np.int32(5), device=device)
+    assert torch.equal(got, expected)
 
 
 def test_empty_shapes_give_empty_noise(backend, device):

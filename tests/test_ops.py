@@ -221,6 +221,18 @@ def test_an_empty_batch_gives_empty_results(backend, device):
         assert fastvae.gaussian_kl(mu, logvar, reduction="batchmean").isnan()
 
 
+def test_an_empty_batch_of_any_strides_gives_empty_results(backend, device):
+    gaps = torch.zeros(0, 8, 8, 8, device=device)[:, ::2, ::2, ::2]
+    assert fastvae.gaussian_kl(gaps, torch.zeros(0, 4, 4, 4, device=device)).shape == (0,)
+    z, _ = fastvae.sample_and_kl(gaps.permute(0, 3, 1, 2), gaps, seed=0)
+    assert z.shape == (0, 4, 4, 4)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_batch_of_one_row_is_right(backend, device, poisoned_memory, reduction):
+    check_all(backend, *posterior((1, 7), torch.float32, device), reduction)
+
+
 def test_an_empty_event_costs_nothing(backend, device):
     mu = torch.zeros(3, 0, device=device)
     z, kl = fastvae.sample_and_kl(mu, mu, seed=0)

@@ -23,8 +23,8 @@ MANY = Case("noise", "float32", "contiguous", (4, 4096), large=True)
 # What goes wrong, where, what is replaced by what, and how it is noticed. It is replaced everywhere: compilers unroll
 # loops, and the copy that comes first need not be one that runs.
 FAULTS = [
-    ("a shuffle takes the wrong lane", LONG, r"(shfl\.sync\.bfly\.b32\s+%\w+, %\w+), \d+,", r"\1, 3,", "kl: "),
-    ("a shuffle mixes halves of a warp", LONG, r"(shfl\.sync\.bfly\.b32[^;]*), 31,", r"\1, 15,", "kl: "),
+    ("a shuffle takes the wrong lane", LONG, r"(shfl\.sync\.bfly\.b32\s+%\w+, %\w+), \d+,", r"\1, 3,", "kl: |race"),
+    ("a shuffle mixes halves of a warp", LONG, r"(shfl\.sync\.bfly\.b32[^;]*), 31,", r"\1, 15,", "kl: |race"),
     ("a shuffle leaves a lane out", LONG, r"(shfl\.sync\.bfly\.b32[^;]*), -1;", r"\1, 0x7FFFFFFF;", "take part"),
     ("a barrier is missing", LONG, r"bar\.sync\s+0;", "", "no barrier between"),
     ("a store lost its guard", RAGGED, r"@%p\d+ (st\.global)", r"\1", "out of bounds|race|only to be read"),

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_tensor, seed_tensor
+from ..arguments import check_tensor, is_integer, seed_tensor
 from ..functional import noise, reparameterize, sample_and_kl
 from ..likelihoods import Likelihood
 
@@ -166,12 +166,14 @@ class VAE(nn.Module):
             seed, generator, row_offset: of that draw.
 
         Raises:
-            ValueError: a seed or generator without ``sample=True``, where it would rule nothing.
+            ValueError: a seed, generator or row_offset without ``sample=True``, where it would rule nothing.
         """
         if not sample:
-            for name, value in (("seed", seed), ("generator", generator)):
+            for name, value in (("seed", seed), ("generator", generator), ("row_offset", row_offset or None)):
                 if value is not None:
-                    raise ValueError(f"{name} was given with sample=False, where nothing is drawn; expected None")
+                    raise ValueError(
+                        f"{name} was given with sample=False, where nothing is drawn; expected it left out"
+                    )
             return self.decode(self.encode(x).mu)
         mu, logvar = self.encode(x)
         return self.decode(reparameterize(mu, logvar, seed=seed, generator=generator, row_offset=row_offset))
@@ -202,7 +204,7 @@ class VAE(nn.Module):
                 "the shape of z is not known; expected VAE(..., latent_shape=...) or an encoder with latent_shape or"
                 " latent_dim"
             )
-        if not isinstance(n, int) or isinstance(n, bool):
+        if not is_integer(n):
             raise TypeError(f"n is a {type(n).__name__}, expected an int")
         if n < 0:
             raise ValueError(f"n is {n}, expected 0 or more")

@@ -1,8 +1,5 @@
 /* The Python module `_kernels`: unpacks arguments, cuts the call into tiles, runs them, and finishes the KL's sums.
-   Plain C against the limited API: no PyTorch headers, so no build against one version of it. */
-#if !defined(Py_GIL_DISABLED)
-#define Py_LIMITED_API 0x030A0000
-#endif
+   Plain C against the limited API (setup.py asks for it): no PyTorch headers, so no build against one version of it. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdlib.h>
@@ -19,9 +16,14 @@ static void choose_instruction_set(void) {
 #define CONSIDER(candidate, supported) \
     if (!isa && (supported) && (!asked || !*asked || !strcmp(asked, (candidate).name))) isa = &(candidate)
 #if defined(__x86_64__)
-    CONSIDER(isa_x86_64_v4, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"));
-    CONSIDER(isa_x86_64_v3, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
+    int v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+#if defined(__clang__) || __GNUC__ >= 11
+    v3 = v3 && __builtin_cpu_supports("f16c"); /* older compilers do not know the name; no processor has AVX2 without */
+#endif
+    int v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    CONSIDER(isa_x86_64_v4, v4);
+    CONSIDER(isa_x86_64_v3, v3);
 #elif defined(__aarch64__)
     CONSIDER(isa_aarch64, 1);
 #endif
@@ -181,5 +183,10 @@ static struct PyModuleDef module = {
 PyMODINIT_FUNC PyInit__kernels(void) {
     choose_instruction_set();
     find_threads();
-    return PyModule_Create(&module);
+    PyObject *made = PyModule_Create(&module);
+#if defined(Py_GIL_DISABLED)
+    /* Nothing changes after this: calls may run at once. */
+    if (made) PyUnstable_Module_SetGIL(made, Py_MOD_GIL_NOT_USED);
+#endif
+    return made;
 }

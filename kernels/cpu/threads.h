@@ -1,5 +1,6 @@
 /* Threads: the OpenMP pool that `import torch` has loaded, found by name at run time. Linking an OpenMP of our own would
-   start a second pool in the process, and calls would then cost milliseconds. Without the symbols: one thread. */
+   start a second pool in the process, and calls would then cost milliseconds. Without the symbols: one thread.
+   As with PyTorch's own operators, a process forked after the pool was used must stay on one thread (DataLoader's do). */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif

@@ -116,6 +116,8 @@ class Blocks:
         value = 0 if seed is None else int(seed.item())
         self.key = (value & MASK32, (value >> 32) & MASK32)
         self.device = device
+        # Apple's GPUs have no float64, which the logarithm needs.
+        self.drawn_on = torch.device("cpu") if device.type == "mps" else device
         self.rows, self.event, self.row_offset = rows, event, row_offset
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -140,26 +142,26 @@ class Blocks:
         quad, low = columns.start // 4, first & MASK32
 
         def constant(value: int) -> Tensor:
-            return torch.full((1, 1), value, dtype=torch.int64, device=self.device)
+            return torch.full((1, 1), value, dtype=torch.int64, device=self.drawn_on)
 
-        column = torch.arange(quad, -(-columns.stop // 4), device=self.device).unsqueeze(0)
-        row = torch.arange(low, low + rows.stop - rows.start, device=self.device).unsqueeze(1)
+        column = torch.arange(quad, -(-columns.stop // 4), device=self.drawn_on).unsqueeze(0)
+        row = torch.arange(low, low + rows.stop - rows.start, device=self.drawn_on).unsqueeze(1)
         return philox4x32((column, row, constant(first >> 32), constant(0)), self.key)
 
     def noise(self, rows: slice, columns: slice) -> Tensor:
         """eps of one block, float32 or float64. Not to be written to: it may be asked for again."""
         key = (self.key, self.row_offset + rows.start, rows.stop - rows.start, columns.start, columns.stop, self.dtype)
         recent = _recent.blocks
-        eps = recent.get(key) if self.device.type == "cpu" else None
+        eps = recent.get(key) if self.drawn_on.type == "cpu" else None
         if eps is None:
             with torch.inference_mode(False):
                 eps = box_muller(self.words(rows, columns), self.dtype)
             eps = eps.flatten(1)[:, : columns.stop - columns.start]
-            if self.device.type == "cpu":
+            if self.drawn_on.type == "cpu":
                 recent[key] = eps
                 while len(recent) > BLOCKS_KEPT:
                     recent.popitem(last=False)
-        return eps
+        return eps.to(self.device)
 
 
 def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dtype) -> Tensor:

@@ -31,8 +31,21 @@ def positions(
     if TWO_DIMS:
         outer = column // inner  # 32 bits: a long division would cost more than all the rest
         within = (column - outer * inner).to(tl.int64)
-        return row * (row_units * UNIT) + outer.to(tl.int64) * outer_stride + within * inner_stride
-    return row * (row_units * UNIT) + column.to(tl.int64) * inner_stride
+        return row * row_units * UNIT + outer.to(tl.int64) * outer_stride + within * inner_stride
+    return row * row_units * UNIT + column.to(tl.int64) * inner_stride
+
+
+@triton.jit
+def share_of_columns(
+    event_units, tiles_a_program, UNIT: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    """Where the program's columns begin and end; WIDE (64 bits) for events that do not fit into 32."""
+    program = tl.program_id(1)
+    event = event_units * UNIT
+    if WIDE:
+        program = program.to(tl.int64)
+        event = tl.cast(event_units, tl.int64) * UNIT
+    return program * tiles_a_program * COLUMNS, tl.minimum((program + 1) * tiles_a_program * COLUMNS, event)
 
 
 @triton.jit
@@ -55,6 +68,7 @@ def forward_kernel(
     WITH_Z: tl.constexpr,
     KL: tl.constexpr,
     UNIT: tl.constexpr,
+    WIDE: tl.constexpr,
     TWO_DIMS: tl.constexpr,
     MASKED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -64,8 +78,7 @@ def forward_kernel(
     HARDWARE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    begin = tl.program_id(1) * (tiles_a_program * COLUMNS)
-    end = tl.minimum(begin + tiles_a_program * COLUMNS, event_units * UNIT)
+    begin, end = share_of_columns(event_units, tiles_a_program, UNIT, COLUMNS, WIDE)
     seed = tl.load(seed_ptr) if WITH_Z else 0
     large = tl.zeros((ROWS, COLUMNS), tl.float32)
     small = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -120,6 +133,7 @@ def backward_kernel(
     WITH_Z: tl.constexpr,
     KL: tl.constexpr,
     UNIT: tl.constexpr,
+    WIDE: tl.constexpr,
     TWO_DIMS: tl.constexpr,
     MASKED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -129,13 +143,12 @@ def backward_kernel(
     HARDWARE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    begin = tl.program_id(1) * (tiles_a_program * COLUMNS)
-    end = tl.minimum(begin + tiles_a_program * COLUMNS, event_units * UNIT)
+    begin, end = share_of_columns(event_units, tiles_a_program, UNIT, COLUMNS, WIDE)
     seed = tl.load(seed_ptr) if WITH_Z else 0
     if KL == SUMS:
         grad_kl = tl.load(grad_kl_ptr + row * grad_kl_outer, mask=row < rows, other=0.0)
     if KL == MEAN:
-        grad_kl = tl.load(grad_kl_ptr) / rows.to(tl.float32)
+        grad_kl = tl.load(grad_kl_ptr) / (rows * 1.0)  # a single row comes as a constant, which has no .to()
     for first in tl.range(begin, end, COLUMNS, loop_unroll_factor=UNROLL):
         column = first + tl.arange(0, COLUMNS)[None, :]
         inside = ((row < rows) & (column < end)) if MASKED else None

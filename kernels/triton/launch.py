@@ -109,6 +109,7 @@ def _launch(
     flat_strides = [stride for row, outer, inner in strides for stride in (row // unit, outer, inner)]
     constants.update(
         UNIT=unit,
+        WIDE=event >= 2**30,  # well before the last tile's end leaves 32 bits
         TWO_DIMS=view.outer > 1,
         MASKED=view.rows % shared.rows_a_program != 0 or event % shared.columns != 0,
         ROWS=shared.rows_a_program,
