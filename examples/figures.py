@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from bench.files import save_figure
 
 _TRAIN, _HELD_OUT = "#4c72b0", "#c44e52"
 
@@ -25,7 +25,7 @@ def save_reconstructions(path: Path, originals: Tensor, reconstructions: Tensor,
     axes = figure.subplots(rows, 1, squeeze=False)
     for axis, pair in zip(axes[:, 0], pairs, strict=True):
         _show(axis, _grid(pair.reshape(-1, 784), columns))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_samples(path: Path, samples: Tensor, columns: int = 10) -> None:
@@ -34,7 +34,7 @@ def save_samples(path: Path, samples: Tensor, columns: int = 10) -> None:
     figure = Figure(figsize=(columns * 0.75, rows * 0.75 + 0.6), layout="constrained")
     figure.suptitle("New digits: mean images of z drawn from the prior N(0, I)")
     _show(figure.subplots(), _grid(samples, columns))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_curve(path: Path, train: Sequence[float], held_out: Sequence[float]) -> None:
@@ -53,7 +53,7 @@ def save_curve(path: Path, train: Sequence[float], held_out: Sequence[float]) ->
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
@@ -67,13 +67,3 @@ def _grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
 def _show(axis: Axes, sheet: Tensor) -> None:
     axis.imshow(sheet.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axis.set_axis_off()
-
-
-def _save(figure: Figure, path: Path) -> None:
-    # The Agg canvas is named here, for this figure only: nothing that matplotlib shares is changed.
-    unfinished = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        FigureCanvasAgg(figure).print_figure(unfinished, dpi=150)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -16,6 +16,12 @@ if not torch.cuda.is_available():
 
 import fastvae
 
+from .gpu_marker import (  # noqa: F401  (pytest finds its hooks here)
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_terminal_summary,
+)
+
 BACKENDS = ("reference", "cpu", "triton")
 
 

@@ -11,6 +11,8 @@ import torch
 for _module in ("mlxtend", "matplotlib", "tqdm"):
     pytest.importorskip(_module, reason="the demo's extra is not installed")
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+
 from examples import digits, speed  # noqa: E402
 
 
@@ -78,7 +80,7 @@ def test_a_picture_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*_arguments, **_options):
         raise OSError("disk full")
 
-    monkeypatch.setattr(digits.figures.FigureCanvasAgg, "print_figure", fail)
+    monkeypatch.setattr(FigureCanvasAgg, "print_figure", fail)
     with pytest.raises(OSError, match="disk full"):
         digits.figures.save_curve(tmp_path / "training.png", [2.0, 1.0], [2.0, 1.0])
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,33 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; it takes the place of ``path`` when the context ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """A matplotlib figure as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # an extra: whoever has a figure has it
+
+    # The Agg canvas is named here, for this figure only: nothing that matplotlib shares is changed.
+    with whole_file(path) as unfinished:
+        FigureCanvasAgg(figure).print_figure(unfinished, dpi=150)

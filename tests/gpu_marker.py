@@ -1,0 +1,40 @@
+"""The marker ``gpu``: what `pytest -m gpu` runs, and what it says where there is no GPU.
+
+conftest.py takes these hooks in. Marked are the tests of the Triton backend and its launches, which run in Triton's
+interpreter on a machine without a GPU, and those that take the ``gpu`` fixture, which are skipped there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+import torch
+
+WITHOUT_GPU = "there is no GPU that PyTorch can use"
+
+
+def mark_gpu_tests(items: Iterable[pytest.Item]) -> None:
+    """Mark every test that is parametrised with the Triton backend or takes the ``gpu`` or ``launches`` fixture."""
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        on_triton = any(isinstance(value, str) and value == "triton" for value in parameters)
+        if on_triton or not {"gpu", "launches"}.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("gpu")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: runs on a GPU; without one, in Triton's interpreter or not at all")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses among the items
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_gpu_tests(items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if "gpu" in config.option.markexpr and not torch.cuda.is_available():
+        skipped = len(terminalreporter.stats.get("skipped", ()))
+        terminalreporter.write_line(
+            f"{WITHOUT_GPU}: the Triton kernels ran in Triton's interpreter, tests skipped: {skipped}"
+        )

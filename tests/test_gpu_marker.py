@@ -1,0 +1,78 @@
+"""Which tests `pytest -m gpu` runs, and that it says so where there is no GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from .gpu_marker import WITHOUT_GPU, mark_gpu_tests
+
+ROOT = Path(__file__).parent.parent
+
+CONFTEST = """
+from tests.gpu_marker import pytest_collection_modifyitems, pytest_configure, pytest_terminal_summary
+"""
+TESTS = """
+import pytest
+
+@pytest.fixture
+def gpu():
+    pytest.skip("none here")
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_of_backends(backend):
+    pass
+
+def test_of_the_device(gpu):
+    pass
+
+def test_of_something_else():
+    pass
+"""
+
+
+class Item:
+    def __init__(self, *fixtures: str, **parameters: object) -> None:
+        self.fixturenames = fixtures
+        self.markers: list[str] = []
+        if parameters:
+            self.callspec = SimpleNamespace(params=parameters)
+
+    def add_marker(self, marker: str) -> None:
+        self.markers.append(marker)
+
+
+def test_the_triton_variant_and_users_of_the_device_are_marked_and_nothing_else():
+    marked = [
+        Item("backend", backend="triton"),
+        Item(name="triton", value=torch.zeros(3)),
+        Item("gpu"),
+        Item("launches"),
+    ]
+    others = [Item(), Item("backend", backend="cpu"), Item(dtype=torch.float32, tensor=torch.zeros(3))]
+    mark_gpu_tests([*marked, *others])
+    assert [item.markers for item in marked] == [["gpu"]] * 4
+    assert [item.markers for item in others] == [[]] * 3
+
+
+def test_choosing_the_marker_runs_the_triton_variants_and_says_what_was_skipped(tmp_path):
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_some.py").write_text(TESTS)
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "--rootdir", str(tmp_path), "--strict-markers", "-v", "-m", "gpu"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "1 passed, 1 skipped, 2 deselected" in result.stdout
+    assert "test_of_backends[triton] PASSED" in result.stdout
+    assert WITHOUT_GPU in result.stdout
+    assert "tests skipped: 1" in result.stdout
