@@ -75,6 +75,19 @@ def test_using_one_output_alone_is_one_kernel_backward(launches, used):
     assert [one.kernel for one in launches] == [launch.forward_kernel, launch.backward_kernel]
 
 
+def test_columns_counted_in_64_bits_give_the_same_bits(launches, monkeypatch):
+    """What events past 2^30 take, forced on small ones."""
+    mu, logvar = leaves(2, 1030)
+    narrow = fastvae.sample_and_kl(mu, logvar, seed=1)
+    narrow_grads = torch.autograd.grad(narrow[0].sum() + narrow[1].sum(), (mu, logvar))
+    monkeypatch.setattr(launch, "WIDE_EVENT", 1)
+    wide = fastvae.sample_and_kl(mu, logvar, seed=1)
+    wide_grads = torch.autograd.grad(wide[0].sum() + wide[1].sum(), (mu, logvar))
+    assert [one.constants["WIDE"] for one in launches] == [False, False, True, True]
+    for one, other in zip((*narrow, *narrow_grads), (*wide, *wide_grads), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_noise_is_one_kernel(launches):
     fastvae.noise(0, (5, 7), device=backend_device("triton"))
     assert [one.kernel for one in launches] == [launch.forward_kernel]

@@ -30,6 +30,9 @@ ENOUGH_TILES = 512
 ENOUGH_PROGRAMS = 1024
 NUM_WARPS = 4
 
+# Events from here on have their columns counted in 64 bits: well before the last tile's end leaves 32.
+WIDE_EVENT = 2**30
+
 _UNUSED: Strides = (0, 0, 0)
 
 
@@ -109,7 +112,7 @@ def _launch(
     flat_strides = [stride for row, outer, inner in strides for stride in (row // unit, outer, inner)]
     constants.update(
         UNIT=unit,
-        WIDE=event >= 2**30,  # well before the last tile's end leaves 32 bits
+        WIDE=event >= WIDE_EVENT,
         TWO_DIMS=view.outer > 1,
         MASKED=view.rows % shared.rows_a_program != 0 or event % shared.columns != 0,
         ROWS=shared.rows_a_program,
