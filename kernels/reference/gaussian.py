@@ -31,7 +31,7 @@ def forward(
         result = scratch("result", block_mu.shape, stream.dtype, mu.device)
         if z is not None:
             std = torch.mul(block_logvar, 0.5, out=result).exp_()
-            z[block] = std.mul_(stream.noise(*block)).add_(block_mu)
+            torch.addcmul(block_mu, std, stream.noise(*block), out=z[block])
         if reduction is not None:
             # expm1(x) >= x holds for exact values; the clamp keeps it so when expm1 is rounded down.
             kl = torch.expm1(block_logvar, out=result).sub_(block_logvar).clamp_min_(0.0)
@@ -66,15 +66,21 @@ def backward(
         from_z, from_kl = (scratch(name, block_logvar.shape, stream.dtype, logvar.device) for name in ("z", "kl"))
         if grad_z is not None:
             block_grad_z = grad_z_rows[block].to(stream.dtype)
-            torch.mul(block_logvar, 0.5, out=from_z).exp_().mul_(stream.noise(*block)).mul_(block_grad_z)
+            std = torch.mul(block_logvar, 0.5, out=from_kl).exp_()
+            torch.mul(std, stream.noise(*block), out=from_z).mul_(block_grad_z)
             if grad_kl is None:
-                grad_logvar[block] = from_z.mul_(0.5)
+                torch.mul(from_z, 0.5, out=grad_logvar[block])
         if grad_kl is not None:
             block_grad_kl = grad_kl_rows[block].to(stream.dtype)
-            torch.expm1(block_logvar, out=from_kl).mul_(block_grad_kl)
-            grad_logvar[block] = (from_kl if grad_z is None else from_kl.add_(from_z)).mul_(0.5)
-            torch.mul(mu_rows[block].to(stream.dtype), block_grad_kl, out=from_kl)
-            grad_mu[block] = from_kl if grad_z is None else from_kl.add_(block_grad_z)
+            block_mu = mu_rows[block].to(stream.dtype)
+            if grad_z is None:
+                expm1 = torch.expm1(block_logvar, out=from_kl)
+                torch.mul(expm1.mul_(block_grad_kl), 0.5, out=grad_logvar[block])
+                torch.mul(block_mu, block_grad_kl, out=grad_mu[block])
+            else:
+                expm1 = std.square_().sub_(1.0)  # as good as the rest of this sum, and cheaper than expm1 itself
+                torch.mul(from_z.addcmul_(expm1, block_grad_kl), 0.5, out=grad_logvar[block])
+                torch.addcmul(block_grad_z, block_mu, block_grad_kl, out=grad_mu[block])
     return (None if mu is None else _like(mu, grad_mu)), _like(logvar, grad_logvar)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 
 import torch
@@ -22,8 +21,7 @@ ROUNDS = 10
 MASK32 = 0xFFFFFFFF
 
 # How many counters are computed at a time: enough that PyTorch shares the work among threads, few enough for the cache.
-BLOCK_COUNTERS = 131072
-BLOCKS_KEPT = 2
+BLOCK_COUNTERS = 262144
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -64,30 +62,31 @@ def _scratch_words(name: str, shape: torch.Size, like: Tensor) -> Tensor:
 
 
 def box_muller(words: Words, dtype: torch.dtype) -> Tensor:
-    """Four standard normals a counter: shape (*words, 4), in ``dtype``; the logarithm in float64.
+    """Four standard normals a counter: shape (*words, 4), in ``dtype``, in scratch memory; the logarithm in float64.
 
     u = (w_even + 0.5) 2^-32,  t = 2 pi w_odd 2^-32,  r = sqrt(-2 ln u),  (r cos t, r sin t)
     """
     shape, device = words[0].shape, words[0].device
-    normals = torch.empty((*shape, 4), dtype=dtype, device=device)
+    normals = scratch("normals", (*shape, 4), dtype, device)
     log_u = scratch("log u", shape, torch.float64, device)
     radius, angle, turned = (scratch(name, shape, dtype, device) for name in ("radius", "angle", "turned"))
+    signed = scratch("signed words", shape, torch.int32, device)
     for pair in (0, 2):
         # u - 1 is exact in float64, both where u is tiny and where it is nearly 1; log1p is PyTorch's fastest.
         log_u.copy_(words[pair]).mul_(2.0**-32).add_(2.0**-33 - 1.0).log1p_()
         radius.copy_(log_u).mul_(-2.0).sqrt_()
         # As a signed word the angle is in [-pi, pi), where float32 holds it best; cos and sin do not mind the turn.
-        angle.copy_(words[pair + 1].to(torch.int32)).mul_(2.0 * math.pi * 2.0**-32)
+        angle.copy_(signed.copy_(words[pair + 1])).mul_(2.0 * math.pi * 2.0**-32)
         torch.mul(radius, torch.cos(angle, out=turned), out=normals[..., pair])
         torch.mul(radius, torch.sin(angle, out=turned), out=normals[..., pair + 1])
     return normals
 
 
 class _Recent(threading.local):
-    """The blocks of noise that this thread drew last, by what determines them."""
+    """The block of noise that this thread drew last, in its scratch memory, and what determines it."""
 
-    def __init__(self) -> None:
-        self.blocks: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+    key: tuple[object, ...] | None = None
+    eps: Tensor
 
 
 _recent = _Recent()
@@ -96,8 +95,8 @@ _recent = _Recent()
 class Blocks:
     """The noise of a (rows, event) array, cut into blocks whose temporaries stay in the cache.
 
-    On the CPU the last BLOCKS_KEPT of them, at most 2 MiB each in float32, are remembered: backward draws again what
-    forward drew, and going through the blocks in reverse it often need not compute what it meets first.
+    On the CPU the last one is still in scratch memory when it is asked for again: backward draws what forward drew, and
+    going through the blocks in reverse it need not compute what it meets first.
 
     >>> stream = Blocks(torch.tensor([7]), 2, 5, 0, torch.float32, torch.device("cpu"))
     >>> [(rows, columns, stream.noise(rows, columns).shape) for rows, columns in stream]
@@ -151,16 +150,12 @@ class Blocks:
     def noise(self, rows: slice, columns: slice) -> Tensor:
         """eps of one block, float32 or float64. Not to be written to: it may be asked for again."""
         key = (self.key, self.row_offset + rows.start, rows.stop - rows.start, columns.start, columns.stop, self.dtype)
-        recent = _recent.blocks
-        eps = recent.get(key) if self.drawn_on.type == "cpu" else None
-        if eps is None:
-            with torch.inference_mode(False):
-                eps = box_muller(self.words(rows, columns), self.dtype)
-            eps = eps.flatten(1)[:, : columns.stop - columns.start]
-            if self.drawn_on.type == "cpu":
-                recent[key] = eps
-                while len(recent) > BLOCKS_KEPT:
-                    recent.popitem(last=False)
+        if _recent.key == key and self.drawn_on.type == "cpu":
+            return _recent.eps.to(self.device)
+        _recent.key = None
+        eps = box_muller(self.words(rows, columns), self.dtype).flatten(1)[:, : columns.stop - columns.start]
+        if self.drawn_on.type == "cpu":
+            _recent.key, _recent.eps = key, eps
         return eps.to(self.device)
 
 
