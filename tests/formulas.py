@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -25,10 +23,6 @@ def reduce(kl: Tensor, reduction: str) -> Tensor:
     if reduction == "sample":
         return kl.reshape(kl.shape[0], -1).sum(1)
     return kl.sum() if reduction == "sum" else kl.sum() / kl.shape[0]
-
-
-def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(outputs, inputs, grads)
 
 
 def assert_no_worse_than_eager(got: Tensor, exact: Tensor, eager: Tensor, floor: float) -> None:
