@@ -2,7 +2,8 @@
 
 A kernel addresses coordinate d of row b as  b * row_stride + (d // inner) * outer_stride + (d % inner) * inner_stride.
 That covers, without a copy, whatever is contiguous within a sample, channels_last, the halves of a packed tensor in
-either memory format, and expanded (stride 0) gradients. What it does not cover is copied, by `rows_view`.
+either memory format, and expanded (stride 0) gradients. What it does not cover is copied, by `rows_view`. The CPU
+backend does the same in C (tensors.h).
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def kl_like(mu: Tensor, reduction: str) -> Tensor:
     """An empty float32 tensor for the KL under ``reduction``."""
     if reduction == "none":
         return torch.empty_like(mu, dtype=torch.float32)
-    return mu.new_empty((mu.shape[0],) if reduction == "sample" else (), dtype=torch.float32)
+    shape = (mu.shape[0],) if reduction == "sample" else ()
+    return mu.new_empty(shape) if mu.dtype is torch.float32 else mu.new_empty(shape, dtype=torch.float32)
 
 
 def rows_view(*tensors: Tensor | None) -> RowsView:

@@ -32,14 +32,16 @@ KNOWN_ANSWERS = [
 
 def reference_words(counter: torch.Tensor, key: tuple[int, int]) -> torch.Tensor:
     columns = tuple(column.clone().unsqueeze(1) for column in counter.unbind(1))
-    return torch.cat(reference_philox.philox4x32(columns, key), 1)
+    even, odd = reference_philox.philox4x32(columns, key)
+    return torch.cat([even[0], odd[0], even[1], odd[1]], 1)
 
 
 def cpu_words(counter: torch.Tensor, key: tuple[int, int]) -> torch.Tensor:
     from fastvae.kernels.cpu import _kernels
 
     words = torch.full_like(counter, -1)
-    _kernels.words(counter.data_ptr(), len(counter), *key, words.data_ptr())
+    seed = int.from_bytes(key[0].to_bytes(4, "little") + key[1].to_bytes(4, "little"), "little", signed=True)
+    _kernels.words(counter.data_ptr(), len(counter), seed, words.data_ptr())
     return words
 
 

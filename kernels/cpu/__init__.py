@@ -9,18 +9,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..layout import Strides, kl_like, rows_view
+from ..layout import kl_like
 
 try:
     from . import _kernels
 except ImportError as error:
     raise ImportError(f"the C extension was not built when fastvae was installed, or does not load: {error}") from error
 
+_kernels.use_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None))
+
 __all__ = ["backward", "device_types", "forward", "noise", "unavailable"]
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _REDUCTIONS = {None: 0, "none": 1, "sample": 2, "sum": 3, "batchmean": 4}
-_ABSENT = (0, 0, 0, 0)
 
 
 def device_types() -> tuple[str, ...]:
@@ -34,20 +35,9 @@ def unavailable() -> str:
     return ""
 
 
-def _memory(tensor: Tensor | None, strides: Strides) -> tuple[int, int, int, int]:
-    return _ABSENT if tensor is None else (tensor.data_ptr(), *strides)
-
-
 def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dtype) -> Tensor:
     eps = torch.empty(shape, dtype=dtype)
-    event = eps[:1].numel()
-    _kernels.forward(
-        *(_DTYPES[dtype], shape[0], 1, event, row_offset, seed.data_ptr(), 0, torch.get_num_threads()),
-        *_ABSENT,
-        *_ABSENT,
-        *(eps.data_ptr(), event, event, 1),
-        *_ABSENT,
-    )
+    _kernels.forward(None, None, eps, None, seed, _DTYPES[dtype], row_offset, 0, torch.get_num_threads())
     return eps
 
 
@@ -56,21 +46,11 @@ def forward(
 ) -> tuple[Tensor | None, Tensor | None]:
     z = None if seed is None else torch.empty_like(mu)
     kl = None if reduction is None else kl_like(mu, reduction)
-    view = rows_view(mu, logvar, z, kl if reduction == "none" else None)
-    kl_memory = _ABSENT if kl is None else (kl.data_ptr(), 0, 0, 0)
-    if reduction == "none":
-        kl_memory = _memory(view.tensors[3], view.strides[3])
-    _kernels.forward(
-        *(_DTYPES[mu.dtype], view.rows, view.outer, view.inner, row_offset),
-        *(0 if seed is None else seed.data_ptr(), _REDUCTIONS[reduction], torch.get_num_threads()),
-        *_memory(view.tensors[0], view.strides[0]),
-        *_memory(view.tensors[1], view.strides[1]),
-        *_memory(view.tensors[2], view.strides[2]),
-        *kl_memory,
-    )
-    view.copy_back(2, z)
-    if reduction == "none":
-        view.copy_back(3, kl)
+    dtype, threads = _DTYPES[mu.dtype], torch.get_num_threads()
+    if not _kernels.forward(mu, logvar, z, kl, seed, dtype, row_offset, _REDUCTIONS[reduction], threads):
+        # Two event indices do not do for these strides.
+        dense = forward(mu.contiguous(), logvar.contiguous(), seed, row_offset, reduction)
+        _copy_all(dense, (z, kl))
     return z, kl
 
 
@@ -82,26 +62,18 @@ def backward(
     seed: Tensor | None,
     row_offset: int,
     reduction: str | None,
+    out: tuple[Tensor | None, Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor]:
-    grad_mu = None if mu is None else torch.empty_like(mu)
-    grad_logvar = torch.empty_like(logvar)
-    view = rows_view(logvar, mu, grad_z, grad_mu, grad_logvar, grad_kl if reduction == "none" else None)
-    grad_kl_memory = _ABSENT
-    if grad_kl is not None:
-        if reduction == "none":
-            grad_kl_memory = _memory(view.tensors[5], view.strides[5])
-        else:
-            grad_kl_memory = (grad_kl.data_ptr(), grad_kl.stride(0) if reduction == "sample" else 0, 0, 0)
-    _kernels.backward(
-        *(_DTYPES[logvar.dtype], view.rows, view.outer, view.inner, row_offset),
-        *(0 if seed is None else seed.data_ptr(), _REDUCTIONS[reduction], torch.get_num_threads()),
-        *_memory(view.tensors[2], view.strides[2]),
-        *grad_kl_memory,
-        *_memory(view.tensors[1], view.strides[1]),
-        *_memory(view.tensors[0], view.strides[0]),
-        *_memory(view.tensors[3], view.strides[3]),
-        *_memory(view.tensors[4], view.strides[4]),
-    )
-    view.copy_back(3, grad_mu)
-    view.copy_back(4, grad_logvar)
+    grad_mu, grad_logvar = out or (None if mu is None else torch.empty_like(mu), torch.empty_like(logvar))
+    dtype, threads, kind = _DTYPES[logvar.dtype], torch.get_num_threads(), _REDUCTIONS[reduction]
+    if not _kernels.backward(grad_z, grad_kl, mu, logvar, grad_mu, grad_logvar, seed, dtype, row_offset, kind, threads):
+        grad_z, grad_kl, mu = (None if tensor is None else tensor.contiguous() for tensor in (grad_z, grad_kl, mu))
+        dense = backward(grad_z, grad_kl, mu, logvar.contiguous(), seed, row_offset, reduction)
+        _copy_all(dense, (grad_mu, grad_logvar))
     return grad_mu, grad_logvar
+
+
+def _copy_all(computed: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> None:
+    for one, output in zip(computed, outputs, strict=True):
+        if one is not None and output is not None:
+            output.copy_(one)

@@ -36,7 +36,7 @@ typedef void tile_range(const call *c, int64_t first, int64_t last);
 typedef struct {
     const char *name;
     tile_range *forward, *backward;
-    void (*words)(const int64_t *counter, int64_t n, uint32_t k0, uint32_t k1, int64_t *word);
+    void (*words)(const int64_t *counter, int64_t n, uint64_t seed, int64_t *word);
 } instruction_set;
 
 extern const instruction_set isa_x86_64_v4, isa_x86_64_v3, isa_aarch64;

@@ -3,20 +3,13 @@
      z  = mu + exp(logvar/2) eps                  kl = 1/2 (mu^2 + expm1(logvar) - logvar)
      d mu = g_z + g_kl mu                         d logvar = 1/2 (g_z exp(logvar/2) eps + g_kl expm1(logvar)) */
 
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-
-static const int32_t lanes_below[2 * LANES] = {
-#if LANES == 16
-    -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
-#elif LANES == 8
-    -1, -1, -1, -1, -1, -1, -1, -1,
-#else
-    -1, -1, -1, -1,
-#endif
-};
-
 /* Sum of n floats, in an order that depends on n alone. Reads, and ignores, up to LANES - 1 floats behind them. */
-static inline float sum_of(const float *terms, int64_t n) {
+ALWAYS_INLINE float sum_of(const float *terms, int64_t n) {
+    if (n < 2 * LANES) { /* many short rows: one float after the other, but many rows at a time */
+        float sum = 0.0f;
+        for (int64_t i = 0; i < n; i++) sum += terms[i];
+        return sum;
+    }
     vf sum = {0};
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) sum += load(terms + i);
@@ -42,17 +35,19 @@ ALWAYS_INLINE void forward_vector(forward_arrays a, int64_t i, int64_t count, in
 
 ALWAYS_INLINE void forward_arrays_of(forward_arrays a, int64_t n, int with_z, int with_kl) {
     int64_t i = 0;
+#pragma GCC unroll 2
     for (; i + LANES <= n; i += LANES) forward_vector(a, i, LANES, with_z, with_kl);
     if (i < n) forward_vector(a, i, n - i, with_z, with_kl);
 }
 
 static void ISA_NAME(forward)(const call *c, int64_t first, int64_t last) {
     float eps[TILE + NOISE_SLACK], mu[TILE], logvar[TILE], z[TILE], kl[TILE + LANES];
-    memset(kl, 0, sizeof kl); /* sum_of looks behind the last term */
+    noise_stream noise;
+    if (c->seed) begin_noise(&noise, c->seed);
     for (int64_t index = first; index < last; index++) {
         tile t = tile_at(c, index);
         int64_t n = t.rows * t.count;
-        if (c->seed) fill_noise(eps, (uint64_t)*c->seed, c->row_offset + (uint64_t)t.row, t.rows, t.start, t.count);
+        if (c->seed) fill_noise(eps, &noise, c->row_offset + (uint64_t)t.row, t.rows, t.start, t.count);
         if (!c->mu.data) { /* the noise itself */
             float *out = begin_tile(c, &c->z, c->dtype, t, z);
             memcpy(out, eps, sizeof(float) * (size_t)n);
@@ -75,9 +70,11 @@ static void ISA_NAME(forward)(const call *c, int64_t first, int64_t last) {
         if (c->seed) write_tile(c, &c->z, c->dtype, t, a.z, z);
         if (c->reduction == ELEMENTWISE)
             write_tile(c, &c->kl, FLOAT32, t, a.kl, kl);
-        else if (c->reduction != NO_KL)
+        else if (c->reduction != NO_KL) {
+            store(kl + n, splat(0.0f)); /* sum_of looks behind the last term */
             for (int64_t r = 0; r < t.rows; r++)
                 c->tile_kl[c->tiles_a_row > 1 ? index : t.row + r] = sum_of(kl + r * t.count, t.count);
+        }
     }
 }
 
@@ -105,24 +102,31 @@ ALWAYS_INLINE void backward_vector(backward_arrays a, int64_t i, int64_t count, 
 
 ALWAYS_INLINE void backward_arrays_of(backward_arrays a, int64_t n, int with_z, int with_kl) {
     int64_t i = 0;
+#pragma GCC unroll 2
     for (; i + LANES <= n; i += LANES) backward_vector(a, i, LANES, with_z, with_kl);
     if (i < n) backward_vector(a, i, n - i, with_z, with_kl);
 }
 
-/* The gradient of the KL of each coordinate: one value a row, unless the KL was element-wise. */
+/* The gradient of the KL of each coordinate: one value a row, unless the KL was element-wise. The buffer has room for
+   LANES floats behind the tile. */
 static inline const float *read_grad_kl(const call *c, tile t, float *buffer) {
     if (c->reduction == ELEMENTWISE) return read_tile(c, &c->grad_kl, FLOAT32, t, buffer);
-    float divisor = c->reduction == BATCHMEAN ? (float)c->rows : 1.0f;
+    const float *of_row = (const float *)c->grad_kl.data + t.row * c->grad_kl.row;
     for (int64_t r = 0; r < t.rows; r++) {
-        float value = ((const float *)c->grad_kl.data)[(t.row + r) * c->grad_kl.row] / divisor;
-        for (int64_t d = 0; d < t.count; d++) buffer[r * t.count + d] = value;
+        vf value = splat(of_row[r * c->grad_kl.row]);
+        if (c->reduction == BATCHMEAN) value /= (float)c->rows;
+        /* Whole vectors: what is written behind a row, the next one overwrites. */
+        for (int64_t d = 0; d < t.count; d += LANES) store(buffer + r * t.count + d, value);
     }
     return buffer;
 }
 
 static void ISA_NAME(backward)(const call *c, int64_t first, int64_t last) {
-    float eps[TILE + NOISE_SLACK], grad_z[TILE], grad_kl[TILE], mu[TILE], logvar[TILE], grad_mu[TILE], grad_logvar[TILE];
+    float eps[TILE + NOISE_SLACK], grad_kl[TILE + LANES];
+    float grad_z[TILE], mu[TILE], logvar[TILE], grad_mu[TILE], grad_logvar[TILE];
     int with_z = c->grad_z.data != NULL, with_kl = c->grad_kl.data != NULL;
+    noise_stream noise;
+    if (with_z) begin_noise(&noise, c->seed);
     for (int64_t index = first; index < last; index++) {
         tile t = tile_at(c, index);
         int64_t n = t.rows * t.count;
@@ -132,7 +136,7 @@ static void ISA_NAME(backward)(const call *c, int64_t first, int64_t last) {
             .grad_logvar = begin_tile(c, &c->grad_logvar, c->dtype, t, grad_logvar),
         };
         if (with_z) {
-            fill_noise(eps, (uint64_t)*c->seed, c->row_offset + (uint64_t)t.row, t.rows, t.start, t.count);
+            fill_noise(eps, &noise, c->row_offset + (uint64_t)t.row, t.rows, t.start, t.count);
             a.grad_z = read_tile(c, &c->grad_z, c->dtype, t, grad_z);
         }
         if (with_kl) {

@@ -8,6 +8,7 @@
 #include "simd.h"
 #include "vector_math.h"
 #include "philox.h"
+#include "noise.h"
 #include "tiles.h"
 #include "gaussian.h"
 

@@ -13,6 +13,7 @@
 #include "simd.h"
 #include "vector_math.h"
 #include "philox.h"
+#include "noise.h"
 #include "tiles.h"
 #include "gaussian.h"
 #if defined(__clang__)

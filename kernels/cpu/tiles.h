@@ -19,6 +19,17 @@ static inline int event_is_contiguous(const call *c, const strided *t) {
     return (t->inner == 1 || c->inner == 1) && (c->event == c->inner || t->outer == c->inner * (c->inner == 1 ? 1 : t->inner));
 }
 
+/* A tile of t as equally long pieces without gaps: all in one, or row by row; none where the event itself has gaps. */
+typedef struct {
+    int64_t count, length;
+} pieces;
+
+static inline pieces pieces_of(const call *c, const strided *t, tile tl) {
+    if (!event_is_contiguous(c, t)) return (pieces){0, 0};
+    if (tl.rows == 1 || t->row == c->event) return (pieces){1, tl.rows * tl.count};
+    return (pieces){tl.rows, tl.count};
+}
+
 /* The vectors of an array of n elements, the last one possibly short. */
 static inline vf load_some(const float *from, int64_t count) {
     vf value = {0};
@@ -30,6 +41,11 @@ static inline void store_some(float *to, vf value, int64_t count) { memcpy(to, &
 
 static inline vf widen(vh bits, int dtype) { return dtype == BFLOAT16 ? from_bfloat16(bits) : from_float16(bits); }
 static inline vh narrow(vf value, int dtype) { return dtype == BFLOAT16 ? to_bfloat16(value) : to_float16(value); }
+
+/* A loop, because rows are often shorter than a call of memcpy is long. */
+static inline void copy_array(const float *restrict from, int64_t n, float *restrict to) {
+    for (int64_t i = 0; i < n; i++) to[i] = from[i];
+}
 
 static inline void widen_array(const uint16_t *from, int dtype, int64_t n, float *to) {
     int64_t i = 0;
@@ -70,17 +86,16 @@ static inline void narrow_array(const float *from, int dtype, int64_t n, uint16_
 
 /* The tile of tensor t as float32, row after row: in place where possible, else brought into the buffer. */
 static inline const float *read_tile(const call *c, const strided *t, int dtype, tile tl, float *buffer) {
-    int contiguous = event_is_contiguous(c, t);
-    int one_piece = contiguous && (tl.rows == 1 || t->row == c->event);
-    if (one_piece && dtype == FLOAT32) return (const float *)t->data + tl.row * t->row + tl.start;
-    if (contiguous) { /* a row, or all of them, at a time */
-        int64_t pieces = one_piece ? 1 : tl.rows, length = one_piece ? tl.rows * tl.count : tl.count;
-        for (int64_t r = 0; r < pieces; r++) {
+    pieces piece = pieces_of(c, t, tl);
+    if (piece.count == 1 && dtype == FLOAT32) return (const float *)t->data + tl.row * t->row + tl.start;
+    if (piece.count) {
+        for (int64_t r = 0; r < piece.count; r++) {
             int64_t base = (tl.row + r) * t->row + tl.start;
+            float *to = buffer + r * piece.length;
             if (dtype == FLOAT32)
-                memcpy(buffer + r * length, (const float *)t->data + base, sizeof(float) * (size_t)length);
+                copy_array((const float *)t->data + base, piece.length, to);
             else
-                widen_array((const uint16_t *)t->data + base, dtype, length, buffer + r * length);
+                widen_array((const uint16_t *)t->data + base, dtype, piece.length, to);
         }
         return buffer;
     }
@@ -101,20 +116,26 @@ static inline const float *read_tile(const call *c, const strided *t, int dtype,
 
 /* Where the tile of an output is to be computed: in place where possible, else in the buffer, for write_tile to send. */
 static inline float *begin_tile(const call *c, const strided *t, int dtype, tile tl, float *buffer) {
-    if (dtype == FLOAT32 && event_is_contiguous(c, t) && (tl.rows == 1 || t->row == c->event))
+    if (dtype == FLOAT32 && pieces_of(c, t, tl).count == 1)
         return (float *)t->data + tl.row * t->row + tl.start;
     return buffer;
 }
 
 static inline void write_tile(const call *c, const strided *t, int dtype, tile tl, const float *computed, float *buffer) {
     if (computed != buffer) return; /* it stands where it belongs */
-    uint16_t narrowed[TILE];
-    int contiguous = event_is_contiguous(c, t);
-    int one_piece = contiguous && (tl.rows == 1 || t->row == c->event);
-    if (one_piece) {
-        narrow_array(buffer, dtype, tl.rows * tl.count, (uint16_t *)t->data + tl.row * t->row + tl.start);
+    pieces piece = pieces_of(c, t, tl);
+    if (piece.count) {
+        for (int64_t r = 0; r < piece.count; r++) {
+            int64_t base = (tl.row + r) * t->row + tl.start;
+            const float *from = buffer + r * piece.length;
+            if (dtype == FLOAT32)
+                copy_array(from, piece.length, (float *)t->data + base);
+            else
+                narrow_array(from, dtype, piece.length, (uint16_t *)t->data + base);
+        }
         return;
     }
+    uint16_t narrowed[TILE];
     FOR_EACH_RUN(c, t, tl, r, done, length, base) {
         const float *from = buffer + r * tl.count + done;
         if (dtype == FLOAT32) {

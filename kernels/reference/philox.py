@@ -6,6 +6,7 @@ wraps at 2^64, its low half is the low word and, shifted down by 32, its high ha
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Iterator
@@ -26,60 +27,69 @@ BLOCK_COUNTERS = 262144
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
-    """Ten Philox rounds over int64 tensors of words in [0, 2^32); the results are scratch memory.
+@functools.cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The two multipliers, and the increments of the key's two words before each round."""
+    with torch.inference_mode(False):  # tensors of inference mode could not be used outside of it
+        rounds = torch.arange(ROUNDS, device=device).reshape(-1, 1, 1, 1)
+        words = [torch.tensor(pair, device=device).reshape(2, 1, 1) for pair in (MULTIPLIERS, KEY_INCREMENTS)]
+    return words[0], rounds * words[1]
 
-    The first word may differ by column only, shape (1, columns), and the second by row only, shape (rows, 1), if the
-    other two are the same everywhere, shape (1, 1): two rounds then run mostly on vectors, by broadcasting.
+
+def philox4x32(counter: Words, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Ten Philox rounds over int64 tensors of words in [0, 2^32), which broadcast to one matrix.
+
+    The first two rounds are done before they broadcast: where a word differs by row or by column only, on vectors.
+
+    Returns:
+        Words 0 and 2, and words 1 and 3: each of shape (2, *matrix), in scratch memory.
     """
-    k0, k1 = key
-    shape = torch.broadcast_shapes(*(word.shape for word in counter))
-    spare = [_scratch_words(f"product {i}", shape, counter[0]) for i in range(4)]
+    shape, device = torch.broadcast_shapes(*(word.shape for word in counter)), counter[0].device
+    multipliers, increments = _constants(device)
+    keys = (increments + torch.tensor(key, device=device).reshape(2, 1, 1)) & MASK32
     c0, c1, c2, c3 = counter
-    for done in range(ROUNDS):
+    for k0, k1 in keys[:2].unbind():
         # A product keeps its high word above the low one; only what is multiplied next must be clean of it.
-        if done < 2:
-            product0, product1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
-            c0, c2 = (product1 >> 32) ^ c1, (product0 >> 32) ^ c3
-        else:
-            if done == 2:  # from here on words differ everywhere, and the work is done in place
-                c0, c2 = (_scratch_words(name, shape, word).copy_(word) for name, word in (("c0", c0), ("c2", c2)))
-            product0 = torch.mul(c0, MULTIPLIERS[0], out=spare[0])
-            product1 = torch.mul(c2, MULTIPLIERS[1], out=spare[1])
-            torch.bitwise_right_shift(product1, 32, out=c0).bitwise_xor_(c1)
-            torch.bitwise_right_shift(product0, 32, out=c2).bitwise_xor_(c3)
-            spare = spare[2:] + spare[:2]  # these products are the next round's low words
-        c0.bitwise_xor_(k0).bitwise_and_(MASK32)
-        c2.bitwise_xor_(k1).bitwise_and_(MASK32)
+        product0, product1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c2 = ((product1 >> 32) ^ c1 ^ k0[0]) & MASK32, ((product0 >> 32) ^ c3 ^ k1[0]) & MASK32
         c1, c3 = product1, product0
-        k0 = (k0 + KEY_INCREMENTS[0]) & MASK32
-        k1 = (k1 + KEY_INCREMENTS[1]) & MASK32
-    return c0, c1.bitwise_and_(MASK32), c2, c3.bitwise_and_(MASK32)
+    # From here on both products of a round are one operation, in place.
+    even, product, other = (scratch(f"philox {name}", (2, *shape), torch.int64, device) for name in ("c0 c2", "p", "q"))
+    even[0], even[1] = c0, c2
+    even0, even1 = even.unbind()
+    for round_key in keys[2:].unbind():
+        product0, product1 = torch.mul(even, multipliers, out=product).unbind()
+        torch.bitwise_right_shift(product1, 32, out=even0).bitwise_xor_(c1)
+        torch.bitwise_right_shift(product0, 32, out=even1).bitwise_xor_(c3)
+        even.bitwise_xor_(round_key).bitwise_and_(MASK32)
+        c1, c3 = product1, product0
+        product, other = other, product
+    odd0, odd1 = product.unbind()
+    torch.bitwise_and(c1, MASK32, out=odd0)
+    torch.bitwise_and(c3, MASK32, out=odd1)
+    return even, product
 
 
-def _scratch_words(name: str, shape: torch.Size, like: Tensor) -> Tensor:
-    return scratch(f"philox {name}", shape, torch.int64, like.device)
-
-
-def box_muller(words: Words, dtype: torch.dtype) -> Tensor:
-    """Four standard normals a counter: shape (*words, 4), in ``dtype``, in scratch memory; the logarithm in float64.
+def box_muller(even: Tensor, odd: Tensor, dtype: torch.dtype) -> Tensor:
+    """Four standard normals a counter: (rows, 4 quads), in ``dtype``, in scratch memory; the logarithm in float64.
 
     u = (w_even + 0.5) 2^-32,  t = 2 pi w_odd 2^-32,  r = sqrt(-2 ln u),  (r cos t, r sin t)
     """
-    shape, device = words[0].shape, words[0].device
-    normals = scratch("normals", (*shape, 4), dtype, device)
+    shape, device = even.shape, even.device
+    _, rows, quads = shape
+    normals = scratch("normals", (rows, quads, 2, 2), dtype, device)
+    by_pair = normals.permute(2, 0, 1, 3)
+    # u - 1 is exact in float64, both where u is tiny and where it is nearly 1; log1p is PyTorch's fastest.
     log_u = scratch("log u", shape, torch.float64, device)
+    log_u.copy_(even).mul_(2.0**-32).add_(2.0**-33 - 1.0).log1p_()
     radius, angle, turned = (scratch(name, shape, dtype, device) for name in ("radius", "angle", "turned"))
-    signed = scratch("signed words", shape, torch.int32, device)
-    for pair in (0, 2):
-        # u - 1 is exact in float64, both where u is tiny and where it is nearly 1; log1p is PyTorch's fastest.
-        log_u.copy_(words[pair]).mul_(2.0**-32).add_(2.0**-33 - 1.0).log1p_()
-        radius.copy_(log_u).mul_(-2.0).sqrt_()
-        # As a signed word the angle is in [-pi, pi), where float32 holds it best; cos and sin do not mind the turn.
-        angle.copy_(signed.copy_(words[pair + 1])).mul_(2.0 * math.pi * 2.0**-32)
-        torch.mul(radius, torch.cos(angle, out=turned), out=normals[..., pair])
-        torch.mul(radius, torch.sin(angle, out=turned), out=normals[..., pair + 1])
-    return normals
+    radius.copy_(log_u).mul_(-2.0).sqrt_()
+    # As a signed word the angle is in [-pi, pi), where float32 holds it best; cos and sin do not mind the turn.
+    signed = scratch("signed words", shape, torch.int32, device).copy_(odd)
+    angle.copy_(signed).mul_(2.0 * math.pi * 2.0**-32)
+    torch.mul(radius, torch.cos(angle, out=turned), out=by_pair[..., 0])
+    torch.mul(radius, torch.sin(angle, out=turned), out=by_pair[..., 1])
+    return normals.view(rows, 4 * quads)
 
 
 class _Recent(threading.local):
@@ -135,8 +145,8 @@ class Blocks:
                 yield slice(row, stop), slice(start, min(self.event, start + 4 * BLOCK_COUNTERS))
             row = stop
 
-    def words(self, rows: slice, columns: slice) -> Words:
-        """The words of one block of counters, each of shape (rows, quads)."""
+    def words(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """The words of one block of counters, (2, rows, quads) twice: see `philox4x32`."""
         first = self.row_offset + rows.start
         quad, low = columns.start // 4, first & MASK32
 
@@ -153,7 +163,7 @@ class Blocks:
         if _recent.key == key and self.drawn_on.type == "cpu":
             return _recent.eps.to(self.device)
         _recent.key = None
-        eps = box_muller(self.words(rows, columns), self.dtype).flatten(1)[:, : columns.stop - columns.start]
+        eps = box_muller(*self.words(rows, columns), self.dtype)[:, : columns.stop - columns.start]
         if self.drawn_on.type == "cpu":
             _recent.key, _recent.eps = key, eps
         return eps.to(self.device)

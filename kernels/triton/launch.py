@@ -213,9 +213,9 @@ def backward(
     seed: Tensor | None,
     row_offset: int,
     reduction: str | None,
+    out: tuple[Tensor | None, Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor]:
-    grad_mu = None if mu is None else torch.empty_like(mu)
-    grad_logvar = torch.empty_like(logvar)
+    grad_mu, grad_logvar = out or (None if mu is None else torch.empty_like(mu), torch.empty_like(logvar))
     if logvar.numel() > 0:
         elementwise = grad_kl if reduction == "none" else None
         view = rows_view(grad_z, elementwise, mu, logvar, grad_mu, grad_logvar)

@@ -1,0 +1,100 @@
+/* The noise stream of a tile: counters (quad, row, row's high word, 0), quad = coordinate / 4, and Box-Muller. */
+
+#define GROUP (ABREAST * COUNTERS) /* counters computed at a time */
+#define NOISE_SLACK (4 * GROUP)    /* floats that fill_noise may write behind its tile */
+
+/* What is the same for every row: of the first two rounds, the products that look at the quad alone. */
+typedef struct {
+    int64_t start, count; /* the coordinates it is for; none yet if count is 0 */
+    vw product0[TILE / 4 / COUNTERS + ABREAST], product1[TILE / 4 / COUNTERS + ABREAST];
+} columns;
+
+typedef struct {
+    key_schedule key;
+    columns column;
+} noise_stream;
+
+static inline void begin_noise(noise_stream *noise, const int64_t *seed) {
+    schedule_key(&noise->key, (uint64_t)*seed);
+    noise->column.count = 0;
+}
+
+/* The normals of ABREAST vectors of counters that have `first` rounds behind them: 4 * GROUP floats, in order. */
+ALWAYS_INLINE void normals_of(counters *c, const key_schedule *key, int first, float *eps) {
+    philox_rounds(c, key, first);
+#pragma GCC unroll 4
+    for (int i = 0; i < ABREAST; i++) {
+        vf radius = radius_of(low_words(c[i].c0, c[i].c2)), cosine, sine;
+        cos_sin_of(low_words(c[i].c1, c[i].c3), &cosine, &sine);
+        vf first_of_pair = radius * cosine, second_of_pair = radius * sine;
+        store(eps + 2 * i * LANES, interleave_lower(first_of_pair, second_of_pair));
+        store(eps + (2 * i + 1) * LANES, interleave_upper(first_of_pair, second_of_pair));
+    }
+}
+
+static inline void prepare_columns(noise_stream *noise, int64_t start, int64_t count) {
+    columns *column = &noise->column;
+    if (column->count == count && column->start == start) return;
+    column->start = start;
+    column->count = count;
+    for (int64_t q = 0; 4 * q < count; q += GROUP)
+        for (int64_t i = q / COUNTERS; i < q / COUNTERS + ABREAST; i++) {
+            vw quad = splat64((uint64_t)(start / 4 + i * COUNTERS)) + from_lanes(lane_order);
+            column->product0[i] = multiply_low_words(quad, MULTIPLIER0);
+            column->product1[i] = multiply_low_words(high_words(column->product0[i]) ^ noise->key.k1[0], MULTIPLIER1);
+        }
+}
+
+/* One row, vectors along it. Rounds 0 and 1 are done here: all that depends on the row in them is one number each. */
+static inline void fill_row(float *eps, noise_stream *noise, uint64_t row, int64_t start, int64_t count) {
+    const key_schedule *key = &noise->key;
+    prepare_columns(noise, start, count);
+    uint64_t product1 = (row >> 32) * MULTIPLIER1;
+    uint64_t product0 = (uint64_t)(uint32_t)(product1 >> 32 ^ row ^ key->k0[0][0]) * MULTIPLIER0;
+    vw c1 = splat64(product1) ^ key->k0[1], c3 = splat64(product0), c3_high = splat64(product0 >> 32) ^ key->k1[1];
+    for (int64_t q = 0; 4 * q < count; q += GROUP) {
+        const vw *column0 = noise->column.product0 + q / COUNTERS, *column1 = noise->column.product1 + q / COUNTERS;
+        counters c[ABREAST];
+#pragma GCC unroll 4
+        for (int i = 0; i < ABREAST; i++)
+            c[i] = (counters){high_words(column1[i]) ^ c1, column1[i], column0[i] ^ c3_high, c3};
+        normals_of(c, key, 2, eps + 4 * q);
+    }
+}
+
+/* Rows too short for that: the quads of all rows in one sequence, then the rows moved together. */
+static inline void fill_short_rows(float *eps, noise_stream *noise, uint64_t row, int64_t rows, int64_t count) {
+    uint64_t quads = (uint64_t)(count + 3) / 4, quad_of_lane[COUNTERS], row_of_lane[COUNTERS];
+    for (int lane = 0; lane < COUNTERS; lane++) {
+        quad_of_lane[lane] = lane_order[lane] % quads;
+        row_of_lane[lane] = row + lane_order[lane] / quads;
+    }
+    vw quad = from_lanes(quad_of_lane), row_of_quad = from_lanes(row_of_lane);
+    vw end = splat64(quads), quad_step = splat64(COUNTERS % quads), row_step = splat64(COUNTERS / quads);
+    float padded[4 * TILE + NOISE_SLACK];
+    int64_t done = 0;
+    for (; done < rows * (int64_t)quads; done += GROUP) {
+        counters c[ABREAST];
+#pragma GCC unroll 4
+        for (int i = 0; i < ABREAST; i++) {
+            c[i] = (counters){quad, row_of_quad, row_of_quad >> 32, splat64(0)};
+            quad += quad_step;
+            vw over = (vw)(quad >= end); /* all ones where the next row begins */
+            quad -= over & end;
+            row_of_quad += row_step - over;
+        }
+        normals_of(c, &noise->key, 0, padded + 4 * done);
+    }
+    store(padded + 4 * done, splat(0.0f)); /* the last row's last vector may look here */
+    for (int64_t r = 0; r < rows; r++) /* whole vectors: what is written behind a row, the next one overwrites */
+        for (int64_t d = 0; d < count; d += LANES)
+            store(eps + r * count + d, load(padded + r * 4 * (int64_t)quads + d));
+}
+
+/* eps of rows row..row+rows-1 of the stream, coordinates start..start+count-1 (start a multiple of 4), row after row. */
+static inline void fill_noise(float *eps, noise_stream *noise, uint64_t row, int64_t rows, int64_t start, int64_t count) {
+    if (rows > 1 && count % (4 * GROUP) != 0 && count < 16 * GROUP)
+        fill_short_rows(eps, noise, row, rows, count);
+    else
+        for (int64_t r = 0; r < rows; r++) fill_row(eps + r * count, noise, row + (uint64_t)r, start, count);
+}

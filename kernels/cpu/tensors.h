@@ -1,0 +1,115 @@
+/* What the kernels need to know of a PyTorch tensor: where it is, its shape and its strides, and how tensors of one shape
+   are seen as rows of an (outer, inner) event (layout.py says what that is).
+
+   PyTorch 2.10 and later answer by DLPack's C exchange interface, in 50 nanoseconds a tensor and with no PyTorch header;
+   of an earlier one the tensor's own methods are called, which takes a few hundred. */
+#ifndef FASTVAE_TENSORS_H
+#define FASTVAE_TENSORS_H
+
+#include "call.h"
+
+/* DLPack 1.x, the part that is used (https://dmlc.github.io/dlpack). The layout of these is DLPack's. */
+typedef struct {
+    void *data;
+    struct {
+        int32_t type, id;
+    } device;
+    int32_t rank;
+    struct {
+        uint8_t code, bits;
+        uint16_t lanes;
+    } dtype;
+    int64_t *shape, *strides;
+    uint64_t byte_offset;
+} dlpack_tensor;
+
+typedef struct {
+    struct {
+        uint32_t major, minor;
+    } version;
+    void *previous;
+    void *unused[3];
+    int (*view)(void *tensor, dlpack_tensor *out); /* nothing is retained: valid while the tensor lives */
+    void *unused_too;
+} dlpack_exchange;
+
+static const dlpack_exchange *exchange; /* NULL: this PyTorch has none */
+
+#define MAX_RANK 64 /* PyTorch's own */
+
+typedef struct {
+    char *data; /* NULL: the tensor takes no part */
+    int64_t rank;
+    const int64_t *shape, *strides;
+    int64_t numbers[2 * MAX_RANK]; /* shape and strides, where nobody else keeps them */
+} tensor;
+
+/* The integers of a tuple; -1 and an exception if it is none. */
+static int64_t unpack(PyObject *tuple, int64_t *numbers) {
+    int64_t length = tuple ? PyTuple_Size(tuple) : -1;
+    if (length > MAX_RANK) length = -1, PyErr_SetString(PyExc_ValueError, "a tensor has more than 64 dimensions");
+    for (int64_t i = 0; i < length; i++) numbers[i] = PyLong_AsLongLong(PyTuple_GetItem(tuple, i));
+    Py_XDECREF(tuple);
+    return PyErr_Occurred() ? -1 : length;
+}
+
+static int ask(PyObject *object, tensor *t) {
+    PyObject *address = PyObject_CallMethod(object, "data_ptr", NULL);
+    if (!address) return 0;
+    t->data = PyLong_AsVoidPtr(address);
+    Py_DECREF(address);
+    t->rank = unpack(PyObject_GetAttrString(object, "shape"), t->numbers);
+    t->shape = t->numbers;
+    t->strides = t->numbers + MAX_RANK;
+    return t->rank >= 0 && unpack(PyObject_CallMethod(object, "stride", NULL), t->numbers + MAX_RANK) == t->rank;
+}
+
+/* Describe a tensor or None; 0 and an exception if that cannot be done. */
+static int view_tensor(PyObject *object, tensor *t) {
+    t->data = NULL;
+    t->rank = 0;
+    if (object == Py_None) return 1;
+    if (!exchange) return ask(object, t);
+    dlpack_tensor d;
+    if (exchange->view(object, &d)) return 0;
+    t->data = (char *)d.data + d.byte_offset;
+    t->rank = d.rank;
+    t->shape = d.shape;
+    t->strides = d.strides;
+    return 1;
+}
+
+/* The event's dimensions, neighbours merged wherever every tensor allows it: at most two are left, or 0 is returned. */
+static int plan_rows(call *c, const tensor *like, int count, const tensor *const *tensors, strided *const *planned) {
+    int64_t size[2] = {1, 1}, groups = 0;
+    c->rows = like->shape[0];
+    int64_t elements = c->rows;
+    for (int64_t dim = 1; dim < like->rank; dim++) elements *= like->shape[dim];
+    for (int i = 0; i < count; i++) *planned[i] = (strided){.data = tensors[i]->data};
+    if (elements == 0) {
+        for (int64_t dim = 1; dim < like->rank; dim++) size[0] *= like->shape[dim];
+    } else {
+        for (int i = 0; i < count; i++)
+            if (tensors[i]->data) planned[i]->row = tensors[i]->strides[0];
+        for (int64_t dim = like->rank - 1; dim > 0; dim--) {
+            if (like->shape[dim] == 1) continue;
+            int merge = groups > 0;
+            for (int i = 0; i < count && merge; i++)
+                if (tensors[i]->data)
+                    merge = tensors[i]->strides[dim] == size[groups - 1] * (groups == 1 ? planned[i]->inner : planned[i]->outer);
+            if (merge) {
+                size[groups - 1] *= like->shape[dim];
+                continue;
+            }
+            if (groups == 2) return 0;
+            for (int i = 0; i < count; i++)
+                if (tensors[i]->data) *(groups == 0 ? &planned[i]->inner : &planned[i]->outer) = tensors[i]->strides[dim];
+            size[groups++] = like->shape[dim];
+        }
+    }
+    c->inner = size[0];
+    c->event = size[0] * size[1];
+    return 1;
+}
+
+#endif

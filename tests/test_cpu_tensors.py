@@ -1,0 +1,93 @@
+"""How the C extension looks at tensors: by DLPack's exchange interface or by their methods, in any strides."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+
+import fastvae
+from fastvae.kernels import selection
+
+if selection.reason_unavailable("cpu"):
+    pytest.skip(f"no CPU kernels here: {selection.reason_unavailable('cpu')}", allow_module_level=True)
+
+from fastvae.kernels.cpu import _kernels
+
+EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+
+
+@pytest.fixture(params=["exchange", "methods"])
+def access(request):
+    """Either way of looking at a tensor."""
+    if request.param == "exchange" and EXCHANGE is None:
+        pytest.skip(f"torch {torch.__version__} has no DLPack exchange interface")
+    assert _kernels.use_exchange(EXCHANGE if request.param == "exchange" else None) is (request.param == "exchange")
+    yield request.param
+    _kernels.use_exchange(EXCHANGE)
+
+
+def step(mu, logvar, grad_z):
+    mu, logvar = mu.detach().requires_grad_(), logvar.detach().requires_grad_()
+    with fastvae.use_backend("cpu"):
+        z, kl = fastvae.sample_and_kl(mu, logvar, seed=1)
+        return z, kl, *torch.autograd.grad((z, kl), (mu, logvar), (grad_z, torch.arange(1.0, 1 + len(kl))))
+
+
+@pytest.mark.parametrize(
+    "shape", [(4,), (4, 1), (0, 3), (3, 0), (128, 10), (2, 3, 4, 5), (2, 1, 1, 7), (1, 2, 1, 2, 1, 2, 1, 2)]
+)
+def test_both_ways_of_looking_at_a_tensor_give_the_same(access, shape):
+    mu, logvar, grad_z = (torch.randn(shape) for _ in range(3))
+    came = step(mu, logvar, grad_z)
+    _kernels.use_exchange(EXCHANGE)
+    for one, other in zip(came, step(mu, logvar, grad_z), strict=True):
+        assert torch.equal(one, other)
+
+
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=5).flatmap(
+        lambda shape: st.tuples(
+            st.just(shape),
+            st.lists(st.permutations(range(len(shape))), min_size=3, max_size=3),
+            st.lists(st.integers(1, 2), min_size=3, max_size=3),
+            st.lists(st.lists(st.booleans(), min_size=len(shape), max_size=len(shape)), min_size=3, max_size=3),
+        )
+    )
+)
+def test_any_strides_are_read_in_logical_order(case):
+    """Permuted, with gaps, expanded: values and gradients are those of contiguous copies."""
+    shape, orders, gaps, expanded = case
+    tensors = []
+    for order, gap, is_expanded in zip(orders, gaps, expanded, strict=True):
+        stored = [1 if is_expanded[dim] else shape[dim] for dim in order]
+        tensor = torch.randn([*stored[:-1], stored[-1] * gap])[..., ::gap]
+        tensors.append(tensor.permute([order.index(dim) for dim in range(len(shape))]).expand(shape))
+    dense = [tensor.contiguous() for tensor in tensors]
+    for one, other in zip(step(*tensors), step(*dense), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_more_dimensions_than_any_tensor_has_are_refused_when_asked_by_methods():
+    class Odd:
+        shape = (1,) * 65
+
+        def data_ptr(self):
+            return 0
+
+        def stride(self):
+            return (1,) * 65
+
+    _kernels.use_exchange(None)
+    try:
+        with pytest.raises(ValueError, match="more than 64 dimensions"):
+            _kernels.forward(Odd(), None, None, None, None, 0, 0, 0, 1)
+        with pytest.raises(AttributeError, match="data_ptr"):
+            _kernels.forward(1, None, None, None, None, 0, 0, 0, 1)
+        with pytest.raises(TypeError, match="expected 9 arguments, got 2"):
+            _kernels.forward(None, None)
+        with pytest.raises(TypeError, match="expected 11 arguments, got 0"):
+            _kernels.backward()
+    finally:
+        _kernels.use_exchange(EXCHANGE)
