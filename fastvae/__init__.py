@@ -1,11 +1,12 @@
 """fastvae: the latent arithmetic of variational autoencoders as fused kernels for CPU and GPU.
 
-The ops are functions (`sample_and_kl`, `reparameterize`, `gaussian_kl`, `noise`) with gradients; `fastvae.nn` and
-`fastvae.likelihoods` build models on them. `backends` tells what runs where, `use_backend` chooses.
+The ops are functions (`sample_and_kl`, `sample_and_kl_packed`, `reparameterize`, `gaussian_kl`, `noise`) with
+gradients; `fastvae.nn` and `fastvae.likelihoods` build models on them. `backends` tells what runs where, `use_backend`
+chooses.
 """
 
 from . import likelihoods, nn
-from .functional import gaussian_kl, noise, reparameterize, sample_and_kl
+from .functional import gaussian_kl, noise, reparameterize, sample_and_kl, sample_and_kl_packed
 from .kernels.selection import backends, use_backend
 
 __version__ = "0.1.0"
@@ -18,5 +19,6 @@ __all__ = [
     "noise",
     "reparameterize",
     "sample_and_kl",
+    "sample_and_kl_packed",
     "use_backend",
 ]

@@ -60,6 +60,19 @@ def check_posterior(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
     return mu.expand(shape), logvar.expand(shape)
 
 
+def check_moments(moments: Tensor, dim: int) -> int:
+    """The dimension that holds mu and, behind it, logvar; counted from the front."""
+    check_tensor("moments", moments)
+    if not is_integer(dim):
+        raise TypeError(f"dim is a {type(dim).__name__}, expected an int")
+    rank = moments.dim()
+    if not -rank <= dim < rank or dim % rank == 0:
+        raise ValueError(f"dim is {dim}, expected an event dimension of moments, shape {tuple(moments.shape)}")
+    if moments.shape[dim] % 2:
+        raise ValueError(f"moments has shape {tuple(moments.shape)}, expected an even size in dim {dim}: mu and logvar")
+    return dim % rank
+
+
 def check_reduction(reduction: str) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
@@ -71,6 +84,8 @@ def is_integer(value: object) -> bool:
 
 
 def check_row_offset(row_offset: int) -> None:
+    if type(row_offset) is int and 0 <= row_offset < 2**63:
+        return
     if not is_integer(row_offset):
         raise TypeError(f"row_offset is a {type(row_offset).__name__}, expected an int")
     if row_offset < 0:

@@ -15,6 +15,19 @@ from torch.autograd import Function
 from . import library
 
 
+def apply(function: type[Function], first: Any, second: Any, *rest: Any) -> Any:
+    """``function.apply``, without its detour for torch.func's transforms while none is active (1.5 microseconds)."""
+    if library.observed():
+        return function.apply(first, second, *rest)
+    return super(Function, function).apply(  # type: ignore[misc]
+        _unwrap_if_dead(first), _unwrap_if_dead(second), *rest
+    )
+
+
+# A tensor that got out of a transform that has ended; ``Function.apply`` looks for them too.
+_unwrap_if_dead = torch._C._functorch.unwrap_if_dead
+
+
 class SampleAndKL(Function):
     @staticmethod
     def forward(
@@ -44,6 +57,32 @@ class SampleAndKL(Function):
         else:
             grad_mu, grad_logvar = library.sample_and_kl_backward(grad_z, grad_kl, mu, logvar, seed, *ctx.arguments)
         return grad_mu, grad_logvar, None, None, None, None
+
+
+class SampleAndKLPacked(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, moments: Tensor, seed: Tensor, dim: int, row_offset: int, reduction: str, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(moments, seed)
+        ctx.arguments = (dim, row_offset, reduction, backend)
+        ctx.set_materialize_grads(False)
+        return library.sample_and_kl_packed(moments, seed, dim, row_offset, reduction, backend)
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
+        moments, seed = ctx.saved_tensors
+        dim, *arguments = ctx.arguments
+        grad_moments: Tensor | None
+        if grad_z is None and grad_kl is None:
+            grad_moments = None
+        elif torch.is_grad_enabled():
+            mu, logvar = moments.chunk(2, dim)
+            gradients = recorded_gradients(grad_z, grad_kl, mu, logvar, seed, *arguments)
+            grad_moments = torch.cat([gradient for gradient in gradients if gradient is not None], dim)
+        else:
+            grad_moments = library.sample_and_kl_packed_backward(moments, grad_z, grad_kl, seed, dim, *arguments)
+        return grad_moments, None, None, None, None, None
 
 
 class Reparameterize(Function):

@@ -14,6 +14,7 @@ from torch import Tensor
 from . import library
 from .arguments import (
     check_dtype,
+    check_moments,
     check_posterior,
     check_reduction,
     check_row_offset,
@@ -21,7 +22,7 @@ from .arguments import (
     requested_backend,
     seed_tensor,
 )
-from .autograd import GaussianKL, Reparameterize, SampleAndKL
+from .autograd import GaussianKL, Reparameterize, SampleAndKL, SampleAndKLPacked, apply
 
 
 def sample_and_kl(
@@ -67,7 +68,46 @@ def sample_and_kl(
     check_reduction(reduction)
     check_row_offset(row_offset)
     seed = seed_tensor(seed, generator, mu.device)
-    return SampleAndKL.apply(mu, logvar, seed, row_offset, reduction, requested_backend())
+    return apply(SampleAndKL, mu, logvar, seed, row_offset, reduction, requested_backend())
+
+
+def sample_and_kl_packed(
+    moments: Tensor,
+    *,
+    dim: int = 1,
+    seed: int | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    row_offset: int = 0,
+    reduction: str = "sample",
+) -> tuple[Tensor, Tensor]:
+    """`sample_and_kl` of the two halves of one tensor: mu, and behind it logvar, along dimension ``dim``.
+
+    What an encoder's last layer gives is read in place, and its gradient is written in one piece: nothing is split,
+    concatenated or filled with zeros.
+
+    Args:
+        moments: (B, 2C, ...) for ``dim=1``, contiguous, channels_last or strided; mu is the first half along ``dim``.
+        dim: the dimension that holds both; not the batch's. 1 for images, 1 or -1 for (B, 2D).
+        seed, generator, row_offset, reduction: as for `sample_and_kl`; the same seed gives the same z.
+
+    Returns:
+        z, (B, C, ...), and the KL in nats, as from `sample_and_kl`.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind; the message names it.
+        RuntimeError: the backend asked for by name cannot serve this tensor.
+
+    >>> import torch, fastvae
+    >>> moments = torch.zeros(2, 8, 4, 4, requires_grad=True)
+    >>> z, kl = fastvae.sample_and_kl_packed(moments, seed=0)
+    >>> z.shape, kl.shape
+    (torch.Size([2, 4, 4, 4]), torch.Size([2]))
+    """
+    dim = check_moments(moments, dim)
+    check_reduction(reduction)
+    check_row_offset(row_offset)
+    seed = seed_tensor(seed, generator, moments.device)
+    return apply(SampleAndKLPacked, moments, seed, dim, row_offset, reduction, requested_backend())
 
 
 def reparameterize(
@@ -94,7 +134,7 @@ def reparameterize(
     mu, logvar = check_posterior(mu, logvar)
     check_row_offset(row_offset)
     seed = seed_tensor(seed, generator, mu.device)
-    return Reparameterize.apply(mu, logvar, seed, row_offset, requested_backend())
+    return apply(Reparameterize, mu, logvar, seed, row_offset, requested_backend())
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor, *, reduction: str = "sample") -> Tensor:
@@ -113,7 +153,7 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, *, reduction: str = "sample") -> Ten
     """
     mu, logvar = check_posterior(mu, logvar)
     check_reduction(reduction)
-    return GaussianKL.apply(mu, logvar, reduction, requested_backend())
+    return apply(GaussianKL, mu, logvar, reduction, requested_backend())
 
 
 def noise(

@@ -32,7 +32,7 @@ def _from_environment() -> str:
 requested = _from_environment()
 
 _unavailable: dict[str, str] = {}  # why a backend cannot run on this machine; "" where it can
-_resolved: dict[tuple[str, str, torch.dtype], ModuleType] = {}
+_resolved: dict[tuple[str, torch.device, torch.dtype], ModuleType] = {}
 
 
 def reason_unavailable(name: str) -> str:
@@ -61,12 +61,12 @@ def _reason_unfit(name: str, device_type: str, dtype: torch.dtype) -> str:
     return ""
 
 
-def implementation(name: str, device_type: str, dtype: torch.dtype) -> ModuleType:
-    """The backend module for tensors of this device type and dtype when ``name`` (or AUTOMATIC) was asked for."""
-    key = (name, device_type, dtype)
+def implementation(name: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """The backend module for tensors of this device and dtype when ``name`` (or AUTOMATIC) was asked for."""
+    key = (name, device, dtype)
     module = _resolved.get(key)
     if module is None:
-        module = _resolved[key] = importlib.import_module(f"fastvae.kernels.{_resolve(*key)}")
+        module = _resolved[key] = importlib.import_module(f"fastvae.kernels.{_resolve(name, device.type, dtype)}")
     return module
 
 

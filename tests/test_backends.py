@@ -30,7 +30,7 @@ def test_cpu_tensors_go_to_the_cpu_kernels_and_float64_to_the_reference():
 
 
 def test_a_device_of_another_maker_goes_to_the_reference():
-    assert selection.implementation("auto", "xpu", torch.float32).__name__ == "fastvae.kernels.reference"
+    assert selection.implementation("auto", torch.device("xpu"), torch.float32).__name__ == "fastvae.kernels.reference"
 
 
 def test_backends_says_why_one_is_missing():
@@ -72,7 +72,7 @@ def test_a_device_that_a_named_backend_does_not_serve_is_refused():
     with pytest.raises(
         RuntimeError, match="backend 'cpu' cannot serve this call: it serves cpu tensors, not cuda tensors"
     ):
-        selection.implementation("cpu", "cuda", torch.float32)
+        selection.implementation("cpu", torch.device("cuda"), torch.float32)
 
 
 def test_backward_runs_where_forward_ran(monkeypatch):

@@ -62,8 +62,8 @@ def float64_noise(seed, shape, row_offset=0):
 
 def test_tensors_on_a_gpu_go_to_triton_by_themselves(gpu):
     for dtype in HALF_AND_SINGLE:
-        assert implementation("auto", "cuda", dtype).__name__ == "fastvae.kernels.triton"
-    assert implementation("auto", "cuda", torch.float64).__name__ == "fastvae.kernels.reference"
+        assert implementation("auto", torch.device("cuda"), dtype).__name__ == "fastvae.kernels.triton"
+    assert implementation("auto", torch.device("cuda"), torch.float64).__name__ == "fastvae.kernels.reference"
 
 
 # ---- CUDA graphs

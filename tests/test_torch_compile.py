@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import fastvae
-from fastvae import library
 
 ARGUMENTS = (0, "sample", "auto")
 
@@ -24,22 +23,28 @@ def tensors(count, *shape):
 
 
 def opcheck_cases():
+    ops = torch.ops.fastvae
     seed = torch.tensor([5])
     mu, logvar, grad_z = tensors(3, 3, 4)
     halves = torch.randn(3, 8, 2, 3).to(memory_format=torch.channels_last).chunk(2, 1)
     for reduction, shape in (("none", (3, 4)), ("sample", (3,)), ("sum", ()), ("batchmean", ())):
         grad_kl = torch.randn(shape)
-        yield library.sample_and_kl, (mu, logvar, seed, 0, reduction, "auto")
-        yield library.sample_and_kl_backward, (grad_z, grad_kl, mu, logvar, seed, 0, reduction, "auto")
-        yield library.gaussian_kl, (mu, logvar, reduction, "auto")
-        yield library.gaussian_kl_backward, (grad_kl, mu, logvar, reduction, "auto")
-    yield library.sample_and_kl, (*halves, seed, *ARGUMENTS)
-    yield library.sample_and_kl, (mu.bfloat16(), logvar.bfloat16(), seed, *ARGUMENTS)
-    yield library.sample_and_kl, (mu.double(), logvar.double(), seed, *ARGUMENTS)
-    yield library.reparameterize, (*halves, seed, 0, "reference")
-    yield library.reparameterize, (mu, logvar, seed, 7, "auto")
-    yield library.reparameterize_backward, (grad_z, logvar, seed, 7, "auto")
-    yield library.noise, (seed, (3, 4), 0, torch.float16, "auto")
+        yield ops.sample_and_kl, (mu, logvar, seed, 0, reduction, "auto")
+        yield ops.sample_and_kl_backward, (grad_z, grad_kl, mu, logvar, seed, 0, reduction, "auto")
+        yield ops.gaussian_kl, (mu, logvar, reduction, "auto")
+        yield ops.gaussian_kl_backward, (grad_kl, mu, logvar, reduction, "auto")
+    moments = torch.randn(3, 8)
+    yield ops.sample_and_kl_packed, (moments, seed, 1, *ARGUMENTS)
+    yield ops.sample_and_kl_packed_backward, (moments, grad_z, torch.randn(3), seed, 1, *ARGUMENTS)
+    yield ops.sample_and_kl_packed_backward, (moments, grad_z, None, seed, 1, *ARGUMENTS)
+    yield ops.sample_and_kl_packed_backward, (moments, None, torch.randn(3), seed, 1, *ARGUMENTS)
+    yield ops.sample_and_kl, (*halves, seed, *ARGUMENTS)
+    yield ops.sample_and_kl, (mu.bfloat16(), logvar.bfloat16(), seed, *ARGUMENTS)
+    yield ops.sample_and_kl, (mu.double(), logvar.double(), seed, *ARGUMENTS)
+    yield ops.reparameterize, (*halves, seed, 0, "reference")
+    yield ops.reparameterize, (mu, logvar, seed, 7, "auto")
+    yield ops.reparameterize_backward, (grad_z, logvar, seed, 7, "auto")
+    yield ops.noise, (seed, (3, 4), 0, torch.float16, "auto")
 
 
 @pytest.mark.parametrize("index", range(len(list(opcheck_cases()))))
@@ -72,7 +77,8 @@ def test_compiled_packed_halves_and_broadcasting():
         mu, logvar = moments.chunk(2, 1)
         z, kl = fastvae.sample_and_kl(mu, logvar, seed=1)
         other, _ = fastvae.sample_and_kl(mu, scale, seed=1)
-        return z, kl, other
+        in_one_piece, _ = fastvae.sample_and_kl_packed(moments, seed=1)
+        return z, kl, other, in_one_piece
 
     for moments in (torch.randn(2, 6, 3, 3), torch.randn(2, 6, 3, 3).to(memory_format=torch.channels_last)):
         inputs = [moments.requires_grad_(), torch.zeros(1, 3, 1, 1, requires_grad=True)]

@@ -1,0 +1,117 @@
+"""Plain calls take the short way to a kernel; whoever observes operators still sees them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastvae
+from fastvae import library
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+class Wrapped(torch.Tensor):
+    """A subclass that keeps a list of the operators it was given to."""
+
+    names: list[str] = []  # noqa: RUF012
+
+    @staticmethod
+    def __new__(cls, tensor):
+        return torch.Tensor._make_subclass(cls, tensor, tensor.requires_grad)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        cls.names.append(func.name())
+        with torch._C._DisableTorchDispatch():
+            return func(*args, **(kwargs or {}))
+
+
+def step(mu, logvar):
+    z, kl = fastvae.sample_and_kl(mu, logvar, seed=1)
+    return torch.autograd.grad(z.sum() + kl.sum(), (mu, logvar))
+
+
+@pytest.fixture
+def latents():
+    return [torch.randn(3, 4, requires_grad=True) for _ in range(2)]
+
+
+OPERATORS = {"fastvae::sample_and_kl", "fastvae::sample_and_kl_backward"}
+
+
+def test_a_plain_call_does_not_go_through_the_dispatcher(latents, monkeypatch):
+    assert not library.observed()  # a profiler would change that, so it is kept from being noticed
+    monkeypatch.setattr(library, "observed", lambda: False)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step(*latents)
+    assert not OPERATORS & {event.key for event in profile.key_averages()}
+
+
+def test_a_profiler_sees_the_operators(latents):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        assert library.observed()
+        step(*latents)
+    assert {event.key for event in profile.key_averages()} >= OPERATORS
+
+
+def test_a_dispatch_mode_sees_the_operators(latents):
+    with Recorder() as recorder:
+        assert library.observed()
+        step(*latents)
+    assert set(recorder.names) >= OPERATORS
+
+
+def test_a_tensor_subclass_sees_the_operators(latents):
+    mu, logvar = (Wrapped(tensor.detach()).requires_grad_() for tensor in latents)
+    Wrapped.names.clear()
+    step(mu, logvar)
+    assert set(Wrapped.names) >= OPERATORS
+
+
+def test_fake_and_meta_tensors_get_shapes_and_no_numbers():
+    with FakeTensorMode():
+        z, kl = fastvae.sample_and_kl(torch.empty(3, 4), torch.empty(3, 4), seed=1)
+        packed_z, _ = fastvae.sample_and_kl_packed(torch.empty(3, 8), seed=1)
+    assert z.shape == packed_z.shape == (3, 4)
+    assert kl.shape == (3,)
+    z, kl = fastvae.sample_and_kl(torch.empty(3, 4, device="meta"), torch.empty(3, 4, device="meta"))
+    assert z.is_meta
+    assert kl.shape == (3,)
+
+
+def test_a_parameter_is_as_plain_as_a_tensor(latents, monkeypatch):
+    expected = step(*latents)
+    monkeypatch.setattr(library, "observed", lambda: False)
+    came = step(*(torch.nn.Parameter(tensor.detach()) for tensor in latents))
+    for one, other in zip(came, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_tensor_that_left_its_transform_is_taken_for_what_it_wraps():
+    leaked = []
+
+    def leak(x):
+        leaked.append(x * 2)
+        return x.sum()
+
+    torch.func.grad(leak)(torch.ones(3, 4))
+    kl = fastvae.gaussian_kl(leaked[0], torch.zeros(3, 4))
+    assert torch.equal(kl, torch.full((3,), 8.0))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
+def test_a_tracer_is_noticed():
+    noticed = []
+    torch.jit.trace(lambda x: (noticed.append(library.observed()), x + 1)[1], torch.ones(2), check_trace=False)
+    assert noticed == [True]
