@@ -10,15 +10,17 @@ ALWAYS_INLINE float sum_of(const float *terms, int64_t n) {
         for (int64_t i = 0; i < n; i++) sum += terms[i];
         return sum;
     }
-    vf sum = {0};
+    vf sum[4] = {{0}}; /* four, so that long rows lose less to rounding, and no addition waits for the one before */
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) sum += load(terms + i);
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+        for (int k = 0; k < 4; k++) sum[k] += load(terms + i + k * LANES);
+    for (; i + LANES <= n; i += LANES) sum[0] += load(terms + i);
     if (i < n) {
         vi inside;
         memcpy(&inside, lanes_below + LANES - (n - i), sizeof inside);
-        sum += (vf)((vi)load(terms + i) & inside);
+        sum[1] += (vf)((vi)load(terms + i) & inside);
     }
-    return sum_lanes(sum);
+    return sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
 typedef struct {

@@ -6,7 +6,7 @@
 /* What is the same for every row: of the first two rounds, the products that look at the quad alone. */
 typedef struct {
     int64_t start, count; /* the coordinates it is for; none yet if count is 0 */
-    vw product0[TILE / 4 / COUNTERS + ABREAST], product1[TILE / 4 / COUNTERS + ABREAST];
+    vw product0[TILE / 4 / COUNTERS], product1[TILE / 4 / COUNTERS];
 } columns;
 
 typedef struct {
@@ -87,8 +87,10 @@ static inline void fill_short_rows(float *eps, noise_stream *noise, uint64_t row
     }
     store(padded + 4 * done, splat(0.0f)); /* the last row's last vector may look here */
     for (int64_t r = 0; r < rows; r++) /* whole vectors: what is written behind a row, the next one overwrites */
-        for (int64_t d = 0; d < count; d += LANES)
+        for (int64_t d = 0; d < count; d += LANES) {
             store(eps + r * count + d, load(padded + r * 4 * (int64_t)quads + d));
+            STAYS_A_LOOP;
+        }
 }
 
 /* eps of rows row..row+rows-1 of the stream, coordinates start..start+count-1 (start a multiple of 4), row after row. */

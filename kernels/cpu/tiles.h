@@ -42,9 +42,17 @@ static inline void store_some(float *to, vf value, int64_t count) { memcpy(to, &
 static inline vf widen(vh bits, int dtype) { return dtype == BFLOAT16 ? from_bfloat16(bits) : from_float16(bits); }
 static inline vh narrow(vf value, int dtype) { return dtype == BFLOAT16 ? to_bfloat16(value) : to_float16(value); }
 
-/* A loop, because rows are often shorter than a call of memcpy is long. */
-static inline void copy_array(const float *restrict from, int64_t n, float *restrict to) {
-    for (int64_t i = 0; i < n; i++) to[i] = from[i];
+/* Rows are often shorter than a call of memcpy is long. */
+static inline void copy_array(const float *from, int64_t n, float *to) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        store(to + i, load(from + i));
+        STAYS_A_LOOP;
+    }
+    for (; i < n; i++) {
+        to[i] = from[i];
+        STAYS_A_LOOP;
+    }
 }
 
 static inline void widen_array(const uint16_t *from, int dtype, int64_t n, float *to) {
