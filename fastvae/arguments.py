@@ -109,7 +109,8 @@ def seed_tensor(
 ) -> Tensor:
     """The 64-bit seed as a one-element int64 tensor on the device; drawn from torch's generator if none is given."""
     if seed is None:
-        check_generator(generator, device)
+        if generator is not None:
+            check_generator(generator, device)
         return torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=device, dtype=torch.int64)
     if generator is not None:
         raise ValueError("seed and generator were both given, expected at most one of them")

@@ -30,15 +30,9 @@ _profiler_is_on = torch.autograd._profiler_enabled
 _tracing_state = torch._C._get_tracing_state
 
 
-def observed() -> bool:
-    """Whether a compiler, dispatch mode, transform, profiler or tracer looks at the operators that are called."""
-    return bool(
-        _is_compiling()
-        or _dispatch_modes()
-        or _transforms_are_active()
-        or _profiler_is_on()
-        or _tracing_state() is not None
-    )
+def observed() -> object:
+    """True in effect if a compiler, dispatch mode, transform, profiler or tracer looks at the operators called."""
+    return _is_compiling() or _dispatch_modes() or _transforms_are_active() or _profiler_is_on() or _tracing_state()
 
 
 def _define(schema: str, run: Callable, fake: Callable) -> Callable:

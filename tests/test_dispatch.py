@@ -110,8 +110,27 @@ def test_a_tensor_that_left_its_transform_is_taken_for_what_it_wraps():
     assert torch.equal(kl, torch.full((3,), 8.0))
 
 
+def test_negative_views_have_their_own_signs(backend, device):
+    """Real tensors that are marked as negated in memory, such as the imaginary part of a conjugate."""
+    mu, logvar, grad_z = (torch.randn(3, 4, device=device) for _ in range(3))
+    grad_kl = torch.randn(3, device=device)
+
+    def results(view):
+        leaves = [mu.clone().requires_grad_(), logvar.clone().requires_grad_()]
+        z, kl = fastvae.sample_and_kl(*map(view, leaves), seed=1)
+        drawn = fastvae.reparameterize(*map(view, leaves), seed=1)
+        packed_z, packed_kl = fastvae.sample_and_kl_packed(view(torch.cat(leaves, 1)), seed=1)
+        kl_alone = fastvae.gaussian_kl(*map(view, leaves))
+        outputs = (z, kl, drawn, packed_z, packed_kl, kl_alone)
+        gradients = [view(grad_z if output.dim() == 2 else grad_kl) for output in outputs]
+        return *outputs, *torch.autograd.grad(outputs, leaves, gradients)
+
+    for one, other in zip(results(torch._neg_view), results(torch.neg), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
 def test_a_tracer_is_noticed():
     noticed = []
-    torch.jit.trace(lambda x: (noticed.append(library.observed()), x + 1)[1], torch.ones(2), check_trace=False)
+    torch.jit.trace(lambda x: (noticed.append(bool(library.observed())), x + 1)[1], torch.ones(2), check_trace=False)
     assert noticed == [True]
