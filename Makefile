@@ -1,5 +1,8 @@
 # make demo        train a VAE on real digits        make test   run the tests        make lint   ruff and mypy
 # make test-slow   the longer tests: every compiled GPU kernel, executed, and every small change to one noticed
+# make bench       everything that is timed on the CPU, in five to ten minutes, into bench/results/ (or RESULTS=folder)
+# make bench-compare BEFORE=a.json AFTER=b.json    two of its suite.json side by side; fails where fastvae got slower
+# make sanitize    the C kernels under sanitizers, in three minutes; with clang, valgrind and an ARM emulator if there
 # Each sets up .venv on first use: Python, make and a network are all it needs.
 
 PYTHON ?= python3
@@ -7,7 +10,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.c kernels/cpu/*.h)
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint bench bench-compare sanitize clean
 
 demo: $(VENV)/installed
 	$(RUN) -m examples.digits
@@ -18,6 +21,9 @@ test: $(VENV)/installed
 test-slow: $(VENV)/installed
 	$(RUN) -m pytest -m slow
 
+sanitize: $(VENV)/installed
+	$(RUN) -m tests.native.sanitize
+
 # mypy finds packages by folder: it is shown the layout that gets installed, with kernels/ inside fastvae/.
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
@@ -26,9 +32,28 @@ lint: $(VENV)/installed
 	cp -r fastvae build/typed/fastvae && cp -r kernels build/typed/fastvae/kernels
 	MYPYPATH=build/typed $(VENV)/bin/mypy -p fastvae
 
+# pytest-benchmark writes its file even where a check failed: it takes its place only after a run that went well.
+RESULTS ?= bench/results
+bench: $(VENV)/installed
+	mkdir -p build $(RESULTS)
+	$(RUN) -m pytest bench -x --benchmark-quiet --benchmark-json=build/suite.json
+	mv build/suite.json $(RESULTS)/suite.json
+	$(RUN) -m bench.training --results $(RESULTS)
+	$(RUN) -m bench.kernel_alone --results $(RESULTS)
+	$(RUN) -m bench.scaling --results $(RESULTS)
+	$(RUN) -m bench.report --results $(RESULTS)
+
+# By the ratio to eager PyTorch, as machines and their load differ; BY=time compares seconds.
+AFTER ?= $(RESULTS)/suite.json
+THRESHOLD ?= 1.3
+BY ?= ratio
+bench-compare: $(VENV)/installed
+	$(if $(BEFORE),,$(error BEFORE is not given, expected BEFORE=suite.json of an older run))
+	$(RUN) -m bench.compare $(BEFORE) $(AFTER) --threshold $(THRESHOLD) --by $(BY)
+
 $(VENV)/installed: $(SOURCES)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet -c constraints.txt -e ".[demo,test,lint]"
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[demo,test,lint,bench]"
 	touch $@
 
 clean:

