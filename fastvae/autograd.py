@@ -20,15 +20,9 @@ _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 
 def apply(function: type[Function], first: Tensor, second: Tensor, *rest: Any) -> Any:
     """``function.apply``, without its detour for torch.func's transforms while none is active (1.5 microseconds)."""
-    # Kernels look at memory, where a negative view has the signs of what it is a view of.
-    first, second = first.resolve_neg(), second.resolve_neg()
     if library.observed():
         return function.apply(first, second, *rest)
     return _apply_directly[function](_unwrap_if_dead(first), _unwrap_if_dead(second), *rest)
-
-
-def _resolved(gradient: Tensor | None) -> Tensor | None:
-    return None if gradient is None else gradient.resolve_neg()
 
 
 class SampleAndKL(Function):
@@ -45,7 +39,6 @@ class SampleAndKL(Function):
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
         mu, logvar, seed = ctx.saved_tensors
         row_offset, reduction, backend = ctx.arguments
-        grad_z, grad_kl = _resolved(grad_z), _resolved(grad_kl)
         grad_mu: Tensor | None
         grad_logvar: Tensor | None
         if grad_z is None and grad_kl is None:
@@ -77,14 +70,14 @@ class SampleAndKLPacked(Function):
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
         moments, seed = ctx.saved_tensors
         dim, *arguments = ctx.arguments
-        grad_z, grad_kl = _resolved(grad_z), _resolved(grad_kl)
         grad_moments: Tensor | None
         if grad_z is None and grad_kl is None:
             grad_moments = None
         elif torch.is_grad_enabled():
             mu, logvar = moments.chunk(2, dim)
-            gradients = recorded_gradients(grad_z, grad_kl, mu, logvar, seed, *arguments)
-            grad_moments = torch.cat([gradient for gradient in gradients if gradient is not None], dim)
+            grad_mu, grad_logvar = recorded_gradients(grad_z, grad_kl, mu, logvar, seed, *arguments)
+            assert grad_mu is not None  # mu was given
+            grad_moments = torch.cat([grad_mu, grad_logvar], dim)
         else:
             grad_moments = library.sample_and_kl_packed_backward(moments, grad_z, grad_kl, seed, dim, *arguments)
         return grad_moments, None, None, None, None, None
@@ -101,7 +94,6 @@ class Reparameterize(Function):
     def backward(ctx: Any, grad_z: Tensor) -> tuple[Tensor | None, ...]:
         logvar, seed = ctx.saved_tensors
         row_offset, backend = ctx.arguments
-        grad_z = grad_z.resolve_neg()
         if torch.is_grad_enabled():
             _, grad_logvar = recorded_gradients(grad_z, None, None, logvar, seed, row_offset, None, backend)
         else:
@@ -120,7 +112,6 @@ class GaussianKL(Function):
     def backward(ctx: Any, grad_kl: Tensor) -> tuple[Tensor | None, ...]:
         mu, logvar = ctx.saved_tensors
         reduction, backend = ctx.arguments
-        grad_kl = grad_kl.resolve_neg()
         if torch.is_grad_enabled():
             gradients = recorded_gradients(None, grad_kl, mu, logvar, None, 0, reduction, backend)
         else:

@@ -22,17 +22,25 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 # What the arguments of plain calls are. A subclass of Tensor may have its own idea of what an operator does.
 _PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter, type(None), int, str, tuple, torch.Size, torch.dtype})
 
-# Each call asks these five, so they are looked up once.
+# Each call asks these, so they are looked up once.
 _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack  # torch.set_default_device is one
 _transforms_are_active = torch._C._are_functorch_transforms_active
 _profiler_is_on = torch.autograd._profiler_enabled
 _tracing_state = torch._C._get_tracing_state
 
 
 def observed() -> object:
-    """True in effect if a compiler, dispatch mode, transform, profiler or tracer looks at the operators called."""
-    return _is_compiling() or _dispatch_modes() or _transforms_are_active() or _profiler_is_on() or _tracing_state()
+    """True in effect if a compiler, mode, transform, profiler or tracer looks at the operators that are called."""
+    return (
+        _is_compiling()
+        or _dispatch_modes()
+        or _function_modes()
+        or _transforms_are_active()
+        or _profiler_is_on()
+        or _tracing_state()
+    )
 
 
 def _define(schema: str, run: Callable, fake: Callable) -> Callable:
@@ -47,10 +55,19 @@ def _define(schema: str, run: Callable, fake: Callable) -> Callable:
     torch.library.register_fake(f"fastvae::{name}", fake, lib=_library)
     operator = getattr(torch.ops.fastvae, name).default
 
+    # The schemas begin with their tensors; the first of them is never missing.
+    tensors = schema.partition("->")[0].count("Tensor")
+
     def call(*arguments: Any) -> Any:
         if observed() or arguments[0].is_meta or not _PLAIN_TYPES.issuperset(map(type, arguments)):
             return operator(*arguments)
-        return run(*arguments)
+        for tensor in arguments[:tensors]:
+            if tensor is not None and tensor.is_neg():  # memory has the signs of what it is a view of
+                return operator(*arguments)
+        try:
+            return run(*arguments)
+        except RuntimeError:  # tensors without memory of their own, batched ones for instance, are the dispatcher's
+            return operator(*arguments)
 
     return call
 

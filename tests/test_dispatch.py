@@ -129,6 +129,38 @@ def test_negative_views_have_their_own_signs(backend, device):
         torch.testing.assert_close(one, other)
 
 
+def test_a_negative_view_of_a_seed_is_the_negative_seed():
+    seed = torch.tensor([5])
+    assert torch.equal(fastvae.noise(torch._neg_view(seed), (2, 3)), fastvae.noise(-5, (2, 3)))
+
+
+def test_batched_gradients_are_those_of_each_vector(latents):
+    z, kl = fastvae.sample_and_kl(*latents, seed=1)
+    grad_z, grad_kl = torch.randn(2, 3, 4), torch.randn(2, 3)
+    batched = torch.autograd.grad((z, kl), latents, (grad_z, grad_kl), is_grads_batched=True, retain_graph=True)
+    for index in range(2):
+        single = torch.autograd.grad((z, kl), latents, (grad_z[index], grad_kl[index]), retain_graph=True)
+        for one, other in zip(batched, single, strict=True):
+            torch.testing.assert_close(one[index], other)
+
+
+def test_a_default_device_does_not_move_the_noise():
+    expected = fastvae.noise(7, (4, 3))
+    with torch.device("meta"):
+        came = fastvae.noise(7, (4, 3), device="cpu")
+    assert torch.equal(came, expected)
+
+
+def test_tensors_without_memory_are_the_zeros_that_they_stand_for():
+    zeros, logvar = torch._efficientzerotensor((3, 8)), torch.randn(3, 8)
+    for function in (
+        lambda mu: fastvae.reparameterize(mu, logvar, seed=1),
+        lambda mu: fastvae.gaussian_kl(mu, logvar),
+        lambda mu: fastvae.gaussian_kl(logvar, mu),
+    ):
+        torch.testing.assert_close(function(zeros), function(torch.zeros(3, 8)))
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
 def test_a_tracer_is_noticed():
     noticed = []

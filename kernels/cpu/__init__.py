@@ -36,7 +36,7 @@ def unavailable() -> str:
 
 
 def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dtype) -> Tensor:
-    eps = torch.empty(shape, dtype=dtype)
+    eps = torch.empty(shape, dtype=dtype, device="cpu")
     _kernels.forward(None, None, eps, None, seed, _DTYPES[dtype], row_offset, 0, torch.get_num_threads())
     return eps
 

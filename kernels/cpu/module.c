@@ -10,8 +10,8 @@ static PyObject *py_use_exchange(PyObject *self, PyObject *capsule) {
     exchange = NULL;
     if (capsule != Py_None) {
         const dlpack_exchange *offered = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
-        if (!offered) return NULL;
-        if (offered->version.major == 1 && offered->view) exchange = offered;
+        if (!offered) PyErr_Clear(); /* something else by that name: methods will do */
+        if (offered && offered->version.major == 1 && offered->view) exchange = offered;
     }
     return PyBool_FromLong(exchange != NULL);
 }

@@ -7,19 +7,20 @@
 #include <stdint.h>
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
-#define SMALL_PAGE 4096
 #define HUGE_PAGE (2 << 20)
 
 /* Advice on the whole small pages within a range whose middle is not mapped yet; no harm where it is not taken. */
 static void advise_huge_pages(void *data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     if (!data || bytes < HUGE_PAGE) return;
-    uintptr_t first = ((uintptr_t)data + SMALL_PAGE - 1) / SMALL_PAGE * SMALL_PAGE;
-    uintptr_t last = ((uintptr_t)data + (uintptr_t)bytes) / SMALL_PAGE * SMALL_PAGE;
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t first = ((uintptr_t)data + page - 1) / page * page;
+    uintptr_t last = ((uintptr_t)data + (uintptr_t)bytes) / page * page;
     unsigned char mapped = 0;
-    mincore((void *)(first + (last - first) / 2 / SMALL_PAGE * SMALL_PAGE), SMALL_PAGE, &mapped);
+    mincore((void *)(first + (last - first) / 2 / page * page), page, &mapped);
     if (!(mapped & 1)) madvise((void *)first, last - first, MADV_HUGEPAGE);
 #else
     (void)data, (void)bytes;

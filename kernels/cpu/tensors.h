@@ -33,6 +33,8 @@ typedef struct {
     void *unused_too;
 } dlpack_exchange;
 
+#define DLPACK_CPU 1
+
 static const dlpack_exchange *exchange; /* NULL: this PyTorch has none */
 
 #define MAX_RANK 64 /* PyTorch's own */
@@ -64,19 +66,32 @@ static int ask(PyObject *object, tensor *t) {
     return t->rank >= 0 && unpack(PyObject_CallMethod(object, "stride", NULL), t->numbers + MAX_RANK) == t->rank;
 }
 
+/* Whether every element has a place in memory: a missing address means that a tensor takes no part. */
+static int has_memory(const tensor *t) {
+    if (t->data) return 1;
+    for (int64_t dim = 0; dim < t->rank; dim++)
+        if (t->shape[dim] == 0) return 1;
+    PyErr_SetString(PyExc_RuntimeError, "a tensor has elements and no memory");
+    return 0;
+}
+
 /* Describe a tensor or None; 0 and an exception if that cannot be done. */
 static int view_tensor(PyObject *object, tensor *t) {
     t->data = NULL;
     t->rank = 0;
     if (object == Py_None) return 1;
-    if (!exchange) return ask(object, t);
+    if (!exchange) return ask(object, t) && has_memory(t);
     dlpack_tensor d;
     if (exchange->view(object, &d)) return 0;
+    if (d.device.type != DLPACK_CPU) {
+        PyErr_SetString(PyExc_RuntimeError, "a tensor is not in the memory of the CPU");
+        return 0;
+    }
     t->data = (char *)d.data + d.byte_offset;
     t->rank = d.rank;
     t->shape = d.shape;
     t->strides = d.strides;
-    return 1;
+    return has_memory(t);
 }
 
 /* The event's dimensions, neighbours merged wherever every tensor allows it: at most two are left, or 0 is returned. */

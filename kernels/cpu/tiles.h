@@ -16,7 +16,7 @@ static inline tile tile_at(const call *c, int64_t index) {
 }
 
 static inline int event_is_contiguous(const call *c, const strided *t) {
-    return (t->inner == 1 || c->inner == 1) && (c->event == c->inner || t->outer == c->inner * (c->inner == 1 ? 1 : t->inner));
+    return (t->inner == 1 || c->inner == 1) && (c->event == c->inner || t->outer == c->inner);
 }
 
 /* A tile of t as equally long pieces without gaps: all in one, or row by row; none where the event itself has gaps. */

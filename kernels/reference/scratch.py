@@ -1,7 +1,8 @@
 """Memory for temporaries, kept from call to call.
 
 Fresh memory costs a page fault every 4 KiB, more than the arithmetic on it. Temporaries of a block on the CPU are
-therefore kept, up to about 30 MiB for each thread that uses the reference; other devices have caching allocators.
+therefore kept, up to about 40 MiB for each dtype and each thread that uses the reference; other devices have caching
+allocators.
 """
 
 from __future__ import annotations
