@@ -19,7 +19,7 @@ _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 
 
 def apply(function: type[Function], first: Tensor, second: Tensor, *rest: Any) -> Any:
-    """``function.apply``, without its detour for torch.func's transforms while none is active (1.5 microseconds)."""
+    """``function.apply``, without its detour for torch.func's transforms while none is active."""
     if library.observed():
         return function.apply(first, second, *rest)
     return _apply_directly[function](_unwrap_if_dead(first), _unwrap_if_dead(second), *rest)

@@ -46,8 +46,8 @@ def observed() -> object:
 def _define(schema: str, run: Callable, fake: Callable) -> Callable:
     """Register an operator, and return the function that calls it.
 
-    The way through PyTorch's dispatcher costs about 3 microseconds, more than the kernel of a small latent. Plain calls
-    that nothing observes go straight to ``run``.
+    The way through PyTorch's dispatcher takes longer than the kernel of a small latent. Plain calls that nothing
+    observes go straight to ``run``.
     """
     name = schema.partition("(")[0]
     _library.define(schema, tags=_TAGS)

@@ -93,9 +93,12 @@ static inline void fill_short_rows(float *eps, noise_stream *noise, uint64_t row
         }
 }
 
+/* In a row of this many groups, what is computed behind its end costs less than moving rows together. */
+#define GROUPS_WORTH_A_ROW 4
+
 /* eps of rows row..row+rows-1 of the stream, coordinates start..start+count-1 (start a multiple of 4), row after row. */
 static inline void fill_noise(float *eps, noise_stream *noise, uint64_t row, int64_t rows, int64_t start, int64_t count) {
-    if (rows > 1 && count % (4 * GROUP) != 0 && count < 16 * GROUP)
+    if (rows > 1 && count % (4 * GROUP) != 0 && count < GROUPS_WORTH_A_ROW * 4 * GROUP)
         fill_short_rows(eps, noise, row, rows, count);
     else
         for (int64_t r = 0; r < rows; r++) fill_row(eps + r * count, noise, row + (uint64_t)r, start, count);

@@ -1,8 +1,8 @@
 /* What the kernels need to know of a PyTorch tensor: where it is, its shape and its strides, and how tensors of one shape
    are seen as rows of an (outer, inner) event (layout.py says what that is).
 
-   PyTorch 2.10 and later answer by DLPack's C exchange interface, in 50 nanoseconds a tensor and with no PyTorch header;
-   of an earlier one the tensor's own methods are called, which takes a few hundred. */
+   Newer versions of PyTorch answer by DLPack's C exchange interface, quickly and with no PyTorch header; of an earlier
+   one the tensor's own methods are called. */
 #ifndef FASTVAE_TENSORS_H
 #define FASTVAE_TENSORS_H
 
