@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from fastvae.kernels.family import PLAIN, Options
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -70,23 +72,82 @@ def compile_for(launch: Any, target: str) -> Any:
     return triton.compile(source(launch), target=TARGETS[target], options={"num_warps": launch.num_warps})
 
 
+class Latent(NamedTuple):
+    """What of the family of latents an op is."""
+
+    options: Options = PLAIN
+    prior: str | None = None  # "full": of every row; "shared" by the rows
+    sampled: bool = True
+    reduction: str | None = "sample"
+    num_samples: int | None = None  # with log probabilities, as an importance-weighted bound needs them
+
+
+LATENTS = {
+    "gaussian_kl_two": Latent(prior="full", sampled=False),
+    "gaussian_kl_shared_prior": Latent(prior="shared", sampled=False),
+    "sample_and_kl_prior": Latent(prior="full"),
+    "sample_and_kl_shared_prior": Latent(prior="shared"),
+    "sample_and_kl_std": Latent(Options(scale="std")),
+    "sample_and_kl_softplus": Latent(Options(scale="softplus", floor=1e-4)),
+    "sample_and_kl_soft_clamp": Latent(Options(clamp="soft", high=5.0)),
+    "iwae_50": Latent(reduction=None, num_samples=50),
+}
+
+
+def _backward_of(op: str) -> tuple[str, bool]:
+    return op.removesuffix("_backward"), op.endswith("_backward")
+
+
 def op_launch(op: str, shape: tuple[int, ...], dtype: torch.dtype, like: torch.Tensor | None = None) -> Any:
     """The launch that one of OPS would start for tensors of this shape and dtype.
 
     ``like`` gives the memory layout of the tensors; contiguous if None.
     """
+
+    strides = torch.empty(shape, device="meta").stride() if like is None else like.stride()
+
+    def tensor() -> torch.Tensor:
+        return torch.empty_strided(shape, strides, dtype=dtype)
+
+    if _backward_of(op)[0] in LATENTS:
+        return _latent_launch(op, tensor)
+    return _plain_launch(op, tensor)
+
+
+def _latent_launch(op: str, tensor: Callable[[], torch.Tensor]) -> Any:
+    from fastvae.kernels.triton.latent_launch import describe_backward, describe_forward
+
+    name, backward = _backward_of(op)
+    options, prior, sampled, reduction, draws = LATENTS[name]
+    mu, rows = tensor(), tensor().shape[0]
+    priors = (None, None) if prior is None else (tensor(), tensor())
+    if prior == "shared":
+        priors = tuple([of_row[:1] for of_row in priors])
+    seed = torch.zeros(1, dtype=torch.int64) if sampled else None
+    if not backward:
+        return describe_forward(
+            mu, tensor(), *priors, seed, 0, draws, reduction, False, draws is not None, options
+        ).launch
+    grad_z = torch.empty((draws, *mu.shape), dtype=mu.dtype) if draws else torch.empty_like(mu)
+    grad_kl = None if reduction is None else torch.empty(rows)
+    grad_log_q, grad_log_p = (torch.empty(draws, rows) if draws else None for _ in range(2))
+    gradients = (grad_z if sampled else None, grad_kl, grad_log_q, grad_log_p)
+    return describe_backward(
+        *gradients, mu, tensor(), *priors, seed, 0, draws, reduction, options, prior is not None
+    ).launch
+
+
+def _plain_launch(op: str, tensor: Callable[[], torch.Tensor]) -> Any:
     from fastvae.kernels.layout import rows_view
     from fastvae.kernels.triton.launch import backward_launch, forward_launch, shares
 
-    def tensor() -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype) if like is None else torch.empty_like(like, dtype=dtype)
-
-    name, backward = op.removesuffix("_backward"), op.endswith("_backward")
+    dtype, rows = tensor().dtype, tensor().shape[0]
+    name, backward = _backward_of(op)
     with_z, with_kl = name != "gaussian_kl", name in ("sample_and_kl", "gaussian_kl")
     seed = torch.zeros(1, dtype=torch.int64) if with_z else None
     if backward:
         view = rows_view(
-            tensor() if with_z else None,
+            torch.empty_like(tensor()) if with_z else None,
             None,
             tensor() if with_kl else None,
             tensor(),
@@ -94,16 +155,16 @@ def op_launch(op: str, shape: tuple[int, ...], dtype: torch.dtype, like: torch.T
             tensor(),
         )
         shared = shares(view.rows, view.outer * view.inner, dtype)
-        grad_kl = torch.empty(shape[0]) if with_kl else None
+        grad_kl = torch.empty(rows) if with_kl else None
         return backward_launch(view, grad_kl, "sample" if with_kl else None, seed, 0, shared)
     given = None if name == "noise" else tensor()
-    view = rows_view(given, None if given is None else tensor(), tensor() if with_z else None, None)
+    view = rows_view(given, None if given is None else tensor(), torch.empty_like(tensor()) if with_z else None, None)
     shared = shares(view.rows, view.outer * view.inner, dtype)
-    sums = torch.empty((shape[0], shared.grid[1])) if with_kl else None
+    sums = torch.empty((rows, shared.grid[1])) if with_kl else None
     return forward_launch(view, sums, seed, 0, shared)
 
 
-OPS = (
+PLAIN_OPS = (
     "noise",
     "sample_and_kl",
     "reparameterize",
@@ -112,15 +173,33 @@ OPS = (
     "reparameterize_backward",
     "gaussian_kl_backward",
 )
+LATENT_OPS = (*LATENTS, *(f"{name}_backward" for name in LATENTS))
+OPS = (*PLAIN_OPS, *LATENT_OPS)
 
-# A short latent, a long one, an image's in channels_last halves of a packed tensor, and rows so long that only the
-# loop counts.
+# A short latent, a long one, packed ones: an image's in channels_last, and rows of two halves; rows so long that only
+# the loop counts; and two of which many draws are made.
 SHAPES = {
     "4096x16": (4096, 16),
     "512x4096": (512, 4096),
     "16x4x64x64 channels_last halves": (16, 4, 64, 64),
+    "512x4096 halves": (512, 4096),
     "64x65536": (64, 65536),
+    "1024x50": (1024, 50),
+    "1024x256": (1024, 256),
 }
+
+
+def is_shipped(op: str, shape_name: str) -> bool:
+    """Whether an op is looked at in one of SHAPES: what is unlike the other ops in it."""
+    name, _ = _backward_of(op)
+    of_draws = name in LATENTS and LATENTS[name].num_samples is not None
+    if shape_name in ("1024x50", "1024x256") or of_draws:
+        return of_draws and shape_name in ("1024x50", "1024x256")
+    if shape_name == "512x4096 halves":
+        return name == "sample_and_kl"
+    if op == "noise":
+        return "halves" not in shape_name
+    return op in PLAIN_OPS or shape_name in ("4096x16", "64x65536")
 
 
 def shape_and_layout(shape_name: str) -> tuple[tuple[int, ...], torch.Tensor | None]:
@@ -128,17 +207,19 @@ def shape_and_layout(shape_name: str) -> tuple[tuple[int, ...], torch.Tensor | N
     shape = SHAPES[shape_name]
     if "halves" not in shape_name:
         return shape, None
-    packed = torch.empty(shape[0], 2 * shape[1], *shape[2:]).to(memory_format=torch.channels_last)
+    packed = torch.empty(shape[0], 2 * shape[1], *shape[2:])
+    if "channels_last" in shape_name:
+        packed = packed.to(memory_format=torch.channels_last)
     return shape, packed.chunk(2, 1)[0]
 
 
 def shipped_launches() -> Iterator[tuple[str, str, torch.dtype, Any]]:
-    """Every op for the shapes above in float32 and bfloat16: op, shape's name, dtype, launch."""
+    """Every op in its shapes, in float32 and bfloat16: op, shape's name, dtype, launch."""
     for shape_name in SHAPES:
         shape, like = shape_and_layout(shape_name)
         for dtype in (torch.float32, torch.bfloat16):
             for op in OPS:
-                if op != "noise" or like is None:
+                if is_shipped(op, shape_name):
                     yield op, shape_name, dtype, op_launch(op, shape, dtype, like)
 
 

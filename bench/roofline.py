@@ -23,12 +23,33 @@ from .gpus import ARCHITECTURES, CHIPS
 
 # Instructions per element of the steady state that the kernels are held to: (op, dtype) -> target -> at most.
 _FORWARD = {"float32": (27, 25), "bfloat16": (29, 26)}
+_LATENTS = {  # what they take, so that it is seen when they take more
+    "gaussian_kl_two": (18, 20),
+    "gaussian_kl_shared_prior": (16, 17),
+    "sample_and_kl_prior": (39, 42),
+    "sample_and_kl_shared_prior": (38, 38),
+    "sample_and_kl_std": (31, 32),
+    "sample_and_kl_softplus": (46, 48),
+    "sample_and_kl_soft_clamp": (47, 49),
+    "gaussian_kl_two_backward": (27, 28),
+    "gaussian_kl_shared_prior_backward": (27, 26),
+    "sample_and_kl_prior_backward": (50, 53),
+    "sample_and_kl_shared_prior_backward": (51, 51),
+    "sample_and_kl_std_backward": (29, 32),
+    "sample_and_kl_softplus_backward": (49, 52),
+    "sample_and_kl_soft_clamp_backward": (52, 55),
+}
 GOALS: dict[tuple[str, str], dict[str, int]] = {
     **{("sample_and_kl", dtype): dict.fromkeys(ARCHITECTURES, a) | {"sm_100": b} for dtype, (a, b) in _FORWARD.items()},
     ("sample_and_kl_backward", "float32"): dict.fromkeys(ARCHITECTURES, 33),
     ("sample_and_kl_backward", "bfloat16"): dict.fromkeys(ARCHITECTURES, 36),
     **{("gaussian_kl", dtype): dict.fromkeys(ARCHITECTURES, 14) for dtype in _FORWARD},
     **{("gaussian_kl_backward", dtype): dict.fromkeys(ARCHITECTURES, 12) for dtype in _FORWARD},
+    **{
+        (op, dtype): dict.fromkeys(ARCHITECTURES, at_most[dtype == "bfloat16"])
+        for op, at_most in _LATENTS.items()
+        for dtype in _FORWARD
+    },
 }
 
 # The long aligned rows at which the goals are checked; the shapes of bench.compiled are reported beside them.
@@ -38,29 +59,41 @@ GOAL_SHAPE = "64x65536"
 class Work(NamedTuple):
     """What a launch has to do, whatever the machine code."""
 
-    elements: float  # of the array, a thread and step of the loop over columns
+    elements: float  # of the array, a thread and step of the loop over columns or draws
     steps: int  # of that loop, in a program
     bytes_an_element: float  # of all tensors, each moved once
-    array_bytes: float  # the same, of the tensors that have the array's shape alone
+    array_bytes: float  # that a step moves of the tensors with the array's shape; a row they share once a tile
     num_warps: int
+    unroll: int  # steps that the compiler was asked to put into one round of a loop
 
 
-def work_of(launch: Any, elements: int) -> Work:
-    """The work of a `fastvae.kernels.triton.launch.Launch` on arrays of so many elements."""
-    sizes = [(a.numel(), a.element_size()) for a in launch.arguments if hasattr(a, "element_size")]
-    tile = launch.constants["ROWS"] * launch.constants["COLUMNS"]
+def stored(tensor: Any) -> int:
+    """Elements of a tensor that are in memory: those of stride 0 stand for many."""
+    return math.prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
+
+
+def work_of(launch: Any) -> Work:
+    """The work of a `fastvae.kernels.triton.launch.Launch`."""
+    tensors = [argument for argument in launch.arguments if hasattr(argument, "element_size")]
+    elements = max(tensor.numel() for tensor in tensors)
+    rows, columns = launch.constants["ROWS"], launch.constants["COLUMNS"]
+    named = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
+    event = named["event_units"] * launch.constants["UNIT"]
+    inside = event / (math.ceil(event / columns) * columns)  # the part of the tiles that is not past the row's end
+    arrays = [tensor for tensor in tensors if tensor.numel() == elements]
     return Work(
-        tile / (32 * launch.num_warps),
-        math.ceil(elements / (tile * math.prod(launch.grid))),
-        sum(count * size for count, size in sizes) / elements,
-        sum(size for count, size in sizes if count == elements),
+        inside * rows * columns / (32 * launch.num_warps),
+        math.ceil(elements / (rows * columns * math.prod(launch.grid))),
+        sum(stored(tensor) * tensor.element_size() for tensor in tensors) / elements,
+        sum(array.element_size() / (1 if array.stride(0) else rows) for array in arrays),
         launch.num_warps,
+        launch.constants["UNROLL"],
     )
 
 
 def unrolled(body: Sequence[sass.Instruction], work: Work) -> int:
-    """How many steps the compiler put into one round of a loop, by the bytes that the round moves."""
-    return max(1, round(sass.global_bytes(body) / (work.array_bytes * work.elements)))
+    """How many steps the compiler put into one round of a loop, as asked for, by the bytes that the round moves."""
+    return max(1, min(work.unroll, round(sass.global_bytes(body) / (work.array_bytes * work.elements))))
 
 
 def demand(body: Iterable[sass.Instruction]) -> Counter[str]:
@@ -80,7 +113,7 @@ def busy(turns: dict[str, float], work: Work, chip: str) -> dict[str, float]:
 
 def analyse(code: sass.Code, usage: dict[str, int], shared: int, work: Work, target: str) -> dict[str, Any]:
     """Everything that is reported of one compiled kernel for an NVIDIA target."""
-    whole, loop = code.whole(), code.steady_loop()
+    whole, loop = code.whole(), code.steady_loop(work.array_bytes * work.elements * work.unroll)
     program = code.shortest(work.array_bytes * work.elements)
     times = 1
     if loop is None or work.steps == 1:
@@ -180,7 +213,7 @@ def measure(job: tuple[str, str, str, str]) -> dict[str, Any]:
     kernel = compile_for(launch, target)
     entry: dict[str, Any] = {"target": target, "op": op, "dtype": dtype, "shape": shape_name}
     if TARGETS[target].backend == "cuda":
-        work = work_of(launch, math.prod(shape))
+        work = work_of(launch)
         instructions, usage = sass.disassemble(kernel.asm["cubin"], triton.knobs.nvidia.cuobjdump.path)
         entry |= analyse(sass.Code(instructions), usage, kernel.metadata.shared, work, target)
         entry["array_bytes"] = work.array_bytes
@@ -255,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("TRITON_INTERPRET is set: nothing is compiled in this process. Unset it.", file=sys.stderr)
         return 2
 
-    from .compiled import OPS, SHAPES, TARGETS
+    from .compiled import OPS, SHAPES, TARGETS, is_shipped
 
     known = {"target": TARGETS, "op": OPS, "dtype": ("float32", "bfloat16"), "shape": SHAPES}
     chosen = {}
@@ -271,8 +304,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for shape in sorted(chosen["shape"], key=lambda shape: shape != GOAL_SHAPE)
         for op in chosen["op"]
         for dtype in chosen["dtype"]
-        if op != "noise" or "halves" not in shape
+        if is_shipped(op, shape)
     ]
+    if not jobs:
+        parser.error("none of these ops is looked at in any of these shapes")
     with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
         entries = list(pool.map(measure, jobs))
     print(json.dumps(entries, indent=1) if options.json else report(entries))

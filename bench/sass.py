@@ -215,10 +215,10 @@ class Code:
         for body in members.values():
             yield self._listed(body)
 
-    def steady_loop(self) -> list[Instruction] | None:
-        """The loop that moves most bytes of global memory; of loops in each other, the innermost that does."""
+    def steady_loop(self, moved: float = math.inf) -> list[Instruction] | None:
+        """The loop that moves most bytes of global memory, more than ``moved`` not counted; of equals, the shortest."""
         loops = [loop for loop in self.loops() if global_bytes(loop)]
-        return max(loops, key=lambda loop: (global_bytes(loop), -len(loop)), default=None)
+        return max(loops, key=lambda loop: (min(moved, global_bytes(loop)), -len(loop)), default=None)
 
 
 def global_bytes(instructions: Iterable[Instruction]) -> int:

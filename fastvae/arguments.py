@@ -94,6 +94,13 @@ def check_row_offset(row_offset: int) -> None:
         raise ValueError(f"row_offset is {row_offset}, expected less than 2**63")
 
 
+def check_draw(draw: int) -> None:
+    if not is_integer(draw):
+        raise TypeError(f"draw is a {type(draw).__name__}, expected an int")
+    if not 0 <= draw < 2**32:
+        raise ValueError(f"draw is {draw}, expected 0 or more and less than 2**32")
+
+
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     try:
         sizes = tuple(operator.index(size) for size in shape)

@@ -1,7 +1,7 @@
 """Gradients: each Function calls one forward and one backward op and keeps the inputs and the seed, nothing else.
 
-A backward that is itself recorded (``create_graph=True``) is computed in plain PyTorch instead, by
-`recorded_gradients`, so that second derivatives are right.
+A backward that is itself recorded (``create_graph=True``) is computed in plain PyTorch instead (`fastvae.recorded`), so
+that second derivatives are right.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import library
+from .kernels.family import PLAIN, Latents, Options
+from .kernels.reference.latents import grad_kl_elementwise
+from .recorded import recorded_gradients
 
 # A tensor that got out of a transform that has ended; ``Function.apply`` looks for them too.
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 
 
-def apply(function: type[Function], first: Tensor, second: Tensor, *rest: Any) -> Any:
+def apply(function: type[Function], first: Tensor, second: Tensor | None, *rest: Any) -> Any:
     """``function.apply``, without its detour for torch.func's transforms while none is active."""
     if library.observed():
         return function.apply(first, second, *rest)
-    return _apply_directly[function](_unwrap_if_dead(first), _unwrap_if_dead(second), *rest)
+    second = second if second is None else _unwrap_if_dead(second)
+    return _apply_directly[function](_unwrap_if_dead(first), second, *rest)
 
 
 class SampleAndKL(Function):
@@ -44,7 +48,10 @@ class SampleAndKL(Function):
         if grad_z is None and grad_kl is None:
             grad_mu = grad_logvar = None
         elif torch.is_grad_enabled():
-            grad_mu, grad_logvar = recorded_gradients(grad_z, grad_kl, mu, logvar, seed, *ctx.arguments)
+            gradients = Latents(grad_z, grad_kl, None, None, None)
+            grad_mu, grad_logvar, *_ = recorded_gradients(
+                gradients, (mu, logvar, None, None), seed, row_offset, None, reduction, PLAIN, backend
+            )
         elif grad_z is None:
             grad_mu, grad_logvar = library.gaussian_kl_backward(grad_kl, mu, logvar, reduction, backend)
         elif grad_kl is None:
@@ -74,10 +81,11 @@ class SampleAndKLPacked(Function):
         if grad_z is None and grad_kl is None:
             grad_moments = None
         elif torch.is_grad_enabled():
-            mu, logvar = moments.chunk(2, dim)
-            grad_mu, grad_logvar = recorded_gradients(grad_z, grad_kl, mu, logvar, seed, *arguments)
-            assert grad_mu is not None  # mu was given
-            grad_moments = torch.cat([grad_mu, grad_logvar], dim)
+            row_offset, reduction, backend = arguments
+            gradients = Latents(grad_z, grad_kl, None, None, None)
+            grad_moments, *_ = recorded_gradients(
+                gradients, (moments, None, None, None), seed, row_offset, None, reduction, PLAIN, backend, dim
+            )
         else:
             grad_moments = library.sample_and_kl_packed_backward(moments, grad_z, grad_kl, seed, dim, *arguments)
         return grad_moments, None, None, None, None, None
@@ -95,7 +103,11 @@ class Reparameterize(Function):
         logvar, seed = ctx.saved_tensors
         row_offset, backend = ctx.arguments
         if torch.is_grad_enabled():
-            _, grad_logvar = recorded_gradients(grad_z, None, None, logvar, seed, row_offset, None, backend)
+            gradients = Latents(grad_z, None, None, None, None)
+            mu = torch.zeros_like(logvar)  # was not kept: z differs by it, the gradient of logvar does not
+            _, grad_logvar, *_ = recorded_gradients(
+                gradients, (mu, logvar, None, None), seed, row_offset, None, None, PLAIN, backend
+            )
         else:
             grad_logvar = library.reparameterize_backward(grad_z, logvar, seed, row_offset, backend)
         return grad_z, grad_logvar, None, None, None
@@ -113,44 +125,89 @@ class GaussianKL(Function):
         mu, logvar = ctx.saved_tensors
         reduction, backend = ctx.arguments
         if torch.is_grad_enabled():
-            gradients = recorded_gradients(None, grad_kl, mu, logvar, None, 0, reduction, backend)
+            gradients = Latents(None, grad_kl, None, None, None)
+            grad_mu, grad_logvar, *_ = recorded_gradients(
+                gradients, (mu, logvar, None, None), None, 0, None, reduction, PLAIN, backend
+            )
         else:
-            gradients = library.gaussian_kl_backward(grad_kl, mu, logvar, reduction, backend)
-        return *gradients, None, None
+            grad_mu, grad_logvar = library.gaussian_kl_backward(grad_kl, mu, logvar, reduction, backend)
+        return grad_mu, grad_logvar, None, None
+
+
+class Latent(Function):
+    """The family of `fastvae.kernels.family`; ``second`` None: ``first`` holds mu and scale along ``dim``.
+
+    Gives z, kl, kl_mean, log_q and log_p; None for what was not wanted.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        first: Tensor,
+        second: Tensor | None,
+        prior_mu: Tensor | None,
+        prior_scale: Tensor | None,
+        seed: Tensor | None,
+        dim: int,
+        row_offset: int,
+        num_samples: int | None,
+        reduction: str | None,
+        kl_mean: bool,
+        log_probs: bool,
+        backend: str,
+        *options: Any,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(first, second, prior_mu, prior_scale, seed)
+        ctx.arguments = (dim, row_offset, num_samples, reduction, backend, options)
+        ctx.set_materialize_grads(False)
+        outputs = library.latent(
+            first, second, prior_mu, prior_scale, seed, dim, row_offset, num_samples, reduction, kl_mean, log_probs,
+            backend, *options
+        )  # fmt: skip
+        remaining = iter(outputs)
+        wanted = (seed is not None, reduction is not None, kl_mean, log_probs, log_probs)
+        return tuple([next(remaining) if want else None for want in wanted])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        first, second, prior_mu, prior_scale, seed = ctx.saved_tensors
+        dim, row_offset, num_samples, reduction, backend, options = ctx.arguments
+        gradients = Latents(*grads)
+        rest = (None,) * (8 + len(options))
+        if all(gradient is None for gradient in gradients):
+            return *(None,) * 4, *rest
+        if torch.is_grad_enabled():
+            inputs = (first, second, prior_mu, prior_scale)
+            found = recorded_gradients(
+                gradients, inputs, seed, row_offset, num_samples, reduction, Options(*options), backend, dim
+            )
+            return *found, *rest
+        grad_z, grad_kl, grad_kl_mean, grad_log_q, grad_log_p = gradients
+        if grad_kl_mean is not None:
+            grad_kl, reduction = _with_mean(grad_kl, grad_kl_mean, reduction, first, second, dim), "none"
+        draws = grad_z is not None or grad_log_q is not None or grad_log_p is not None
+        wants_prior = any(ctx.needs_input_grad[2:4])
+        found = library.latent_backward(
+            first, second, prior_mu, prior_scale, seed if draws else None, grad_z, grad_kl, grad_log_q, grad_log_p, dim,
+            row_offset, num_samples, None if grad_kl is None else reduction, wants_prior, backend, *options
+        )  # fmt: skip
+        remaining = iter(found)
+        given = (True, second is not None, wants_prior, wants_prior)
+        return *[next(remaining) if one else None for one in given], *rest
+
+
+def _with_mean(
+    grad_kl: Tensor | None, grad_kl_mean: Tensor, reduction: str | None, first: Tensor, second: Tensor | None, dim: int
+) -> Tensor:
+    """The gradient of each coordinate's KL, from those of its reduction and of its mean over the batch."""
+    like = first if second is not None else first.chunk(2, dim)[0]
+    from_mean = (grad_kl_mean / like.shape[0]).expand(like.shape)
+    if grad_kl is None or reduction is None:
+        return from_mean
+    return from_mean + grad_kl_elementwise(grad_kl, like, reduction)
 
 
 _apply_directly: dict[type[Function], Any] = {
     function: super(Function, function).apply  # type: ignore[misc]
-    for function in (SampleAndKL, SampleAndKLPacked, Reparameterize, GaussianKL)
+    for function in (SampleAndKL, SampleAndKLPacked, Reparameterize, GaussianKL, Latent)
 }
-
-
-def recorded_gradients(
-    grad_z: Tensor | None,
-    grad_kl: Tensor | None,
-    mu: Tensor | None,
-    logvar: Tensor,
-    seed: Tensor | None,
-    row_offset: int,
-    reduction: str | None,
-    backend: str,
-) -> tuple[Tensor | None, Tensor]:
-    """What the backward ops compute, in operations that autograd follows:
-
-    d mu = g_z + g_kl mu            d logvar = 1/2 (g_z exp(logvar/2) eps + g_kl expm1(logvar))
-    """
-    compute = torch.float64 if logvar.dtype == torch.float64 else torch.float32
-    wide_logvar = logvar.to(compute)
-    grad_mu, grad_logvar = torch.zeros((), dtype=compute, device=logvar.device), torch.zeros_like(wide_logvar)
-    if grad_z is not None and seed is not None:
-        eps = library.noise(seed, logvar.shape, row_offset, compute, backend)
-        grad_mu = grad_z.to(compute)
-        grad_logvar = grad_mu * torch.exp(0.5 * wide_logvar) * eps
-    if grad_kl is not None and mu is not None:
-        if reduction == "sample":
-            grad_kl = grad_kl.reshape(-1, *[1] * (logvar.dim() - 1))
-        elif reduction == "batchmean":
-            grad_kl = grad_kl / logvar.shape[0]
-        grad_mu = grad_mu + grad_kl * mu.to(compute)
-        grad_logvar = grad_logvar + grad_kl * torch.expm1(wide_logvar)
-    return (None if mu is None else grad_mu.to(logvar.dtype)), (0.5 * grad_logvar).to(logvar.dtype)

@@ -1,7 +1,25 @@
 """The fused latent ops: reparameterised sampling, Gaussian KL, both at once, and the noise stream they draw from.
 
 Shapes: ``mu`` and ``logvar`` are (B, *event), any rank from 1 up; row b is sample b. They may be strided views (the
-halves of one packed tensor) and are broadcast against each other. ``logvar`` is log sigma^2. KL is in nats.
+halves of one packed tensor) and are broadcast against each other. KL and log probabilities are in nats.
+
+What the ops share:
+
+    prior_mu, prior_logvar   the prior, both or neither (N(0, I)): each of mu's shape, of the event's shape or one that
+                             broadcasts to it (a prior that the batch shares: its gradient is summed over the batch), or
+                             a number. Same dtype as mu; scale and clamp hold for prior_logvar as for logvar.
+    scale                    what ``logvar`` and ``prior_logvar`` are: "logvar" (log sigma^2), "logstd" (log sigma;
+                             NVAE, arXiv 2007.03898, VDVAE, arXiv 2011.10650), "std" (sigma), "var" (sigma^2;
+                             scVI), "softplus" (sigma = softplus(.) + floor)
+    floor                    of "softplus": 1e-4 in stable-audio, 1e-5 in TensorFlow Probability
+    clamp                    (low, high) for the scale as given, with torch.clamp's gradient, 1 on the bounds: (-30, 20)
+                             in diffusers and CompVis
+    soft_clamp               s tanh(x / s) of a log scale as given: 5 in NVAE
+    residual                 mu and logvar are differences: the posterior is N(prior_mu + mu, ...), its log scale
+                             prior_logvar + logvar (NVAE, section 3.2); then comes the clamp
+    num_samples              K: z is (K, B, *event), K draws from each posterior, whose parameters are read once
+    temperature              factor of the noise: z = mu + temperature sigma eps
+    check                    look for NaN, infinities and negative std or var first; names the first one's index
 """
 
 from __future__ import annotations
@@ -13,6 +31,7 @@ from torch import Tensor
 
 from . import library
 from .arguments import (
+    check_draw,
     check_dtype,
     check_moments,
     check_posterior,
@@ -22,37 +41,69 @@ from .arguments import (
     requested_backend,
     seed_tensor,
 )
-from .autograd import GaussianKL, Reparameterize, SampleAndKL, SampleAndKLPacked, apply
+from .autograd import GaussianKL, Latent, Reparameterize, SampleAndKL, SampleAndKLPacked, apply
+from .kernels.family import Options
+from .options import check_num_samples, check_options, check_prior, check_values
+from .shaping import check_kl_shape, shaped_latent
 
 
 def sample_and_kl(
     mu: Tensor,
     logvar: Tensor,
+    prior_mu: Tensor | float | None = None,
+    prior_logvar: Tensor | float | None = None,
     *,
     seed: int | Tensor | None = None,
     generator: torch.Generator | None = None,
     row_offset: int = 0,
     reduction: str = "sample",
-) -> tuple[Tensor, Tensor]:
-    """Draw z from N(mu, diag exp(logvar)) and price it: z and its KL to N(0, I), in one pass forward and one backward.
+    num_samples: int | None = None,
+    temperature: float = 1.0,
+    scale: str = "logvar",
+    floor: float = 0.0,
+    clamp: Sequence[float] | None = None,
+    soft_clamp: float | None = None,
+    residual: bool = False,
+    beta: float = 1.0,
+    capacity: float | None = None,
+    free_bits: float = 0.0,
+    free_bits_group: str = "coordinate",
+    free_bits_over: str = "sample",
+    per_coordinate: bool = False,
+    check: bool = False,
+) -> tuple[Tensor, ...]:
+    """Draw z from N(mu, diag exp(logvar)) and price it: z and its KL to the prior, one pass forward and one backward.
 
         z = mu + exp(logvar/2) eps        KL = 1/2 sum(mu^2 + exp(logvar) - 1 - logvar)
 
-    (Kingma & Welling, arXiv 1312.6114, appendix B.) eps is the stream of `fastvae.noise`; backward regenerates it, so
-    that nothing is kept but the inputs and the 8-byte seed. Second derivatives go through plain PyTorch.
+    (Kingma & Welling, arXiv 1312.6114, appendix B; against N(mu_p, exp(logvar_p)) it is
+    1/2 sum((mu - mu_p)^2 exp(-logvar_p) + exp(d) - 1 - d), d = logvar - logvar_p.) eps is the stream of
+    `fastvae.noise`; backward regenerates it, so that nothing is kept but the inputs and the 8-byte seed. Second
+    derivatives go through plain PyTorch.
 
     Args:
         mu: means, (B, *event); float32, bfloat16, float16 or float64.
-        logvar: log variances, same dtype and device, of a shape that broadcasts with mu.
+        logvar: log variances (or what ``scale`` says), same dtype and device, of a shape that broadcasts with mu.
+        prior_mu, prior_logvar, num_samples, temperature, scale, floor, clamp, soft_clamp, residual, check: see
+            `fastvae.functional`.
         seed: 64-bit seed, an int or a one-element int64 tensor on mu's device; drawn from torch's generator if None.
         generator: the torch.Generator to draw the seed from; the device's default one if None.
         row_offset: index of row 0 in the global batch; rank r of a data-parallel job passes its first row, and draws
             what one device would have drawn.
         reduction: of the KL: "none" (element-wise), "sample" (summed over the event), "sum" or "batchmean" (sum / B).
+        beta: weight of the KL (arXiv 1804.03599; beta-VAE).
+        capacity: C in nats: |KL - C| takes the place of the reduced KL, weighted by beta (Burgess et al., arXiv
+            1804.03599, with "batchmean").
+        free_bits: nats below which the KL of a group of coordinates counts as this much and has no gradient
+            (Kingma et al., arXiv 1606.04934, section C.8).
+        free_bits_group: "coordinate", "channel" (all of mu[:, c]) or "latent" (the whole event).
+        free_bits_over: "sample", each sample's KL, or "batch", its mean over the batch, for "batchmean" and "sum".
+        per_coordinate: give the KL of each coordinate too, averaged over the batch and detached: for monitoring.
 
     Returns:
-        z, (B, *event), in mu's dtype and memory layout, and the KL in nats, float32 (float64 for float64): of z's shape
-        for "none", (B,) for "sample", 0-d for "sum" and "batchmean".
+        z, (B, *event) or (K, B, *event), in mu's dtype and memory layout, and the KL in nats, float32 (float64 for
+        float64): of mu's shape for "none", (B,) for "sample", 0-d for "sum" and "batchmean". With ``per_coordinate`` a
+        third, of the event's shape: unshaped by free bits, beta and capacity.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind; the message names it.
@@ -63,23 +114,56 @@ def sample_and_kl(
     >>> z, kl = fastvae.sample_and_kl(mu, logvar, seed=0)
     >>> z.shape, kl
     (torch.Size([4, 20]), tensor([0., 0., 0., 0.]))
+    >>> fastvae.sample_and_kl(mu, logvar, 1.0, 0.0, num_samples=3, free_bits=2.0)[1]  # a prior of mean 1; 20 x 2 nats
+    tensor([40., 40., 40., 40.])
     """
     mu, logvar = check_posterior(mu, logvar)
     check_reduction(reduction)
     check_row_offset(row_offset)
+    if (
+        prior_mu is None and prior_logvar is None and num_samples is None and temperature == 1.0 and scale == "logvar"
+        and floor == 0.0 and clamp is None and soft_clamp is None and residual is False and beta == 1.0
+        and capacity is None and free_bits == 0.0 and free_bits_group == "coordinate" and free_bits_over == "sample"
+        and not per_coordinate and not check
+    ):  # fmt: skip
+        seed = seed_tensor(seed, generator, mu.device)
+        return apply(SampleAndKL, mu, logvar, seed, row_offset, reduction, requested_backend())
+    options = check_options(scale, clamp, soft_clamp, floor, residual, temperature)
+    shape = check_kl_shape(beta, capacity, free_bits, free_bits_group, free_bits_over, reduction, mu.dim() - 1)
+    check_num_samples(num_samples)
+    prior = _prior(mu, logvar, prior_mu, prior_logvar, options, check)
     seed = seed_tensor(seed, generator, mu.device)
-    return apply(SampleAndKL, mu, logvar, seed, row_offset, reduction, requested_backend())
+    z, *kl = shaped_latent(
+        mu, logvar, 1, mu, prior, seed, row_offset, num_samples, reduction, shape, options, per_coordinate
+    )
+    return z, *kl
 
 
 def sample_and_kl_packed(
     moments: Tensor,
+    prior_mu: Tensor | float | None = None,
+    prior_logvar: Tensor | float | None = None,
     *,
     dim: int = 1,
     seed: int | Tensor | None = None,
     generator: torch.Generator | None = None,
     row_offset: int = 0,
     reduction: str = "sample",
-) -> tuple[Tensor, Tensor]:
+    num_samples: int | None = None,
+    temperature: float = 1.0,
+    scale: str = "logvar",
+    floor: float = 0.0,
+    clamp: Sequence[float] | None = None,
+    soft_clamp: float | None = None,
+    residual: bool = False,
+    beta: float = 1.0,
+    capacity: float | None = None,
+    free_bits: float = 0.0,
+    free_bits_group: str = "coordinate",
+    free_bits_over: str = "sample",
+    per_coordinate: bool = False,
+    check: bool = False,
+) -> tuple[Tensor, ...]:
     """`sample_and_kl` of the two halves of one tensor: mu, and behind it logvar, along dimension ``dim``.
 
     What an encoder's last layer gives is read in place, and its gradient is written in one piece: nothing is split,
@@ -88,7 +172,8 @@ def sample_and_kl_packed(
     Args:
         moments: (B, 2C, ...) for ``dim=1``, contiguous, channels_last or strided; mu is the first half along ``dim``.
         dim: the dimension that holds both; not the batch's. 1 for images, 1 or -1 for (B, 2D).
-        seed, generator, row_offset, reduction: as for `sample_and_kl`; the same seed gives the same z.
+        all others: as for `sample_and_kl`, the prior's shapes as for mu = moments.chunk(2, dim)[0]; the same seed
+            gives the same z.
 
     Returns:
         z, (B, C, ...), and the KL in nats, as from `sample_and_kl`.
@@ -106,8 +191,80 @@ def sample_and_kl_packed(
     dim = check_moments(moments, dim)
     check_reduction(reduction)
     check_row_offset(row_offset)
-    seed = seed_tensor(seed, generator, moments.device)
-    return apply(SampleAndKLPacked, moments, seed, dim, row_offset, reduction, requested_backend())
+    if (
+        prior_mu is None and prior_logvar is None and num_samples is None and temperature == 1.0 and scale == "logvar"
+        and floor == 0.0 and clamp is None and soft_clamp is None and residual is False and beta == 1.0
+        and capacity is None and free_bits == 0.0 and free_bits_group == "coordinate" and free_bits_over == "sample"
+        and not per_coordinate and not check
+    ):  # fmt: skip
+        seed = seed_tensor(seed, generator, moments.device)
+        return apply(SampleAndKLPacked, moments, seed, dim, row_offset, reduction, requested_backend())
+    mu, logvar = moments.chunk(2, dim)
+    options = check_options(scale, clamp, soft_clamp, floor, residual, temperature)
+    shape = check_kl_shape(beta, capacity, free_bits, free_bits_group, free_bits_over, reduction, mu.dim() - 1)
+    check_num_samples(num_samples)
+    prior = _prior(mu, logvar, prior_mu, prior_logvar, options, check)
+    seed = seed_tensor(seed, generator, mu.device)
+    z, *kl = shaped_latent(
+        moments, None, dim, mu, prior, seed, row_offset, num_samples, reduction, shape, options, per_coordinate
+    )
+    return z, *kl
+
+
+def sample_and_log_prob(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | float | None = None,
+    prior_logvar: Tensor | float | None = None,
+    *,
+    seed: int | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    row_offset: int = 0,
+    num_samples: int | None = None,
+    temperature: float = 1.0,
+    scale: str = "logvar",
+    floor: float = 0.0,
+    clamp: Sequence[float] | None = None,
+    soft_clamp: float | None = None,
+    residual: bool = False,
+    check: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw z from N(mu, diag exp(logvar)), with log q(z|x) and log p(z) of each draw: what importance weights are of.
+
+        log q = -1/2 sum(eps^2 + logvar + log 2 pi)
+        log p = -1/2 sum((z - prior_mu)^2 exp(-prior_logvar) + prior_logvar + log 2 pi)
+
+    One pass makes all ``num_samples`` draws, one backward sums their gradients; the noise of K draws is never kept
+    (Burda et al., arXiv 1509.00519, equation 8, needs these). Gradients are those of the formulas as they stand, with
+    z = mu + exp(logvar/2) eps put in.
+
+    Args:
+        all: as for `sample_and_kl`; the same seed gives the same z. A temperature changes the draws, not the density.
+
+    Returns:
+        z, (B, *event), or (K, B, *event) with num_samples=K, in mu's dtype; log q(z|x) and log p(z) in nats, summed
+        over the event, float32 (float64 for float64): (B,) or (K, B).
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind; the message names it.
+        RuntimeError: the backend asked for by name cannot serve these tensors.
+
+    >>> import torch, fastvae
+    >>> mu, logvar = torch.zeros(4, 20), torch.zeros(4, 20)
+    >>> z, log_q, log_p = fastvae.sample_and_log_prob(mu, logvar, num_samples=50)
+    >>> z.shape, torch.equal(log_q, log_p)
+    (torch.Size([50, 4, 20]), True)
+    """
+    mu, logvar = check_posterior(mu, logvar)
+    check_row_offset(row_offset)
+    options = check_options(scale, clamp, soft_clamp, floor, residual, temperature)
+    check_num_samples(num_samples)
+    prior = _prior(mu, logvar, prior_mu, prior_logvar, options, check)
+    seed = seed_tensor(seed, generator, mu.device)
+    z, _, _, log_q, log_p = apply(
+        Latent, mu, logvar, *prior, seed, 1, row_offset, num_samples, None, False, True, requested_backend(), *options
+    )
+    return z, log_q, log_p
 
 
 def reparameterize(
@@ -117,13 +274,20 @@ def reparameterize(
     seed: int | Tensor | None = None,
     generator: torch.Generator | None = None,
     row_offset: int = 0,
+    num_samples: int | None = None,
+    temperature: float = 1.0,
+    scale: str = "logvar",
+    floor: float = 0.0,
+    clamp: Sequence[float] | None = None,
+    soft_clamp: float | None = None,
+    check: bool = False,
 ) -> Tensor:
     """Draw z = mu + exp(logvar/2) eps, eps ~ N(0, I), with gradients to mu and logvar (arXiv 1312.6114, section 2.4).
 
     Arguments, dtypes and errors as for `sample_and_kl`; the same seed gives the same z.
 
     Returns:
-        z, (B, *event), in mu's dtype and memory layout.
+        z, (B, *event), or (K, B, *event) with num_samples=K, in mu's dtype and memory layout.
 
     >>> import torch, fastvae
     >>> mu, logvar = torch.zeros(4, 20), torch.zeros(4, 20)
@@ -133,27 +297,71 @@ def reparameterize(
     """
     mu, logvar = check_posterior(mu, logvar)
     check_row_offset(row_offset)
+    if (
+        num_samples is None and temperature == 1.0 and scale == "logvar" and floor == 0.0 and clamp is None
+        and soft_clamp is None and not check
+    ):  # fmt: skip
+        seed = seed_tensor(seed, generator, mu.device)
+        return apply(Reparameterize, mu, logvar, seed, row_offset, requested_backend())
+    options = check_options(scale, clamp, soft_clamp, floor, False, temperature)
+    check_num_samples(num_samples)
+    prior = _prior(mu, logvar, None, None, options, check)
     seed = seed_tensor(seed, generator, mu.device)
-    return apply(Reparameterize, mu, logvar, seed, row_offset, requested_backend())
+    return apply(
+        Latent, mu, logvar, *prior, seed, 1, row_offset, num_samples, None, False, False, requested_backend(), *options
+    )[0]
 
 
-def gaussian_kl(mu: Tensor, logvar: Tensor, *, reduction: str = "sample") -> Tensor:
-    """KL(N(mu, diag exp(logvar)) || N(0, I)) = 1/2 sum(mu^2 + exp(logvar) - 1 - logvar), in nats.
+def gaussian_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | float | None = None,
+    prior_logvar: Tensor | float | None = None,
+    *,
+    reduction: str = "sample",
+    scale: str = "logvar",
+    floor: float = 0.0,
+    clamp: Sequence[float] | None = None,
+    soft_clamp: float | None = None,
+    residual: bool = False,
+    beta: float = 1.0,
+    capacity: float | None = None,
+    free_bits: float = 0.0,
+    free_bits_group: str = "coordinate",
+    free_bits_over: str = "sample",
+    per_coordinate: bool = False,
+    check: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """KL(N(mu, diag exp(logvar)) || prior) in nats, with gradients for all that is given.
 
-    Computed as mu^2 + (expm1(logvar) - logvar), which is exact near logvar = 0 and never negative
-    (arXiv 1312.6114, appendix B). Arguments, dtypes and errors as for `sample_and_kl`.
+        1/2 sum((mu - prior_mu)^2 exp(-prior_logvar) + expm1(d) - d),  d = logvar - prior_logvar
+
+    which is exact where both are nearly equal, 0 where they are equal, and never negative (arXiv 1312.6114, appendix B,
+    for N(0, I)). Arguments, dtypes and errors as for `sample_and_kl`.
 
     Returns:
         The KL in float32 (float64 for float64): (B, *event) for reduction "none", (B,) for "sample" (the default), 0-d
-        for "sum" and "batchmean".
+        for "sum" and "batchmean". With ``per_coordinate`` a second, of the event's shape, as from `sample_and_kl`.
 
     >>> import torch, fastvae
     >>> fastvae.gaussian_kl(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2))
     tensor([2.5000])
+    >>> fastvae.gaussian_kl(torch.tensor([[1.0, 2.0]]), torch.ones(1, 2), torch.tensor([1.0, 2.0]), torch.ones(2))
+    tensor([0.])
     """
     mu, logvar = check_posterior(mu, logvar)
     check_reduction(reduction)
-    return apply(GaussianKL, mu, logvar, reduction, requested_backend())
+    if (
+        prior_mu is None and prior_logvar is None and scale == "logvar" and floor == 0.0 and clamp is None
+        and soft_clamp is None and residual is False and beta == 1.0 and capacity is None and free_bits == 0.0
+        and free_bits_group == "coordinate" and free_bits_over == "sample" and not per_coordinate and not check
+    ):  # fmt: skip
+        return apply(GaussianKL, mu, logvar, reduction, requested_backend())
+    options = check_options(scale, clamp, soft_clamp, floor, residual)
+    shape = check_kl_shape(beta, capacity, free_bits, free_bits_group, free_bits_over, reduction, mu.dim() - 1)
+    prior = _prior(mu, logvar, prior_mu, prior_logvar, options, check)
+    _, *kl = shaped_latent(mu, logvar, 1, mu, prior, None, 0, None, reduction, shape, options, per_coordinate)
+    return (kl[0], kl[1]) if per_coordinate else kl[0]
 
 
 def noise(
@@ -161,18 +369,21 @@ def noise(
     shape: Sequence[int],
     *,
     row_offset: int = 0,
+    draw: int = 0,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """The standard normals that `sample_and_kl` and `reparameterize` use for this seed: same on every device.
 
-    Philox4x32-10 (Salmon et al., SC'11) with the seed as key and (coordinate // 4, row) as counter, then Box-Muller.
+    Philox4x32-10 (Salmon et al., SC'11) with the seed as key and (coordinate // 4, row, draw) as counter, then
+    Box-Muller.
     Row b of the result is row ``row_offset + b`` of the stream, whatever the batch is split into.
 
     Args:
         seed: 64-bit seed, an int or a one-element int64 tensor.
         shape: (B, *event), rank 1 or more.
         row_offset: index of the first row in the stream.
+        draw: which of several draws for the same rows: what ``num_samples=K`` uses are draws 0 to K - 1.
         device: where to draw; the seed tensor's device, or torch's default device, if None.
         dtype: float32, bfloat16, float16 or float64.
 
@@ -183,7 +394,25 @@ def noise(
     """
     sizes = check_shape(shape)
     check_row_offset(row_offset)
+    check_draw(draw)
     check_dtype("dtype", dtype)
     if seed is None:
         raise TypeError("seed is None, expected an int or a one-element int64 tensor")
-    return library.noise(seed_tensor(seed, None, device), sizes, row_offset, dtype, requested_backend())
+    return library.noise(seed_tensor(seed, None, device), sizes, row_offset, dtype, draw, requested_backend())
+
+
+def _prior(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | float | None,
+    prior_logvar: Tensor | float | None,
+    options: Options,
+    check: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The prior's tensors, or None, None; with ``check``, after a look at all values."""
+    of_mu, of_scale = check_prior(prior_mu, prior_logvar, mu, options)
+    if check:
+        check_values(mu, logvar, options)
+        if of_mu is not None and of_scale is not None:
+            check_values(of_mu, of_scale, options, "prior_")
+    return of_mu, of_scale

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .kernels.family import Options
+from .kernels.layout import draws_like
 from .kernels.selection import implementation
 
 _library = torch.library.Library("fastvae", "DEF")
@@ -20,7 +22,9 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 
 # What the arguments of plain calls are. A subclass of Tensor may have its own idea of what an operator does.
-_PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter, type(None), int, str, tuple, torch.Size, torch.dtype})
+_PLAIN_TYPES = frozenset(
+    {torch.Tensor, torch.nn.Parameter, type(None), int, float, bool, str, tuple, torch.Size, torch.dtype}
+)
 
 # Each call asks these, so they are looked up once.
 _is_compiling = torch.compiler.is_compiling
@@ -84,8 +88,8 @@ def _fake_sample_and_kl_packed(moments, seed, dim, row_offset, reduction, backen
     return torch.empty_like(mu), _fake_kl(mu, reduction)
 
 
-def _noise(seed, shape, row_offset, dtype, backend):
-    return implementation(backend, seed.device, dtype).noise(seed, shape, row_offset, dtype)
+def _noise(seed, shape, row_offset, dtype, draw, backend):
+    return implementation(backend, seed.device, dtype).noise(seed, shape, row_offset, dtype, draw)
 
 
 def _sample_and_kl(mu, logvar, seed, row_offset, reduction, backend):
@@ -134,10 +138,82 @@ def _gaussian_kl_backward(grad_kl, mu, logvar, reduction, backend):
     return kernels.backward(None, grad_kl, mu, logvar, None, 0, reduction)
 
 
+def _halves(first: Tensor, second: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
+    """mu and scale: two tensors, or the halves of one along ``dim``."""
+    if second is not None:
+        return first, second
+    mu, scale = first.chunk(2, dim)
+    return mu, scale
+
+
+def _latent(
+    first, second, prior_mu, prior_scale, seed, dim, row_offset, num_samples, reduction, kl_mean, log_probs, backend,
+    *options,
+):  # fmt: skip
+    mu, scale = _halves(first, second, dim)
+    latents = implementation(backend, mu.device, mu.dtype).latent_forward(
+        mu,
+        scale,
+        prior_mu,
+        prior_scale,
+        seed,
+        row_offset,
+        num_samples,
+        reduction,
+        kl_mean,
+        log_probs,
+        Options(*options),
+    )
+    return [output for output in latents if output is not None]
+
+
+def _fake_latent(
+    first, second, prior_mu, prior_scale, seed, dim, row_offset, num_samples, reduction, kl_mean, log_probs, backend,
+    *options,
+):  # fmt: skip
+    mu, _scale = _halves(first, second, dim)
+    dtype = torch.float64 if mu.dtype == torch.float64 else torch.float32
+    outputs = []
+    if seed is not None:
+        outputs.append(torch.empty_like(mu) if num_samples is None else draws_like(mu, num_samples))
+    if reduction == "channel":
+        outputs.append(mu.new_empty(mu.shape[:2], dtype=dtype))
+    elif reduction is not None:
+        outputs.append(_fake_kl(mu, reduction))
+    if kl_mean:
+        outputs.append(mu.new_empty(mu.shape[1:], dtype=dtype))
+    if log_probs:
+        draws = () if num_samples is None else (num_samples,)
+        outputs += [mu.new_empty((*draws, mu.shape[0]), dtype=dtype) for _ in range(2)]
+    return outputs
+
+
+def _latent_backward(
+    first, second, prior_mu, prior_scale, seed, grad_z, grad_kl, grad_log_q, grad_log_p, dim, row_offset, num_samples,
+    reduction, wants_prior, backend, *options,
+):  # fmt: skip
+    mu, scale = _halves(first, second, dim)
+    given = torch.empty_like(first), None if second is None else torch.empty_like(second)
+    gradients = implementation(backend, mu.device, mu.dtype).latent_backward(
+        grad_z, grad_kl, grad_log_q, grad_log_p, mu, scale, prior_mu, prior_scale, seed, row_offset, num_samples,
+        reduction, Options(*options), wants_prior, _halves(*given, dim)
+    )  # fmt: skip
+    of_prior = [gradients.prior_mu, gradients.prior_scale] if wants_prior else []
+    return [gradient for gradient in (*given, *of_prior) if gradient is not None]
+
+
+def _fake_latent_backward(
+    first, second, prior_mu, prior_scale, seed, grad_z, grad_kl, grad_log_q, grad_log_p, dim, row_offset, num_samples,
+    reduction, wants_prior, backend, *options,
+):  # fmt: skip
+    given = [first, second, *((prior_mu, prior_scale) if wants_prior else ())]
+    return [torch.empty_like(tensor) for tensor in given if tensor is not None]
+
+
 noise = _define(
-    "noise(Tensor seed, SymInt[] shape, SymInt row_offset, ScalarType dtype, str backend) -> Tensor",
+    "noise(Tensor seed, SymInt[] shape, SymInt row_offset, ScalarType dtype, SymInt draw, str backend) -> Tensor",
     _noise,
-    lambda seed, shape, row_offset, dtype, backend: seed.new_empty(shape, dtype=dtype),
+    lambda seed, shape, row_offset, dtype, draw, backend: seed.new_empty(shape, dtype=dtype),
 )
 sample_and_kl = _define(
     "sample_and_kl(Tensor mu, Tensor logvar, Tensor seed, SymInt row_offset, str reduction, str backend)"
@@ -182,4 +258,21 @@ gaussian_kl_backward = _define(
     "gaussian_kl_backward(Tensor grad_kl, Tensor mu, Tensor logvar, str reduction, str backend) -> (Tensor, Tensor)",
     _gaussian_kl_backward,
     lambda grad_kl, mu, logvar, *rest: (torch.empty_like(mu), torch.empty_like(logvar)),
+)
+
+# The fields of kernels.family.Options, in their order.
+_OPTIONS = "str scale, str clamp, float low, float high, float floor, bool residual, float temperature, float free_bits"
+latent = _define(
+    "latent(Tensor first, Tensor? second, Tensor? prior_mu, Tensor? prior_scale, Tensor? seed, int dim,"
+    " SymInt row_offset, SymInt? num_samples, str? reduction, bool kl_mean, bool log_probs, str backend,"
+    f" {_OPTIONS}) -> Tensor[]",
+    _latent,
+    _fake_latent,
+)
+latent_backward = _define(
+    "latent_backward(Tensor first, Tensor? second, Tensor? prior_mu, Tensor? prior_scale, Tensor? seed, Tensor? grad_z,"
+    " Tensor? grad_kl, Tensor? grad_log_q, Tensor? grad_log_p, int dim, SymInt row_offset, SymInt? num_samples,"
+    f" str? reduction, bool wants_prior, str backend, {_OPTIONS}) -> Tensor[]",
+    _latent_backward,
+    _fake_latent_backward,
 )

@@ -3,12 +3,30 @@
 ``reference`` is plain PyTorch and the oracle of every test, ``cpu`` is C with SIMD, ``triton`` is for GPUs.
 All three offer the same three functions over rank >= 1 tensors whose row ``b`` is sample ``b``:
 
-    noise(seed, shape, row_offset, dtype)                                   -> eps
+    noise(seed, shape, row_offset, dtype, draw)                             -> eps
     forward(mu, logvar, seed, row_offset, reduction)                        -> (z, kl)
     backward(grad_z, grad_kl, mu, logvar, seed, row_offset, reduction, out) -> (grad_mu, grad_logvar)
 
 ``forward`` skips z when ``seed`` is None and kl when ``reduction`` is None; ``backward`` likewise skips the part whose
 gradient is None (``mu`` and the returned ``grad_mu`` are None when no KL took part: d z / d mu is the identity).
 ``out`` says where to write the gradients, the halves of a packed one for instance; None makes new tensors.
+
+These are the shortest way for the most usual latent. All others, with the options of `family`, go through two more:
+
+    latent_forward(mu, scale, prior_mu, prior_scale, seed, row_offset, num_samples, reduction, kl_mean, log_probs,
+                   options) -> Latents
+    latent_backward(grad_z, grad_kl, grad_log_q, grad_log_p, mu, scale, prior_mu, prior_scale, seed, row_offset,
+                    num_samples, reduction, options, wants_prior, out) -> Gradients
+
+``mu`` and ``scale`` have one shape, (B, *event), any strides. ``prior_mu`` and ``prior_scale`` are both None (N(0, I))
+or both tensors of mu's dtype and rank, each of mu's shape, of shape (1, *event), which the batch shares, or of one
+element; their gradients, computed if ``wants_prior``, have the shape that was given: sums over the batch in a fixed
+order.
+``seed`` None: no z, no noise. ``num_samples`` None: z has mu's shape; K: z is (K, B, *event), and log_q and log_p,
+wanted with ``log_probs``, are (K, B) instead of (B,), float32. ``reduction`` None: no KL; "channel", beside the public
+words, sums over all dimensions behind the second: (B, shape[1]). ``kl_mean``: the KL of each coordinate averaged over
+the batch, of shape (*event), float32, not cut off by free bits. Of the gradients that come in, any may be None, and any
+strides are possible (grad_kl of "none" often is expanded); ``options.free_bits`` applies to what ``grad_kl`` is the
+gradient of.
 ``selection`` decides which backend serves a call. Nothing here knows of autograd.
 """

@@ -43,6 +43,12 @@ def kl_like(mu: Tensor, reduction: str) -> Tensor:
     return mu.new_empty(shape) if mu.dtype is torch.float32 else mu.new_empty(shape, dtype=torch.float32)
 
 
+def draws_like(mu: Tensor, num_samples: int) -> Tensor:
+    """An empty (num_samples, *mu.shape), each draw laid out in memory as ``torch.empty_like(mu)`` is."""
+    strides = torch.empty_like(mu, device="meta").stride()
+    return mu.new_empty(num_samples * mu.numel()).as_strided((num_samples, *mu.shape), (mu.numel(), *strides))
+
+
 def rows_view(*tensors: Tensor | None) -> RowsView:
     """See tensors of one shape (rank >= 1) as rows; where two event indices do not do, copy them all."""
     shape = next(tensor.shape for tensor in tensors if tensor is not None)

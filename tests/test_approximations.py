@@ -1,15 +1,18 @@
 """What the hardware's approximate functions do to eps and KL: errors of the published size, injected into the formulas.
 
 The same float32 steps as the kernels' PTX, with every approximate result moved to either end of its published interval.
-`fastvae.kernels.triton.philox` and `.functions` derive the bounds that are checked here.
+`fastvae.kernels.triton.philox`, `.functions` and `.parameterisation` derive the bounds that are checked here.
 """
 
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+from fastvae.kernels.triton import parameterisation
 
 from .ptx.floats import Accuracy, published_error
 
@@ -83,6 +86,71 @@ def test_the_kl_of_a_coordinate_is_off_by_no_more_than_its_bound_and_never_negat
     bound = np.exp(wide) * (2.0**-21 + 2.0**-23 + 2.0**-23 * np.abs(wide)) + 2.0**-23 * (1 + np.abs(wide) + exact)
     assert (got >= 0).all()
     assert (np.abs(got - exact) <= np.where(small, 8e-8, bound)).all()
+
+
+def fused(a, b, c) -> np.ndarray:
+    return (np.asarray(a, np.float64) * np.asarray(b, np.float64) + np.asarray(c, np.float64)).astype(F)
+
+
+def polynomial(x: np.ndarray, *coefficients: float) -> np.ndarray:
+    """By Horner's rule, the highest power first."""
+    value = np.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        value = fused(x, value, F(coefficient))
+    return value
+
+
+LOG1P = (-0.0032440247, 0.019851463, -0.05695954, 0.10603656, -0.1530559, 0.1967594, -0.24954134, 0.33329964, -0.499999)
+TANH = (-0.0060969414, 0.020997358, -0.05385095, 0.13332771, -0.33333328)
+
+
+def test_the_polynomials_here_are_those_of_the_kernels():
+    source = Path(parameterisation.__file__).read_text()
+    assert all(f"{abs(coefficient)}" in source for coefficient in (*LOG1P, *TANH))
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_softplus_is_as_exact_as_the_exponential_in_it(end):
+    x = np.concatenate([np.linspace(-80, 80, 200_001), np.linspace(-2, 2, 200_001)]).astype(F)
+    e = Accuracy(end).approximate("ex2", (np.abs(x) * F(-1.4426950)).astype(F)).astype(F)
+    got = (np.maximum(x, F(0)) + fused(e, (e * polynomial(e, *LOG1P)).astype(F), e)).astype(F)
+    exact = np.logaddexp(0.0, x.astype(np.float64))
+    assert (np.abs(got - exact) <= exact * (5e-7 + np.maximum(0.0, -x) * 2.0**-23)).all()
+
+
+@pytest.mark.parametrize(("exponential", "inverse"), list(itertools.product(ENDS, ENDS)))
+def test_tanh_is_within_1_2e_7_of_itself_where_it_is_small_and_within_2_5e_7_beyond(exponential, inverse):
+    x = np.concatenate([np.linspace(-30, 30, 200_001), np.linspace(-0.7, 0.7, 200_001)]).astype(F)
+    e = Accuracy(exponential).approximate("ex2", (np.abs(x) * F(-2.8853901)).astype(F)).astype(F)
+    part = Accuracy(inverse).approximate("rcp", (F(1) + e).astype(F)).astype(F)
+    far = np.copysign(fused(F(-2) * e, part, 1.0), x)
+    x2 = (x * x).astype(F)
+    near = fused((x * x2).astype(F), polynomial(x2, *TANH), x)
+    exact, small = np.tanh(x.astype(np.float64)), np.abs(x) < F(0.625)
+    got = np.where(small, near, far)
+    assert (np.abs(got - exact) <= np.where(small, 1.2e-7 * np.abs(exact), 2.5e-7)).all()
+
+
+@pytest.mark.parametrize(("end", "other"), list(itertools.product(ENDS, ENDS)))
+def test_the_kl_of_linear_scales_is_never_negative_and_as_exact_as_its_logarithms(end, other):
+    """Of two std, each with its own error of the logarithm."""
+    random = np.random.default_rng(0)
+    prior = np.exp(random.uniform(-5, 5, 200_000)).astype(F)
+    std = (prior * np.exp(random.normal(size=200_000) * random.choice([1e-3, 0.1, 1.0], 200_000))).astype(F)
+    logvar, prior_logvar = (
+        (Accuracy(mode).approximate("lg2", one).astype(F) * F(1.3862944)).astype(F)
+        for mode, one in ((end, std), (other, prior))
+    )
+    ratio = (std * Accuracy(other).approximate("rcp", prior).astype(F)).astype(F)
+    d = (logvar - prior_logvar).astype(F)
+    large = fused(ratio, ratio, (F(-1) - d).astype(F))
+    got = np.where(np.abs(d) < F(2.0**-7), 0.5 * d.astype(np.float64) ** 2, large)
+    exact_d = 2 * np.log(std.astype(np.float64) / prior.astype(np.float64))
+    exact = np.expm1(exact_d) - exact_d
+    size = 1 + np.abs(exact_d) + np.exp(exact_d)
+    logarithms = 2 * np.abs(np.log(std.astype(np.float64))) + 2 * np.abs(np.log(prior.astype(np.float64)))
+    assert (got >= 0).all()
+    assert (np.abs(got - exact) <= 2.0**-21 * size + (2.0**-22 + 2.0**-23) * (2 + logarithms) + 1.2e-7).all()
 
 
 def test_the_published_errors_are_the_ones_that_the_derivation_uses():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import pathlib
 import pkgutil
 
 import pytest
@@ -25,3 +26,10 @@ def test_every_public_function_has_an_example():
         value = getattr(fastvae, name)
         if callable(value):
             assert ">>>" in value.__doc__, name
+
+
+def test_the_examples_of_the_page_on_latents():
+    page = pathlib.Path(__file__).parents[1] / "docs" / "latents.md"
+    result = doctest.testfile(str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.attempted > 10
+    assert result.failed == 0

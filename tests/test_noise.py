@@ -70,17 +70,17 @@ def test_words_are_the_same_bit_for_bit_on_every_backend(name):
     assert torch.equal(WORDS[name](counter, key), reference_words(counter, key))
 
 
-def float64_noise(seed, shape, row_offset=0):
+def float64_noise(seed, shape, row_offset=0, draw=0):
     with fastvae.use_backend("reference"):
-        return fastvae.noise(seed, shape, row_offset=row_offset, dtype=torch.float64)
+        return fastvae.noise(seed, shape, row_offset=row_offset, draw=draw, dtype=torch.float64)
 
 
-def formula_noise(seed: int, rows: list[int], event: int) -> torch.Tensor:
+def formula_noise(seed: int, rows: list[int], event: int, draw: int = 0) -> torch.Tensor:
     """The stream as the contract words it, one coordinate at a time in Python's own arithmetic."""
     out = []
     for row in rows:
         for d in range(event):
-            counter = torch.tensor([[d // 4, row % 2**32, row // 2**32, 0]])
+            counter = torch.tensor([[d // 4, row % 2**32, row // 2**32, draw]])
             words = reference_words(counter, (seed % 2**32, seed // 2**32))[0].tolist()
             even, odd = words[2 * (d % 4 // 2) : 2 * (d % 4 // 2) + 2]
             radius = math.sqrt(-2.0 * math.log((even + 0.5) * 2.0**-32))
@@ -93,6 +93,15 @@ def formula_noise(seed: int, rows: list[int], event: int) -> torch.Tensor:
 def test_the_reference_follows_the_contract_word_for_word(seed, first_row):
     expected = formula_noise(seed, [first_row, first_row + 1], 10)
     torch.testing.assert_close(float64_noise(seed, (2, 10), first_row), expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("draw", [1, 49, 2**32 - 1])
+def test_a_draw_is_the_last_word_of_the_counter(backend, device, draw):
+    expected = formula_noise(3, [5, 6], 6, draw)
+    torch.testing.assert_close(float64_noise(3, (2, 6), 5, draw), expected, rtol=0, atol=1e-13)
+    for shape in ((2, 6), (2, 1100)):
+        eps = fastvae.noise(3, shape, row_offset=5, draw=draw, device=device).cpu().double()
+        torch.testing.assert_close(eps, float64_noise(3, shape, 5, draw), rtol=0, atol=1e-5)
 
 
 # Rank 1, short rows batched in a register, rows of every remainder, one long row, rows past the block of the reference.

@@ -266,6 +266,22 @@ def test_a_shuffle_stays_in_its_warp():
     np.testing.assert_array_equal(compute("shfl.sync.bfly.b32 %out, %a, 16, 31, -1;", lanes), lanes ^ 16)
 
 
+def test_matrices_are_loaded_a_row_a_lane_and_given_out_four_bytes_a_lane():
+    """Lane l stores its words 4 l .. 4 l + 3, row l; matrix i has rows 8 i + r, lane 4 r + c gets word c of row r."""
+    body = """
+    mov.u32 %r0, global_smem;
+    mad.lo.u32 %r0, %thread, 16, %r0;
+    mul.lo.u32 %r1, %thread, 4; add.u32 %r2, %r1, 1; add.u32 %r3, %r1, 2; add.u32 %r4, %r1, 3;
+    st.shared.v4.b32 [%r0], {%r1, %r2, %r3, %r4};
+    bar.sync 0;
+    """
+    four = "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r1, %r2, %r3, %out}, [%r0];"
+    np.testing.assert_array_equal(compute(body + four, LANES), 4 * 24 + LANES)
+    np.testing.assert_array_equal(compute(body + four + "mov.b32 %out, %r2;", LANES), 4 * 8 + LANES)
+    one = "xor.b32 %r0, %r0, 16; ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%out}, [%r0];"
+    np.testing.assert_array_equal(compute(body + one, LANES), LANES ^ 4)
+
+
 def test_a_guard_keeps_what_was_there():
     body = "setp.lt.s32 %p, %a, 2; mov.b32 %out, 7; @%p mov.b32 %out, 1; @!%p add.s32 %out, %out, 1;"
     assert list(compute(body, u32(0, 1, 2, 3))) == [1, 1, 8, 8]

@@ -9,13 +9,29 @@ import numpy as np
 import pytest
 
 from tests.ptx import launched
-from tests.ptx.cases import OPS, TARGETS, Case, default_cases, every_case
+from tests.ptx.cases import (
+    LATENT_LAYOUTS,
+    LATENT_OPS,
+    OPS,
+    TARGETS,
+    Case,
+    default_cases,
+    default_latent_cases,
+    every_case,
+    latent_cases,
+)
 from tests.ptx.floats import Accuracy
 
-DEFAULT = [(target, case) for target in TARGETS for case in default_cases(target)]
-SLOW = [(target, case) for target in TARGETS for case in every_case() if (target, case) not in DEFAULT]
+DEFAULT = [(target, case) for target in TARGETS for case in default_cases(target) + default_latent_cases(target)]
+EVERY = {target: every_case() + latent_cases(LATENT_LAYOUTS[: 7 if target == "sm_90" else 2]) for target in TARGETS}
+SLOW = [(target, case) for target in TARGETS for case in EVERY[target] if (target, case) not in DEFAULT]
 LARGE_NOISE = ("sm_90", Case("noise", "float32", "contiguous", (32, 4096), large=True))
 NEAR_ZERO = ("sm_90", Case("gaussian_kl", "float32", "contiguous", (7, 10), "none"))
+OWN_PRIOR = [
+    (target, Case(op, "float32", "contiguous", (7, 10), "none"))
+    for target in ("sm_90", "sm_100")
+    for op in ("full prior", "std with prior", "var with prior")
+]
 
 
 def parameters(cases):
@@ -24,7 +40,7 @@ def parameters(cases):
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    cases = list(dict.fromkeys([*DEFAULT, LARGE_NOISE, NEAR_ZERO]))
+    cases = list(dict.fromkeys([*DEFAULT, LARGE_NOISE, NEAR_ZERO, *OWN_PRIOR]))
     return launched.dump(cases, tmp_path_factory.mktemp("ptx"))
 
 
@@ -61,7 +77,17 @@ def test_kl_near_its_minimum_is_never_negative(compiled, mode, logvar):
     np.testing.assert_allclose(executed.outputs["kl"], exact, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["exact", "random", "above", "below"])
+@pytest.mark.parametrize("value", [0.0, 0.3, -1.7, 5.0])
+@pytest.mark.parametrize("case", OWN_PRIOR, ids=str)
+def test_the_kl_of_a_gaussian_to_itself_is_0(compiled, case, mode, value):
+    given = {"mu": value, "prior_mu": value, "scale": value, "prior_scale": value}
+    executed = launched.execute(compiled[case], Accuracy(mode), fixed=given)
+    assert (executed.outputs["kl"] == 0).all()
+
+
 def test_every_op_and_dtype_is_executed_for_every_target():
-    assert {(target, case.op, case.dtype) for target, case in DEFAULT} == {
+    assert {(target, case.op, case.dtype) for target, case in DEFAULT if case.op in OPS} == {
         (target, op, dtype) for target in TARGETS for op in OPS for dtype in ("float32", "bfloat16")
     }
+    assert {case.op for target, case in DEFAULT if target == "sm_90"} == {*OPS, *LATENT_OPS}

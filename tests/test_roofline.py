@@ -100,6 +100,21 @@ def test_of_two_loops_the_one_that_moves_more_bytes_is_steady():
     assert [i.address for i in sass.Code(listing(*lines)).steady_loop()] == [0x20, 0x30]
 
 
+def test_of_loops_that_move_enough_the_shortest_is_steady():
+    """The inner one of a loop over draws within one over columns, whose parameters are loaded outside."""
+    lines = (
+        "LDG.E.128 R4, desc[UR4][R4.64]",  # 0x00: the loop over columns
+        "FFMA R8, R4, R5, R6",  # 0x10: the loop over draws
+        "STG.E.128 desc[UR4][R6.64], R8",
+        "@P0 BRA 0x10",
+        "@P1 BRA 0x0",
+        "EXIT",
+    )
+    code = sass.Code(listing(*lines))
+    assert [i.address for i in code.steady_loop(moved=16)] == [0x10, 0x20, 0x30]
+    assert len(code.steady_loop(moved=32)) == len(code.steady_loop()) == 5
+
+
 def test_the_shortest_way_takes_the_copy_that_moves_the_bytes():
     lines = (
         "@P0 BRA 0x50",  # nothing to do
@@ -117,7 +132,8 @@ def test_the_shortest_way_takes_the_copy_that_moves_the_bytes():
 @pytest.mark.parametrize("times", [1, 2, 4])
 def test_unrolling_is_seen_in_the_bytes_of_a_round(times):
     body = listing(*["LDG.E.128 R8, desc[UR4][R4.64]", "LDG.E.128 R8, desc[UR4][R4.64]"] * times, "STG.E R1, R2")
-    assert unrolled(body, Work(4, 100, 8.0, 8, 4)) == times
+    assert unrolled(body, Work(4, 100, 8.0, 8, 4, unroll=times)) == times
+    assert unrolled(body, Work(4, 100, 8.0, 8, 4, unroll=1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -171,13 +187,13 @@ def test_every_chip_names_its_source():
 
 
 def test_the_busiest_pipe_binds():
-    work = Work(4, 100, 12.0, 12, 4)
+    work = Work(4, 100, 12.0, 12, 4, unroll=1)
     assert busy({"issue": gpus.CHIPS["H100"].budget(12.0)}, work, "H100")["issue"] == pytest.approx(1)
     assert busy({"sfu": 30.0}, work, "H100")["sfu"] == pytest.approx(30 / 106 * 8, rel=0.01)  # 16 lanes of 128
 
 
 def test_a_kernel_is_counted_by_the_elements_of_its_loop():
-    entry = analyse(sass.Code(listing(*LOOP)), {"REG": 32, "LOCAL": 0}, 0, Work(4, 10, 8.0, 8, 4), "sm_90")
+    entry = analyse(sass.Code(listing(*LOOP)), {"REG": 32, "LOCAL": 0}, 0, Work(4, 10, 8.0, 8, 4, unroll=1), "sm_90")
     assert entry["steady_state"] == "loop"
     assert entry["instructions"] == 5 / 4
     assert entry["instructions_with_prologue"] == (8 + 9 * 5) / 40

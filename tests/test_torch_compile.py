@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fastvae
+from fastvae.kernels.family import Options
 
 ARGUMENTS = (0, "sample", "auto")
 
@@ -44,7 +45,39 @@ def opcheck_cases():
     yield ops.reparameterize, (*halves, seed, 0, "reference")
     yield ops.reparameterize, (mu, logvar, seed, 7, "auto")
     yield ops.reparameterize_backward, (grad_z, logvar, seed, 7, "auto")
-    yield ops.noise, (seed, (3, 4), 0, torch.float16, "auto")
+    yield ops.noise, (seed, (3, 4), 0, torch.float16, 0, "auto")
+    plain = Options()
+    prior = torch.randn(1, 4), torch.randn(1, 1)
+    logs = torch.randn(2, 3)
+    draws = torch.randn(2, 3, 4)
+    yield ops.latent, (mu, logvar, *prior, seed, 1, 0, 2, "sample", True, True, "auto", *plain)
+    yield ops.latent, (moments, None, None, None, seed, 1, 7, None, "channel", False, False, "reference", *plain)
+    yield ops.latent, (*halves, None, None, None, 1, 0, None, "none", True, False, "auto", *plain)
+    yield ops.latent, (*halves, None, None, seed, 1, 0, 3, None, False, True, "auto", *plain)
+    grads = draws, torch.randn(3), logs, logs
+    yield ops.latent_backward, (mu, logvar, *prior, seed, *grads, 1, 0, 2, "sample", True, "auto", *plain)
+    yield ops.latent_backward, (mu, logvar, *prior, seed, *grads, 1, 0, 2, "sample", False, "reference", *plain)
+    yield (
+        ops.latent_backward,
+        (
+            moments,
+            None,
+            None,
+            None,
+            None,
+            None,
+            torch.randn(3),
+            None,
+            None,
+            1,
+            0,
+            None,
+            "sample",
+            False,
+            "auto",
+            *plain,
+        ),
+    )
 
 
 @pytest.mark.parametrize("index", range(len(list(opcheck_cases()))))
@@ -127,3 +160,28 @@ def test_a_compiled_function_follows_use_backend(monkeypatch):
     with fastvae.use_backend("reference"):
         compiled(mu, logvar)
     assert calls == [1]
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_the_family_compiles_without_a_graph_break(name):
+    def function(mu, logvar, prior_mu, prior_logvar, moments):
+        z, kl, each = fastvae.sample_and_kl(
+            mu, logvar, prior_mu, prior_logvar, seed=3, num_samples=2, free_bits=0.1, beta=2.0, per_coordinate=True
+        )
+        _, log_q, log_p = fastvae.sample_and_log_prob(mu, logvar, seed=4, num_samples=3, scale="logstd", soft_clamp=5.0)
+        packed_z, packed_kl = fastvae.sample_and_kl_packed(
+            moments, seed=5, clamp=(-1.0, 1.0), free_bits=0.5, free_bits_over="batch", reduction="batchmean"
+        )
+        residual = fastvae.gaussian_kl(mu, logvar, prior_mu, prior_logvar, residual=True)
+        bound = (log_p - log_q).logsumexp(0)
+        return z.sum() + kl.sum() + bound.sum() + packed_z.sum() + packed_kl + residual.sum(), each.sum()
+
+    leaves = [t.requires_grad_() for t in (*tensors(2, 6, 5), *tensors(2, 5), *tensors(1, 6, 10))]
+    with fastvae.use_backend(name):
+        expected = function(*leaves)
+        expected_grads = torch.autograd.grad(expected[0], leaves)
+        got = torch.compile(function, fullgraph=True)(*leaves)
+        got_grads = torch.autograd.grad(got[0], leaves)
+    torch.testing.assert_close(got, expected)
+    for one, other in zip(got_grads, expected_grads, strict=True):
+        torch.testing.assert_close(one, other)

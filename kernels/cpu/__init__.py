@@ -6,10 +6,15 @@ once and written once; threads follow ``torch.set_num_threads``, and the bits do
 
 from __future__ import annotations
 
+import functools
+import struct
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..layout import kl_like
+from ..family import CLAMPS, SCALES, Gradients, Latents, Options
+from ..layout import draws_like, kl_like
 
 try:
     from . import _kernels
@@ -18,10 +23,10 @@ except ImportError as error:
 
 _kernels.use_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None))
 
-__all__ = ["backward", "device_types", "forward", "noise", "unavailable"]
+__all__ = ["backward", "device_types", "forward", "latent_backward", "latent_forward", "noise", "unavailable"]
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_REDUCTIONS = {None: 0, "none": 1, "sample": 2, "sum": 3, "batchmean": 4}
+_REDUCTIONS = {None: 0, "none": 1, "sample": 2, "sum": 3, "batchmean": 4, "channel": 5}
 
 
 def device_types() -> tuple[str, ...]:
@@ -35,9 +40,9 @@ def unavailable() -> str:
     return ""
 
 
-def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dtype) -> Tensor:
+def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dtype, draw: int = 0) -> Tensor:
     eps = torch.empty(shape, dtype=dtype, device="cpu")
-    _kernels.forward(None, None, eps, None, seed, _DTYPES[dtype], row_offset, 0, torch.get_num_threads())
+    _kernels.noise(eps, draw, seed, _DTYPES[dtype], row_offset, 0, torch.get_num_threads())
     return eps
 
 
@@ -67,10 +72,105 @@ def backward(
     grad_mu, grad_logvar = out or (None if mu is None else torch.empty_like(mu), torch.empty_like(logvar))
     dtype, threads, kind = _DTYPES[logvar.dtype], torch.get_num_threads(), _REDUCTIONS[reduction]
     if not _kernels.backward(grad_z, grad_kl, mu, logvar, grad_mu, grad_logvar, seed, dtype, row_offset, kind, threads):
-        grad_z, grad_kl, mu = (None if tensor is None else tensor.contiguous() for tensor in (grad_z, grad_kl, mu))
-        dense = backward(grad_z, grad_kl, mu, logvar.contiguous(), seed, row_offset, reduction)
+        grad_z, grad_kl, mu, logvar = _contiguous(grad_z, grad_kl, mu, logvar)
+        dense = backward(grad_z, grad_kl, mu, logvar, seed, row_offset, reduction)
         _copy_all(dense, (grad_mu, grad_logvar))
     return grad_mu, grad_logvar
+
+
+@functools.lru_cache(maxsize=256)
+def _packed(options: Options) -> bytes:
+    """The struct `options` of call.h."""
+    scale, clamp = SCALES.index(options.scale), CLAMPS.index(options.clamp)
+    return struct.pack(
+        "3i5f", scale, clamp, options.residual, options.low, options.high, options.floor, options.temperature,
+        options.free_bits,
+    )  # fmt: skip
+
+
+def _reduction_over(mu: Tensor, reduction: str | None) -> int:
+    """The code of a reduction; a channel without dimensions behind it is one coordinate."""
+    return _REDUCTIONS["none" if reduction == "channel" and mu.dim() <= 2 else reduction]
+
+
+def latent_forward(
+    mu: Tensor,
+    scale: Tensor,
+    prior_mu: Tensor | None,
+    prior_scale: Tensor | None,
+    seed: Tensor | None,
+    row_offset: int,
+    num_samples: int | None,
+    reduction: str | None,
+    kl_mean: bool,
+    log_probs: bool,
+    options: Options,
+) -> Latents:
+    z = log_q = log_p = kl = None
+    if seed is not None:
+        z = torch.empty_like(mu) if num_samples is None else draws_like(mu, num_samples)
+        if log_probs:
+            of_rows = mu.shape[:1] if num_samples is None else (num_samples, mu.shape[0])
+            log_q, log_p = (mu.new_empty(of_rows, dtype=torch.float32) for _ in range(2))
+    if reduction == "channel":
+        kl = mu.new_empty(mu.shape[:2], dtype=torch.float32)
+    elif reduction is not None:
+        kl = kl_like(mu, reduction)
+    mean = mu.new_empty(mu.shape[1:], dtype=torch.float32) if kl_mean else None
+    if not _kernels.latent_forward(
+        mu, scale, prior_mu, prior_scale, z, kl, mean, log_q, log_p, _packed(options), num_samples or 0, seed,
+        _DTYPES[mu.dtype], row_offset, _reduction_over(mu, reduction), torch.get_num_threads(),
+    ):  # fmt: skip
+        mu, scale, prior_mu, prior_scale = _contiguous(mu, scale, prior_mu, prior_scale)
+        dense = latent_forward(
+            mu, scale, prior_mu, prior_scale, seed, row_offset, num_samples, reduction, kl_mean, log_probs, options
+        )
+        _copy_all(dense, (z, kl, mean, log_q, log_p))
+    return Latents(z, kl, mean, log_q, log_p)
+
+
+def latent_backward(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    grad_log_q: Tensor | None,
+    grad_log_p: Tensor | None,
+    mu: Tensor,
+    scale: Tensor,
+    prior_mu: Tensor | None,
+    prior_scale: Tensor | None,
+    seed: Tensor | None,
+    row_offset: int,
+    num_samples: int | None,
+    reduction: str | None,
+    options: Options,
+    wants_prior: bool,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> Gradients:
+    if seed is None:
+        grad_z = grad_log_q = grad_log_p = None
+    if reduction is None:
+        grad_kl = None
+    grad_mu, grad_scale = out or (torch.empty_like(mu), torch.empty_like(scale))
+    grad_prior_mu = grad_prior_scale = None
+    if wants_prior and prior_mu is not None and prior_scale is not None:
+        grad_prior_mu, grad_prior_scale = torch.empty_like(prior_mu), torch.empty_like(prior_scale)
+    if not _kernels.latent_backward(
+        grad_z, grad_kl, grad_log_q, grad_log_p, mu, scale, prior_mu, prior_scale, grad_mu, grad_scale, grad_prior_mu,
+        grad_prior_scale, _packed(options), num_samples or 0, seed, _DTYPES[mu.dtype], row_offset,
+        _reduction_over(mu, reduction), torch.get_num_threads(),
+    ):  # fmt: skip
+        grad_z, grad_kl, grad_log_q, grad_log_p = _contiguous(grad_z, grad_kl, grad_log_q, grad_log_p)
+        mu, scale, prior_mu, prior_scale = _contiguous(mu, scale, prior_mu, prior_scale)
+        dense = latent_backward(
+            grad_z, grad_kl, grad_log_q, grad_log_p, mu, scale, prior_mu, prior_scale, seed, row_offset, num_samples,
+            reduction, options, wants_prior,
+        )  # fmt: skip
+        _copy_all(dense, (grad_mu, grad_scale, grad_prior_mu, grad_prior_scale))
+    return Gradients(grad_mu, grad_scale, grad_prior_mu, grad_prior_scale)
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Any]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def _copy_all(computed: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> None:

@@ -1,8 +1,8 @@
 from torch import Tensor
 
 def forward(
-    mu: Tensor | None,
-    logvar: Tensor | None,
+    mu: Tensor,
+    logvar: Tensor,
     z: Tensor | None,
     kl: Tensor | None,
     seed: Tensor | None,
@@ -29,6 +29,63 @@ def backward(
     /,
 ) -> bool:
     """Write the gradients; False, and nothing written, if the strides need more than two event indices."""
+
+def noise(
+    eps: Tensor,
+    draw: int,
+    seed: Tensor,
+    dtype: int,
+    row_offset: int,
+    reduction: int,
+    threads: int,
+    /,
+) -> bool:
+    """Write eps, which is contiguous."""
+
+def latent_forward(
+    mu: Tensor,
+    scale: Tensor,
+    prior_mu: Tensor | None,
+    prior_scale: Tensor | None,
+    z: Tensor | None,
+    kl: Tensor | None,
+    kl_mean: Tensor | None,
+    log_q: Tensor | None,
+    log_p: Tensor | None,
+    options: bytes,
+    draws: int,
+    seed: Tensor | None,
+    dtype: int,
+    row_offset: int,
+    reduction: int,
+    threads: int,
+    /,
+) -> bool:
+    """As forward; draws 0 is one draw, and z then has no dimension for it."""
+
+def latent_backward(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    grad_log_q: Tensor | None,
+    grad_log_p: Tensor | None,
+    mu: Tensor,
+    scale: Tensor,
+    prior_mu: Tensor | None,
+    prior_scale: Tensor | None,
+    grad_mu: Tensor,
+    grad_scale: Tensor,
+    grad_prior_mu: Tensor | None,
+    grad_prior_scale: Tensor | None,
+    options: bytes,
+    draws: int,
+    seed: Tensor | None,
+    dtype: int,
+    row_offset: int,
+    reduction: int,
+    threads: int,
+    /,
+) -> bool:
+    """As backward; the prior's gradients have the prior's shapes."""
 
 def use_exchange(capsule: object, /) -> bool: ...
 def words(counters: int, n: int, seed: int, words: int, /) -> None: ...

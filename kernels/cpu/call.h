@@ -5,37 +5,78 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Coordinates a tile holds: the float32 arrays of a tile (4 KiB each) stay in the first-level cache.
+/* Most coordinates a tile holds: the float32 arrays of a tile (4 KiB each) stay in the first-level cache.
    A tile is several whole rows, or a piece of one long row; where tiles begin depends on the shape alone, so that sums
    come out the same whatever the number of threads. */
 #define TILE 1024
 
 enum { FLOAT32, BFLOAT16, FLOAT16 };
-enum { NO_KL, ELEMENTWISE, PER_SAMPLE, SUM, BATCHMEAN };
+enum { NO_KL, ELEMENTWISE, PER_SAMPLE, SUM, BATCHMEAN, PER_CHANNEL };
+enum { SCALE_LOGVAR, SCALE_LOGSTD, SCALE_STD, SCALE_VAR, SCALE_SOFTPLUS };
+enum { CLAMP_NONE, CLAMP_HARD, CLAMP_SOFT };
 
 /* Coordinate d of row b stands at data[b * row + (d / inner_size) * outer + (d % inner_size) * inner]. */
 typedef struct {
     void *data; /* NULL: the tensor takes no part */
     int64_t row, outer, inner;
+    int64_t draw; /* from one draw to the next */
 } strided;
 
+/* One number a row and draw. */
 typedef struct {
-    int dtype;                  /* of all tensors but the KL and its gradient, which are float32 */
+    const float *data; /* NULL: takes no part */
+    int64_t draw, row;
+} row_values;
+
+/* family.py has the formulas. */
+typedef struct {
+    int32_t scale, clamp, residual;
+    float low, high, floor, temperature, free_bits;
+} options;
+
+/* A sum over the batch of each column, or over everything. Each unit of work (see below) leaves a partial sum. */
+typedef struct {
+    strided out; /* data NULL: not wanted */
+    int dtype;
+    int single;     /* one sum over everything */
+    double divisor; /* of the sums */
+    float *partial; /* a row for each chunk of the batch; if single, a number a unit */
+} column_sums;
+
+/* The column sums of latent_forward, and of latent_backward. */
+enum { KL_MEAN = 0, OF_PRIOR_MU = 0, OF_PRIOR_SCALE, MOST_COLUMN_SUMS };
+
+typedef struct {
+    int dtype;                  /* of all tensors but the KL, the log-probabilities and their gradients: float32 */
     int64_t rows, inner, event; /* event = outer size * inner size */
     uint64_t row_offset;
     const int64_t *seed; /* NULL: no noise is needed */
+    uint32_t draw;       /* of the noise alone */
     int reduction;
-    strided mu, logvar, z, kl, grad_z, grad_kl, grad_mu, grad_logvar;
-    int64_t rows_a_tile, tiles_a_row, tiles;
-    float *tile_kl; /* one sum per row and tile of it, in order */
+    int64_t channels, channel_size; /* a sum of the KL is over one channel: the event, but with PER_CHANNEL */
+    strided mu, scale, z, kl, grad_z, grad_kl, grad_mu, grad_scale;
+
+    /* Of latents with options, a prior and several draws alone. */
+    options options;
+    int64_t draws;
+    strided prior_mu, prior_scale;           /* data NULL: N(0, I) */
+    strided grad_prior_mu, grad_prior_scale; /* of a prior of the posterior's shape; others are column sums */
+    row_values grad_log_q, grad_log_p;
+    float *log_q, *log_p; /* (draws, rows) */
+    column_sums columns[MOST_COLUMN_SUMS];
+
+    /* A unit is what one thread computes from beginning to end: one column of tiles_a_unit tiles. */
+    int64_t tile, rows_a_tile, tiles_a_row, tiles, tiles_a_unit, units;
+    float *kl_slots, *log_q_slots, *log_p_slots; /* sums of pieces of rows, see sums.h */
 } call;
 
-/* Work through tiles first..last-1. */
-typedef void tile_range(const call *c, int64_t first, int64_t last);
+/* Work through units first..last-1. */
+typedef void unit_range(const call *c, int64_t first, int64_t last);
 
 typedef struct {
     const char *name;
-    tile_range *forward, *backward;
+    unit_range *noise, *forward, *backward, *latent_forward, *latent_backward;
+    void (*finish_columns)(const call *c);
     void (*words)(const int64_t *counter, int64_t n, uint64_t seed, int64_t *word);
 } instruction_set;
 

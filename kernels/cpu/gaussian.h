@@ -3,24 +3,18 @@
      z  = mu + exp(logvar/2) eps                  kl = 1/2 (mu^2 + expm1(logvar) - logvar)
      d mu = g_z + g_kl mu                         d logvar = 1/2 (g_z exp(logvar/2) eps + g_kl expm1(logvar)) */
 
-/* Sum of n floats, in an order that depends on n alone. Reads, and ignores, up to LANES - 1 floats behind them. */
-ALWAYS_INLINE float sum_of(const float *terms, int64_t n) {
-    if (n < 2 * LANES) { /* many short rows: one float after the other, but many rows at a time */
-        float sum = 0.0f;
-        for (int64_t i = 0; i < n; i++) sum += terms[i];
-        return sum;
+/* The noise itself. */
+static void ISA_NAME(noise)(const call *c, int64_t first, int64_t last) {
+    float eps[TILE + NOISE_SLACK], z[TILE];
+    noise_stream noise;
+    begin_noise(&noise, c->seed);
+    for (int64_t index = first; index < last; index++) {
+        tile t = tile_at(c, index);
+        fill_noise(eps, &noise, c->draw, c->row_offset + (uint64_t)t.row, t.rows, t.start, t.count);
+        float *out = begin_tile(c, &c->z, c->dtype, t, z);
+        memcpy(out, eps, sizeof(float) * (size_t)(t.rows * t.count));
+        write_tile(c, &c->z, c->dtype, t, out, z);
     }
-    vf sum[4] = {{0}}; /* four, so that long rows lose less to rounding, and no addition waits for the one before */
-    int64_t i = 0;
-    for (; i + 4 * LANES <= n; i += 4 * LANES)
-        for (int k = 0; k < 4; k++) sum[k] += load(terms + i + k * LANES);
-    for (; i + LANES <= n; i += LANES) sum[0] += load(terms + i);
-    if (i < n) {
-        vi inside;
-        memcpy(&inside, lanes_below + LANES - (n - i), sizeof inside);
-        sum[1] += (vf)((vi)load(terms + i) & inside);
-    }
-    return sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
 typedef struct {
@@ -28,18 +22,11 @@ typedef struct {
     float *z, *kl;
 } forward_arrays;
 
-ALWAYS_INLINE void forward_vector(forward_arrays a, int64_t i, int64_t count, int with_z, int with_kl) {
+ALWAYS_INLINE void forward_vector(int with_z, int with_kl, forward_arrays a, int64_t i, int64_t count) {
     vf mu = load_some(a.mu + i, count), logvar = load_some(a.logvar + i, count);
-    scale s = scale_of(logvar);
+    exponentials s = exponentials_of(logvar);
     if (with_z) store_some(a.z + i, mu + s.std * load_some(a.eps + i, count), count);
     if (with_kl) store_some(a.kl + i, (mu * mu + s.expm1_less) * 0.5f, count);
-}
-
-ALWAYS_INLINE void forward_arrays_of(forward_arrays a, int64_t n, int with_z, int with_kl) {
-    int64_t i = 0;
-#pragma GCC unroll 2
-    for (; i + LANES <= n; i += LANES) forward_vector(a, i, LANES, with_z, with_kl);
-    if (i < n) forward_vector(a, i, n - i, with_z, with_kl);
 }
 
 static void ISA_NAME(forward)(const call *c, int64_t first, int64_t last) {
@@ -49,34 +36,25 @@ static void ISA_NAME(forward)(const call *c, int64_t first, int64_t last) {
     for (int64_t index = first; index < last; index++) {
         tile t = tile_at(c, index);
         int64_t n = t.rows * t.count;
-        if (c->seed) fill_noise(eps, &noise, c->row_offset + (uint64_t)t.row, t.rows, t.start, t.count);
-        if (!c->mu.data) { /* the noise itself */
-            float *out = begin_tile(c, &c->z, c->dtype, t, z);
-            memcpy(out, eps, sizeof(float) * (size_t)n);
-            write_tile(c, &c->z, c->dtype, t, out, z);
-            continue;
-        }
+        if (c->seed) fill_noise(eps, &noise, 0, c->row_offset + (uint64_t)t.row, t.rows, t.start, t.count);
         forward_arrays a = {
             .mu = read_tile(c, &c->mu, c->dtype, t, mu),
-            .logvar = read_tile(c, &c->logvar, c->dtype, t, logvar),
+            .logvar = read_tile(c, &c->scale, c->dtype, t, logvar),
             .eps = eps,
             .z = c->seed ? begin_tile(c, &c->z, c->dtype, t, z) : NULL,
             .kl = c->reduction == ELEMENTWISE ? begin_tile(c, &c->kl, FLOAT32, t, kl) : kl,
         };
         if (c->seed && c->reduction != NO_KL)
-            forward_arrays_of(a, n, 1, 1);
+            EACH_VECTOR(n, forward_vector, 1, 1, a);
         else if (c->seed)
-            forward_arrays_of(a, n, 1, 0);
+            EACH_VECTOR(n, forward_vector, 1, 0, a);
         else
-            forward_arrays_of(a, n, 0, 1);
+            EACH_VECTOR(n, forward_vector, 0, 1, a);
         if (c->seed) write_tile(c, &c->z, c->dtype, t, a.z, z);
         if (c->reduction == ELEMENTWISE)
             write_tile(c, &c->kl, FLOAT32, t, a.kl, kl);
-        else if (c->reduction != NO_KL) {
-            store(kl + n, splat(0.0f)); /* sum_of looks behind the last term */
-            for (int64_t r = 0; r < t.rows; r++)
-                c->tile_kl[c->tiles_a_row > 1 ? index : t.row + r] = sum_of(kl + r * t.count, t.count);
-        }
+        else if (c->reduction != NO_KL)
+            sum_tile(c, t, kl, c->channel_size, c->kl_slots);
     }
 }
 
@@ -85,8 +63,8 @@ typedef struct {
     float *grad_mu, *grad_logvar;
 } backward_arrays;
 
-ALWAYS_INLINE void backward_vector(backward_arrays a, int64_t i, int64_t count, int with_z, int with_kl) {
-    scale s = scale_of(load_some(a.logvar + i, count));
+ALWAYS_INLINE void backward_vector(int with_z, int with_kl, backward_arrays a, int64_t i, int64_t count) {
+    exponentials s = exponentials_of(load_some(a.logvar + i, count));
     vf grad_mu = {0}, grad_logvar = {0};
     if (with_z) {
         grad_mu = load_some(a.grad_z + i, count);
@@ -102,27 +80,6 @@ ALWAYS_INLINE void backward_vector(backward_arrays a, int64_t i, int64_t count, 
     store_some(a.grad_logvar + i, grad_logvar * 0.5f, count);
 }
 
-ALWAYS_INLINE void backward_arrays_of(backward_arrays a, int64_t n, int with_z, int with_kl) {
-    int64_t i = 0;
-#pragma GCC unroll 2
-    for (; i + LANES <= n; i += LANES) backward_vector(a, i, LANES, with_z, with_kl);
-    if (i < n) backward_vector(a, i, n - i, with_z, with_kl);
-}
-
-/* The gradient of the KL of each coordinate: one value a row, unless the KL was element-wise. The buffer has room for
-   LANES floats behind the tile. */
-static inline const float *read_grad_kl(const call *c, tile t, float *buffer) {
-    if (c->reduction == ELEMENTWISE) return read_tile(c, &c->grad_kl, FLOAT32, t, buffer);
-    const float *of_row = (const float *)c->grad_kl.data + t.row * c->grad_kl.row;
-    for (int64_t r = 0; r < t.rows; r++) {
-        vf value = splat(of_row[r * c->grad_kl.row]);
-        if (c->reduction == BATCHMEAN) value /= (float)c->rows;
-        /* Whole vectors: what is written behind a row, the next one overwrites. */
-        for (int64_t d = 0; d < t.count; d += LANES) store(buffer + r * t.count + d, value);
-    }
-    return buffer;
-}
-
 static void ISA_NAME(backward)(const call *c, int64_t first, int64_t last) {
     float eps[TILE + NOISE_SLACK], grad_kl[TILE + LANES];
     float grad_z[TILE], mu[TILE], logvar[TILE], grad_mu[TILE], grad_logvar[TILE];
@@ -133,12 +90,12 @@ static void ISA_NAME(backward)(const call *c, int64_t first, int64_t last) {
         tile t = tile_at(c, index);
         int64_t n = t.rows * t.count;
         backward_arrays a = {
-            .logvar = read_tile(c, &c->logvar, c->dtype, t, logvar),
+            .logvar = read_tile(c, &c->scale, c->dtype, t, logvar),
             .eps = eps,
-            .grad_logvar = begin_tile(c, &c->grad_logvar, c->dtype, t, grad_logvar),
+            .grad_logvar = begin_tile(c, &c->grad_scale, c->dtype, t, grad_logvar),
         };
         if (with_z) {
-            fill_noise(eps, &noise, c->row_offset + (uint64_t)t.row, t.rows, t.start, t.count);
+            fill_noise(eps, &noise, 0, c->row_offset + (uint64_t)t.row, t.rows, t.start, t.count);
             a.grad_z = read_tile(c, &c->grad_z, c->dtype, t, grad_z);
         }
         if (with_kl) {
@@ -147,12 +104,12 @@ static void ISA_NAME(backward)(const call *c, int64_t first, int64_t last) {
             a.grad_mu = begin_tile(c, &c->grad_mu, c->dtype, t, grad_mu);
         }
         if (with_z && with_kl)
-            backward_arrays_of(a, n, 1, 1);
+            EACH_VECTOR(n, backward_vector, 1, 1, a);
         else if (with_z)
-            backward_arrays_of(a, n, 1, 0);
+            EACH_VECTOR(n, backward_vector, 1, 0, a);
         else
-            backward_arrays_of(a, n, 0, 1);
-        write_tile(c, &c->grad_logvar, c->dtype, t, a.grad_logvar, grad_logvar);
+            EACH_VECTOR(n, backward_vector, 0, 1, a);
+        write_tile(c, &c->grad_scale, c->dtype, t, a.grad_logvar, grad_logvar);
         if (with_kl) write_tile(c, &c->grad_mu, c->dtype, t, a.grad_mu, grad_mu);
     }
 }

@@ -10,15 +10,10 @@
 #include <immintrin.h>
 #define LANES 8
 #define ISA_NAME(function) function##_x86_64_v3
-#include "simd.h"
-#include "vector_math.h"
-#include "philox.h"
-#include "noise.h"
-#include "tiles.h"
-#include "gaussian.h"
+#include "kernels.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
 
-const instruction_set isa_x86_64_v3 = {"x86-64-v3", forward_x86_64_v3, backward_x86_64_v3, words_x86_64_v3};
+const instruction_set isa_x86_64_v3 = {"x86-64-v3", KERNELS};
 #endif

@@ -16,7 +16,7 @@ static PyObject *py_use_exchange(PyObject *self, PyObject *capsule) {
     return PyBool_FromLong(exchange != NULL);
 }
 
-/* What both directions end with: the seed's tensor, the dtype, row_offset, reduction and number of threads.
+/* What all calls end with: the seed's tensor, the dtype, row_offset, reduction and number of threads.
    0 and an exception where the arguments cannot be these. */
 static int take_rest(call *c, int *threads, PyObject *const *rest, Py_ssize_t given, Py_ssize_t expected) {
     if (given != expected) {
@@ -37,23 +37,39 @@ static int take_rest(call *c, int *threads, PyObject *const *rest, Py_ssize_t gi
     return !PyErr_Occurred();
 }
 
+static PyObject *run_without_gil(call *c, unit_range *work, int threads) {
+    int enough_memory;
+    Py_BEGIN_ALLOW_THREADS;
+    enough_memory = run_call(c, work, threads);
+    Py_END_ALLOW_THREADS;
+    if (!enough_memory) return PyErr_NoMemory();
+    Py_RETURN_TRUE;
+}
+
+static PyObject *py_noise(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    call c = {0};
+    int threads;
+    tensor eps;
+    if (!take_rest(&c, &threads, args + 2, given, 7) || !view_tensor(args[0], &eps)) return NULL;
+    c.draw = (uint32_t)PyLong_AsUnsignedLong(args[1]);
+    if (PyErr_Occurred()) return NULL;
+    plan_rows(&c, &eps, 1, (const tensor *[]){&eps}, (strided *[]){&c.z}); /* it is contiguous */
+    return run_without_gil(&c, isa->noise, threads);
+}
+
 static PyObject *py_forward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     call c = {0};
-    int threads, enough_memory;
+    int threads;
     tensor mu, logvar, z, kl;
     if (!take_rest(&c, &threads, args + 4, given, 9)) return NULL;
     if (!view_tensor(args[0], &mu) || !view_tensor(args[1], &logvar)) return NULL;
     if (!view_tensor(args[2], &z) || !view_tensor(args[3], &kl)) return NULL;
     int elementwise = c.reduction == ELEMENTWISE;
-    if (!plan_rows(&c, mu.rank ? &mu : &z, 3 + elementwise, (const tensor *[]){&mu, &logvar, &z, &kl},
-                   (strided *[]){&c.mu, &c.logvar, &c.z, &c.kl}))
+    if (!plan_rows(&c, &mu, 3 + elementwise, (const tensor *[]){&mu, &logvar, &z, &kl},
+                   (strided *[]){&c.mu, &c.scale, &c.z, &c.kl}))
         Py_RETURN_FALSE;
     c.kl.data = kl.data;
-    Py_BEGIN_ALLOW_THREADS;
-    enough_memory = run_forward(&c, threads);
-    Py_END_ALLOW_THREADS;
-    if (!enough_memory) return PyErr_NoMemory();
-    Py_RETURN_TRUE;
+    return run_without_gil(&c, isa->forward, threads);
 }
 
 static PyObject *py_backward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
@@ -66,14 +82,90 @@ static PyObject *py_backward(PyObject *self, PyObject *const *args, Py_ssize_t g
         return NULL;
     int elementwise = c.reduction == ELEMENTWISE;
     if (!plan_rows(&c, &logvar, 5 + elementwise, (const tensor *[]){&grad_z, &mu, &logvar, &grad_mu, &grad_logvar, &grad_kl},
-                   (strided *[]){&c.grad_z, &c.mu, &c.logvar, &c.grad_mu, &c.grad_logvar, &c.grad_kl}))
+                   (strided *[]){&c.grad_z, &c.mu, &c.scale, &c.grad_mu, &c.grad_scale, &c.grad_kl}))
         Py_RETURN_FALSE;
-    c.grad_kl.data = grad_kl.data;
-    if (c.reduction == PER_SAMPLE && grad_kl.data) c.grad_kl.row = grad_kl.strides[0];
-    Py_BEGIN_ALLOW_THREADS;
-    run_backward(&c, threads);
-    Py_END_ALLOW_THREADS;
-    Py_RETURN_TRUE;
+    take_grad_kl(&c, &grad_kl);
+    return run_without_gil(&c, isa->backward, threads);
+}
+
+/* What the latents with options have before the rest: those, packed, and the number of draws or 0, which is one draw
+   and no dimension for it. */
+static int take_options(call *c, PyObject *const *args) {
+    char *packed;
+    Py_ssize_t size;
+    if (PyBytes_AsStringAndSize(args[0], &packed, &size)) return 0;
+    if (size != sizeof c->options) {
+        PyErr_SetString(PyExc_ValueError, "these are not packed options");
+        return 0;
+    }
+    memcpy(&c->options, packed, sizeof c->options);
+    c->draws = PyLong_AsLongLong(args[1]);
+    return !PyErr_Occurred();
+}
+
+static int view_tensors(PyObject *const *objects, int count, tensor *tensors) {
+    for (int i = 0; i < count; i++)
+        if (!view_tensor(objects[i], &tensors[i])) return 0;
+    return 1;
+}
+
+static PyObject *py_latent_forward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    enum { MU, SCALE, PRIOR_MU, PRIOR_SCALE, Z, KL, MEAN, LOG_Q, LOG_P, TENSORS };
+    call c = {0};
+    int threads;
+    tensor t[TENSORS];
+    if (!take_rest(&c, &threads, args + TENSORS + 2, given, TENSORS + 7)) return NULL;
+    if (!take_options(&c, args + TENSORS) || !view_tensors(args, TENSORS, t)) return NULL;
+    int64_t between_draws = c.draws ? take_draws(&t[Z]) : 0;
+    expand(&t[PRIOR_MU]);
+    expand(&t[PRIOR_SCALE]);
+    int elementwise = c.reduction == ELEMENTWISE;
+    if (!plan_rows(&c, &t[MU], 5 + elementwise,
+                   (const tensor *[]){&t[MU], &t[SCALE], &t[PRIOR_MU], &t[PRIOR_SCALE], &t[Z], &t[KL]},
+                   (strided *[]){&c.mu, &c.scale, &c.prior_mu, &c.prior_scale, &c.z, &c.kl}))
+        Py_RETURN_FALSE;
+    plan_channels(&c, &t[MU]);
+    c.z.draw = between_draws;
+    c.kl.data = t[KL].data;
+    c.log_q = (float *)t[LOG_Q].data;
+    c.log_p = (float *)t[LOG_P].data;
+    c.columns[KL_MEAN] = (column_sums){
+        .out = {.data = t[MEAN].data, .outer = c.inner, .inner = 1}, .dtype = FLOAT32, .divisor = (double)c.rows};
+    return run_without_gil(&c, isa->latent_forward, threads);
+}
+
+static PyObject *py_latent_backward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    enum {
+        GRAD_Z, GRAD_KL, GRAD_LOG_Q, GRAD_LOG_P, MU, SCALE, PRIOR_MU, PRIOR_SCALE, GRAD_MU, GRAD_SCALE, GRAD_PRIOR_MU,
+        GRAD_PRIOR_SCALE, TENSORS
+    };
+    call c = {0};
+    int threads;
+    tensor t[TENSORS];
+    strided of_prior_mu, of_prior_scale;
+    if (!take_rest(&c, &threads, args + TENSORS + 2, given, TENSORS + 7)) return NULL;
+    if (!take_options(&c, args + TENSORS) || !view_tensors(args, TENSORS, t)) return NULL;
+    int64_t between_draws = c.draws ? take_draws(&t[GRAD_Z]) : 0;
+    expand(&t[PRIOR_MU]);
+    expand(&t[PRIOR_SCALE]);
+    expand(&t[GRAD_PRIOR_MU]);
+    expand(&t[GRAD_PRIOR_SCALE]);
+    int elementwise = c.reduction == ELEMENTWISE;
+    if (!plan_rows(&c, &t[MU], 9 + elementwise,
+                   (const tensor *[]){&t[GRAD_Z], &t[MU], &t[SCALE], &t[PRIOR_MU], &t[PRIOR_SCALE], &t[GRAD_MU],
+                                      &t[GRAD_SCALE], &t[GRAD_PRIOR_MU], &t[GRAD_PRIOR_SCALE], &t[GRAD_KL]},
+                   (strided *[]){&c.grad_z, &c.mu, &c.scale, &c.prior_mu, &c.prior_scale, &c.grad_mu, &c.grad_scale,
+                                 &of_prior_mu, &of_prior_scale, &c.grad_kl}))
+        Py_RETURN_FALSE;
+    plan_channels(&c, &t[MU]);
+    c.grad_z.draw = between_draws;
+    take_grad_kl(&c, &t[GRAD_KL]);
+    c.grad_log_q = row_values_of(&t[GRAD_LOG_Q]);
+    c.grad_log_p = row_values_of(&t[GRAD_LOG_P]);
+    plan_prior_gradient(&c, &t[MU], &t[GRAD_PRIOR_MU], of_prior_mu, &c.grad_prior_mu, &c.columns[OF_PRIOR_MU]);
+    plan_prior_gradient(&c, &t[MU], &t[GRAD_PRIOR_SCALE], of_prior_scale, &c.grad_prior_scale,
+                        &c.columns[OF_PRIOR_SCALE]);
+    return run_without_gil(&c, isa->latent_backward, threads);
 }
 
 static PyObject *py_words(PyObject *self, PyObject *const *args, Py_ssize_t given) {
@@ -99,6 +191,9 @@ static PyObject *py_threaded(PyObject *self, PyObject *unused) { return PyBool_F
 static PyMethodDef methods[] = {
     {"forward", (PyCFunction)(void (*)(void))py_forward, METH_FASTCALL, "z and KL; see __init__.py for the arguments"},
     {"backward", (PyCFunction)(void (*)(void))py_backward, METH_FASTCALL, "gradients; see __init__.py for the arguments"},
+    {"noise", (PyCFunction)(void (*)(void))py_noise, METH_FASTCALL, "eps; see __init__.py for the arguments"},
+    {"latent_forward", (PyCFunction)(void (*)(void))py_latent_forward, METH_FASTCALL, "forward, of any latent"},
+    {"latent_backward", (PyCFunction)(void (*)(void))py_latent_backward, METH_FASTCALL, "backward, of any latent"},
     {"use_exchange", py_use_exchange, METH_O, "how tensors are looked at: DLPack's C exchange interface, or None"},
     {"words", (PyCFunction)(void (*)(void))py_words, METH_FASTCALL, "Philox words of given counters, for the tests"},
     {"instruction_set", py_instruction_set, METH_NOARGS, "name of the instruction set in use, or None"},

@@ -1,11 +1,12 @@
-/* The noise stream of a tile: counters (quad, row, row's high word, 0), quad = coordinate / 4, and Box-Muller. */
+/* The noise stream of a tile: counters (quad, row, row's high word, draw), quad = coordinate / 4, and Box-Muller. */
 
 #define GROUP (ABREAST * COUNTERS) /* counters computed at a time */
 #define NOISE_SLACK (4 * GROUP)    /* floats that fill_noise may write behind its tile */
 
-/* What is the same for every row: of the first two rounds, the products that look at the quad alone. */
+/* What is the same for every row: of the first two rounds, the products that look at quad and draw alone. */
 typedef struct {
     int64_t start, count; /* the coordinates it is for; none yet if count is 0 */
+    uint32_t draw;
     vw product0[TILE / 4 / COUNTERS], product1[TILE / 4 / COUNTERS];
 } columns;
 
@@ -32,23 +33,26 @@ ALWAYS_INLINE void normals_of(counters *c, const key_schedule *key, int first, f
     }
 }
 
-static inline void prepare_columns(noise_stream *noise, int64_t start, int64_t count) {
+static inline void prepare_columns(noise_stream *noise, uint32_t draw, int64_t start, int64_t count) {
     columns *column = &noise->column;
-    if (column->count == count && column->start == start) return;
+    if (column->count == count && column->start == start && column->draw == draw) return;
     column->start = start;
     column->count = count;
+    column->draw = draw;
+    vw k1 = noise->key.k1[0] ^ splat64(draw);
     for (int64_t q = 0; 4 * q < count; q += GROUP)
         for (int64_t i = q / COUNTERS; i < q / COUNTERS + ABREAST; i++) {
             vw quad = splat64((uint64_t)(start / 4 + i * COUNTERS)) + from_lanes(lane_order);
             column->product0[i] = multiply_low_words(quad, MULTIPLIER0);
-            column->product1[i] = multiply_low_words(high_words(column->product0[i]) ^ noise->key.k1[0], MULTIPLIER1);
+            column->product1[i] = multiply_low_words(high_words(column->product0[i]) ^ k1, MULTIPLIER1);
         }
 }
 
 /* One row, vectors along it. Rounds 0 and 1 are done here: all that depends on the row in them is one number each. */
-static inline void fill_row(float *eps, noise_stream *noise, uint64_t row, int64_t start, int64_t count) {
+static inline void fill_row(float *eps, noise_stream *noise, uint32_t draw, uint64_t row, int64_t start,
+                            int64_t count) {
     const key_schedule *key = &noise->key;
-    prepare_columns(noise, start, count);
+    prepare_columns(noise, draw, start, count);
     uint64_t product1 = (row >> 32) * MULTIPLIER1;
     uint64_t product0 = (uint64_t)(uint32_t)(product1 >> 32 ^ row ^ key->k0[0][0]) * MULTIPLIER0;
     vw c1 = splat64(product1) ^ key->k0[1], c3 = splat64(product0), c3_high = splat64(product0 >> 32) ^ key->k1[1];
@@ -63,7 +67,8 @@ static inline void fill_row(float *eps, noise_stream *noise, uint64_t row, int64
 }
 
 /* Rows too short for that: the quads of all rows in one sequence, then the rows moved together. */
-static inline void fill_short_rows(float *eps, noise_stream *noise, uint64_t row, int64_t rows, int64_t count) {
+static inline void fill_short_rows(float *eps, noise_stream *noise, uint32_t draw, uint64_t row, int64_t rows,
+                                   int64_t count) {
     uint64_t quads = (uint64_t)(count + 3) / 4, quad_of_lane[COUNTERS], row_of_lane[COUNTERS];
     for (int lane = 0; lane < COUNTERS; lane++) {
         quad_of_lane[lane] = lane_order[lane] % quads;
@@ -77,7 +82,7 @@ static inline void fill_short_rows(float *eps, noise_stream *noise, uint64_t row
         counters c[ABREAST];
 #pragma GCC unroll 4
         for (int i = 0; i < ABREAST; i++) {
-            c[i] = (counters){quad, row_of_quad, row_of_quad >> 32, splat64(0)};
+            c[i] = (counters){quad, row_of_quad, row_of_quad >> 32, splat64(draw)};
             quad += quad_step;
             vw over = (vw)(quad >= end); /* all ones where the next row begins */
             quad -= over & end;
@@ -96,10 +101,12 @@ static inline void fill_short_rows(float *eps, noise_stream *noise, uint64_t row
 /* In a row of this many groups, what is computed behind its end costs less than moving rows together. */
 #define GROUPS_WORTH_A_ROW 4
 
-/* eps of rows row..row+rows-1 of the stream, coordinates start..start+count-1 (start a multiple of 4), row after row. */
-static inline void fill_noise(float *eps, noise_stream *noise, uint64_t row, int64_t rows, int64_t start, int64_t count) {
+/* eps of a draw and of rows row..row+rows-1 of the stream, coordinates start..start+count-1 (start a multiple of 4), row
+   after row. */
+NEVER_INLINE void fill_noise(float *eps, noise_stream *noise, uint32_t draw, uint64_t row, int64_t rows, int64_t start,
+                             int64_t count) {
     if (rows > 1 && count % (4 * GROUP) != 0 && count < GROUPS_WORTH_A_ROW * 4 * GROUP)
-        fill_short_rows(eps, noise, row, rows, count);
+        fill_short_rows(eps, noise, draw, row, rows, count);
     else
-        for (int64_t r = 0; r < rows; r++) fill_row(eps + r * count, noise, row + (uint64_t)r, start, count);
+        for (int64_t r = 0; r < rows; r++) fill_row(eps + r * count, noise, draw, row + (uint64_t)r, start, count);
 }

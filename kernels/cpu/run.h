@@ -29,61 +29,124 @@ static void choose_instruction_set(void) {
 #endif
 }
 
+/* Small batches of many draws are cut into smaller tiles, so that there is work for several threads. */
+#define FEWEST_TILES 8
+#define SMALLEST_TILE 256
+
+/* Units of several tiles leave fewer partial sums of columns; there must be units enough, and no sum too long. */
+#define ENOUGH_UNITS 64
+#define LONGEST_UNIT 64
+
+static int64_t rounded_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static int64_t at_most_of(int64_t a, int64_t bound) { return a < bound ? a : bound; }
+
 static void cut_into_tiles(call *c) {
-    c->tiles_a_row = (c->event + TILE - 1) / TILE;
-    c->rows_a_tile = c->event > 0 && c->event < TILE ? TILE / c->event : 1;
-    c->tiles = c->tiles_a_row > 1 ? c->rows * c->tiles_a_row
-               : c->event > 0     ? (c->rows + c->rows_a_tile - 1) / c->rows_a_tile
-                                  : 0;
+    if (c->draws < 1) c->draws = 1;
+    c->tile = TILE;
+    if (c->draws > 1)
+        while (c->tile > SMALLEST_TILE && c->rows * c->event < FEWEST_TILES * c->tile) c->tile /= 2;
+    c->tiles_a_row = rounded_up(c->event, c->tile);
+    c->rows_a_tile = c->event > 0 && c->event < c->tile ? c->tile / c->event : 1;
+    c->tiles = c->tiles_a_row * rounded_up(c->rows, c->rows_a_tile);
+    c->tiles_a_unit = 1;
+    for (int i = 0; i < MOST_COLUMN_SUMS; i++)
+        if (c->columns[i].out.data && c->tiles > ENOUGH_UNITS)
+            c->tiles_a_unit = at_most_of(c->tiles / ENOUGH_UNITS, LONGEST_UNIT);
+    c->units = c->tiles ? c->tiles_a_row * rounded_up(c->tiles / c->tiles_a_row, c->tiles_a_unit) : 0;
 }
 
-/* Bytes from the first to the last element of an output. */
+/* Bytes from the first to the last element of an output, all draws of it. */
 static int64_t extent(const call *c, const strided *t) {
     if (c->rows == 0 || c->event == 0) return 0;
     int64_t last = (c->rows - 1) * t->row + (c->event / c->inner - 1) * t->outer + (c->inner - 1) * t->inner;
-    return (last + 1) * (c->dtype == FLOAT32 ? 4 : 2);
+    return (last + (c->draws - 1) * t->draw + 1) * (c->dtype == FLOAT32 ? 4 : 2);
 }
 
-/* From one sum a tile to the KL: always in the same order, and in double, so that long rows lose nothing. */
+static int has_summed_kl(const call *c) { return c->kl.data && c->reduction != ELEMENTWISE; }
+
+/* The sums of a tile are the result itself, where that has a place for each. */
+static float *slots_for(float *result, int64_t slots) {
+    return result ? result : malloc(sizeof(float) * (size_t)slots + 1);
+}
+
+/* Places for the sums that tiles leave; 0 if there is no memory for them. end_sums frees what there is. */
+static int begin_sums(call *c) {
+    int whole_rows = c->tiles_a_row == 1, enough_memory = 1;
+    if (has_summed_kl(c)) {
+        int direct = whole_rows && (c->reduction == PER_SAMPLE || c->reduction == PER_CHANNEL);
+        int64_t slots = c->tiles ? c->rows * (c->channels + c->tiles_a_row - 1) : 0;
+        c->kl_slots = slots_for(direct ? c->kl.data : NULL, slots);
+        enough_memory = c->kl_slots != NULL;
+    }
+    if (c->log_q) {
+        int64_t slots = c->draws * c->rows * c->tiles_a_row;
+        c->log_q_slots = slots_for(whole_rows ? c->log_q : NULL, slots);
+        c->log_p_slots = slots_for(whole_rows ? c->log_p : NULL, slots);
+        enough_memory = enough_memory && c->log_q_slots && c->log_p_slots;
+    }
+    for (int i = 0; i < MOST_COLUMN_SUMS; i++) {
+        column_sums *s = &c->columns[i];
+        if (!s->out.data) continue;
+        int64_t sums = s->single ? c->units : c->tiles ? c->units / c->tiles_a_row * c->event : 0;
+        s->partial = malloc(sizeof(float) * (size_t)sums + 1);
+        enough_memory = enough_memory && s->partial;
+    }
+    return enough_memory;
+}
+
+static void end_sums(call *c) {
+    if (c->kl_slots != c->kl.data) free(c->kl_slots);
+    if (c->log_q_slots != c->log_q) free(c->log_q_slots);
+    if (c->log_p_slots != c->log_p) free(c->log_p_slots);
+    for (int i = 0; i < MOST_COLUMN_SUMS; i++) free(c->columns[i].partial);
+}
+
+/* From slots to the KL: always in the same order, and in double, so that long rows lose nothing. */
 static void finish_kl(const call *c) {
     float *kl = c->kl.data;
+    if (c->kl_slots == kl) return;
     double total = 0.0;
     for (int64_t row = 0; row < c->rows; row++) {
-        double sum = 0.0;
-        for (int64_t i = 0; i < c->tiles_a_row; i++) sum += c->tile_kl[row * c->tiles_a_row + i];
-        if (c->reduction == PER_SAMPLE) kl[row] = (float)sum;
-        total += sum;
+        const float *slots = c->kl_slots + row * (c->channels + c->tiles_a_row - 1);
+        for (int64_t channel = 0; channel < c->channels; channel++) {
+            double sum = 0.0;
+            int64_t start = channel * c->channel_size, end = start + c->channel_size;
+            for (int64_t i = start / c->tile; i * c->tile < end; i++) sum += slots[channel + i];
+            if (c->reduction == PER_SAMPLE || c->reduction == PER_CHANNEL) kl[row * c->channels + channel] = (float)sum;
+            total += sum;
+        }
     }
     if (c->reduction == SUM) *kl = (float)total;
     if (c->reduction == BATCHMEAN) *kl = (float)(total / (double)c->rows);
 }
 
-/* z and KL; 0 if there is no memory for the sums. */
-static int run_forward(call *c, int threads) {
-    cut_into_tiles(c);
-    int sums = c->reduction == PER_SAMPLE || c->reduction == SUM || c->reduction == BATCHMEAN;
-    int direct = c->reduction == PER_SAMPLE && c->tiles_a_row == 1; /* a tile's sums are the KL */
-    if (direct) {
-        c->tile_kl = c->kl.data;
-    } else if (sums) {
-        c->tile_kl = malloc(sizeof(float) * (size_t)(c->rows * c->tiles_a_row) + 1);
-        if (!c->tile_kl) return 0;
+/* -1/2 (sum + event log 2 pi) */
+static void finish_log_probability(const call *c, const float *slots, float *log_probability) {
+    const double log_2_pi = 1.837877066409345483560659472811;
+    for (int64_t i = 0; i < c->draws * c->rows; i++) {
+        double sum = (double)c->event * log_2_pi;
+        for (int64_t j = 0; j < c->tiles_a_row; j++) sum += slots[i * c->tiles_a_row + j];
+        log_probability[i] = (float)(-0.5 * sum);
     }
-    advise_huge_pages(c->z.data, extent(c, &c->z));
-    run_tiles(isa->forward, c, threads);
-    if (sums && !direct) {
-        finish_kl(c);
-        free(c->tile_kl);
-    }
-    return 1;
 }
 
-/* The gradients of mu and logvar. */
-static void run_backward(call *c, int threads) {
+/* A call with these kernels of `isa`; 0 if there is no memory for the sums. */
+static int run_call(call *c, unit_range *work, int threads) {
     cut_into_tiles(c);
-    advise_huge_pages(c->grad_mu.data, extent(c, &c->grad_mu));
-    advise_huge_pages(c->grad_logvar.data, extent(c, &c->grad_logvar));
-    run_tiles(isa->backward, c, threads);
+    const strided *outputs[] = {&c->z, &c->grad_mu, &c->grad_scale, &c->grad_prior_mu, &c->grad_prior_scale};
+    for (int i = 0; i < 5; i++) advise_huge_pages(outputs[i]->data, extent(c, outputs[i]));
+    int enough_memory = begin_sums(c);
+    if (enough_memory) {
+        run_units(work, c, threads);
+        if (has_summed_kl(c)) finish_kl(c);
+        if (c->log_q) {
+            finish_log_probability(c, c->log_q_slots, c->log_q);
+            finish_log_probability(c, c->log_p_slots, c->log_p);
+        }
+        isa->finish_columns(c);
+    }
+    end_sums(c);
+    return enough_memory;
 }
 
 #endif

@@ -6,6 +6,7 @@
    The includer defines LANES (16, 8 or 4) and, before it, includes the intrinsics. */
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define NEVER_INLINE static __attribute__((noinline)) /* called from several places, and large */
 
 /* In the body of a short copying loop: GCC makes a string instruction of it otherwise, many times slower on short rows. */
 #define STAYS_A_LOOP __asm__ volatile("")
@@ -38,6 +39,7 @@ static inline void store(float *to, vf value) { memcpy(to, &value, sizeof value)
 
 /* What each of these files offers beside what its names say:
      choose(m, a, b)            lanes of a where the mask holds, else of b
+     equal, less, less_or_equal masks; a NaN is none of these
      at_least, at_most          the lane or the bound; a NaN stays one
      multiply_low_words(a, b)   64-bit products of the low words of a and the constant b
      high_words(a)              the high words moved down

@@ -2,6 +2,8 @@
 
 typedef vi mask;
 static inline mask equal(vf a, vf b) { return a == b; }
+static inline mask less(vf a, vf b) { return a < b; }
+static inline mask less_or_equal(vf a, vf b) { return a <= b; }
 static inline mask equal_integers(vi a, vi b) { return a == b; }
 static inline mask sign_of(vu a) { return (vi)a >> 31; }
 static inline vf choose(mask m, vf a, vf b) { return (vf)vbslq_f32((uint32x4_t)m, (float32x4_t)a, (float32x4_t)b); }

@@ -2,6 +2,8 @@
 
 typedef vi mask;
 static inline mask equal(vf a, vf b) { return a == b; }
+static inline mask less(vf a, vf b) { return a < b; }
+static inline mask less_or_equal(vf a, vf b) { return a <= b; }
 static inline mask equal_integers(vi a, vi b) { return a == b; }
 static inline mask sign_of(vu a) { return (vi)a; /* choose looks at the sign alone */ }
 static inline vf choose(mask m, vf a, vf b) { return (vf)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)m); }

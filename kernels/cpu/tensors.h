@@ -94,15 +94,36 @@ static int view_tensor(PyObject *object, tensor *t) {
     return has_memory(t);
 }
 
+static int64_t elements_of(const tensor *t, int64_t first_dim) {
+    int64_t elements = 1;
+    for (int64_t dim = first_dim; dim < t->rank; dim++) elements *= t->shape[dim];
+    return elements;
+}
+
+/* Dimensions of one element become as long as any other tensor's. */
+static void expand(tensor *t) {
+    for (int64_t dim = 0; dim < t->rank; dim++) t->numbers[MAX_RANK + dim] = t->shape[dim] == 1 ? 0 : t->strides[dim];
+    t->strides = t->numbers + MAX_RANK;
+}
+
+/* Takes off the first dimension, of draws, and returns its stride. */
+static int64_t take_draws(tensor *t) {
+    if (!t->data) return 0;
+    int64_t stride = t->strides[0];
+    t->rank--;
+    t->shape++;
+    t->strides++;
+    return stride;
+}
+
 /* The event's dimensions, neighbours merged wherever every tensor allows it: at most two are left, or 0 is returned. */
 static int plan_rows(call *c, const tensor *like, int count, const tensor *const *tensors, strided *const *planned) {
     int64_t size[2] = {1, 1}, groups = 0;
     c->rows = like->shape[0];
-    int64_t elements = c->rows;
-    for (int64_t dim = 1; dim < like->rank; dim++) elements *= like->shape[dim];
+    int64_t event = elements_of(like, 1);
     for (int i = 0; i < count; i++) *planned[i] = (strided){.data = tensors[i]->data};
-    if (elements == 0) {
-        for (int64_t dim = 1; dim < like->rank; dim++) size[0] *= like->shape[dim];
+    if (event == 0) {
+        size[0] = 0;
     } else {
         for (int i = 0; i < count; i++)
             if (tensors[i]->data) planned[i]->row = tensors[i]->strides[0];
@@ -124,7 +145,44 @@ static int plan_rows(call *c, const tensor *like, int count, const tensor *const
     }
     c->inner = size[0];
     c->event = size[0] * size[1];
+    c->channels = 1;
+    c->channel_size = c->event;
     return 1;
+}
+
+/* With PER_CHANNEL, the second dimension of mu counts the sums of the KL. */
+static void plan_channels(call *c, const tensor *mu) {
+    if (c->reduction != PER_CHANNEL) return;
+    c->channels = mu->shape[1];
+    c->channel_size = elements_of(mu, 2);
+}
+
+/* A gradient of the KL that is not planned with the rest because it has another shape. */
+static void take_grad_kl(call *c, const tensor *grad_kl) {
+    c->grad_kl.data = grad_kl->data;
+    if (c->reduction == ELEMENTWISE) return;
+    if (grad_kl->rank > 0) c->grad_kl.row = grad_kl->strides[0];
+    if (grad_kl->rank > 1) c->grad_kl.inner = grad_kl->strides[1];
+}
+
+/* Of a tensor (draws, rows) or (rows). */
+static row_values row_values_of(const tensor *t) {
+    if (!t->data) return (row_values){0};
+    return (row_values){(const float *)t->data, t->rank > 1 ? t->strides[0] : 0, t->strides[t->rank - 1]};
+}
+
+/* A gradient with a place for every coordinate of mu is written tile by tile; others are sums. */
+static void plan_prior_gradient(const call *c, const tensor *mu, const tensor *grad, strided planned, strided *of_all,
+                                column_sums *sums) {
+    if (elements_of(grad, 0) == elements_of(mu, 0)) {
+        *of_all = planned;
+        return;
+    }
+    *sums = (column_sums){.out = planned, .dtype = c->dtype, .single = elements_of(grad, 0) == 1, .divisor = 1.0};
+    if (sums->single) { /* in one piece, of one element */
+        sums->out.outer = c->inner;
+        sums->out.inner = 1;
+    }
 }
 
 #endif

@@ -24,20 +24,20 @@ static int have_threads(void) { return gomp_parallel && omp_thread_number && omp
 #define ELEMENTS_WORTH_THREADS 16384
 
 typedef struct {
-    tile_range *work;
+    unit_range *work;
     const call *c;
 } team_work;
 
 static void do_share(void *argument) {
     const team_work *team = argument;
-    int64_t size = omp_team_size(), rank = omp_thread_number(), tiles = team->c->tiles;
-    team->work(team->c, tiles * rank / size, tiles * (rank + 1) / size);
+    int64_t size = omp_team_size(), rank = omp_thread_number(), units = team->c->units;
+    team->work(team->c, units * rank / size, units * (rank + 1) / size);
 }
 
-static void run_tiles(tile_range *work, const call *c, int threads) {
-    if (threads > c->tiles) threads = (int)c->tiles;
-    if (threads <= 1 || !have_threads() || c->rows * c->event < ELEMENTS_WORTH_THREADS) {
-        work(c, 0, c->tiles);
+static void run_units(unit_range *work, const call *c, int threads) {
+    if (threads > c->units) threads = (int)c->units;
+    if (threads <= 1 || !have_threads() || c->rows * c->event * c->draws < ELEMENTS_WORTH_THREADS) {
+        work(c, 0, c->units);
         return;
     }
     team_work team = {work, c};

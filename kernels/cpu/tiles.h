@@ -7,9 +7,9 @@ typedef struct {
 
 static inline tile tile_at(const call *c, int64_t index) {
     if (c->tiles_a_row > 1) {
-        int64_t start = index % c->tiles_a_row * TILE;
+        int64_t start = index % c->tiles_a_row * c->tile;
         int64_t rest = c->event - start;
-        return (tile){index / c->tiles_a_row, 1, start, rest < TILE ? rest : TILE};
+        return (tile){index / c->tiles_a_row, 1, start, rest < c->tile ? rest : c->tile};
     }
     int64_t row = index * c->rows_a_tile, rest = c->rows - row;
     return (tile){row, rest < c->rows_a_tile ? rest : c->rows_a_tile, 0, c->event};
@@ -38,6 +38,15 @@ static inline vf load_some(const float *from, int64_t count) {
 }
 
 static inline void store_some(float *to, vf value, int64_t count) { memcpy(to, &value, sizeof(float) * (size_t)count); }
+
+/* function(..., i, count) for each vector of n elements: the one of `count` elements from the i-th on. */
+#define EACH_VECTOR(n, function, ...)                                                                       \
+    do {                                                                                                    \
+        int64_t vector_start = 0;                                                                           \
+        _Pragma("GCC unroll 2") for (; vector_start + LANES <= (n); vector_start += LANES)                  \
+            function(__VA_ARGS__, vector_start, LANES);                                                     \
+        if (vector_start < (n)) function(__VA_ARGS__, vector_start, (n) - vector_start);                    \
+    } while (0)
 
 static inline vf widen(vh bits, int dtype) { return dtype == BFLOAT16 ? from_bfloat16(bits) : from_float16(bits); }
 static inline vh narrow(vf value, int dtype) { return dtype == BFLOAT16 ? to_bfloat16(value) : to_float16(value); }
@@ -92,14 +101,23 @@ static inline void narrow_array(const float *from, int dtype, int64_t n, uint16_
              base = ((tl).row + r) * (t)->row + d / (c)->inner * (t)->outer + d % (c)->inner * (t)->inner, 1);    \
              done += length)
 
+/* Processors foresee what is read in one piece, not rows with gaps between them: ask for the same piece of the next
+   tile while this one is worked on. What lies behind the tensor is asked for too, which does no harm. */
+static inline void fetch_ahead(const strided *t, int dtype, tile tl, int64_t base, int64_t length) {
+    int64_t bytes = dtype == FLOAT32 ? 4 : 2;
+    uintptr_t ahead = (uintptr_t)t->data + (uintptr_t)((base + tl.rows * t->row) * bytes);
+    for (int64_t i = 0; i < length * bytes; i += 64) __builtin_prefetch((const void *)(ahead + (uintptr_t)i));
+}
+
 /* The tile of tensor t as float32, row after row: in place where possible, else brought into the buffer. */
-static inline const float *read_tile(const call *c, const strided *t, int dtype, tile tl, float *buffer) {
+NEVER_INLINE const float *read_tile(const call *c, const strided *t, int dtype, tile tl, float *buffer) {
     pieces piece = pieces_of(c, t, tl);
     if (piece.count == 1 && dtype == FLOAT32) return (const float *)t->data + tl.row * t->row + tl.start;
     if (piece.count) {
         for (int64_t r = 0; r < piece.count; r++) {
             int64_t base = (tl.row + r) * t->row + tl.start;
             float *to = buffer + r * piece.length;
+            fetch_ahead(t, dtype, tl, base, piece.length);
             if (dtype == FLOAT32)
                 copy_array((const float *)t->data + base, piece.length, to);
             else
@@ -129,13 +147,14 @@ static inline float *begin_tile(const call *c, const strided *t, int dtype, tile
     return buffer;
 }
 
-static inline void write_tile(const call *c, const strided *t, int dtype, tile tl, const float *computed, float *buffer) {
+NEVER_INLINE void write_tile(const call *c, const strided *t, int dtype, tile tl, const float *computed, float *buffer) {
     if (computed != buffer) return; /* it stands where it belongs */
     pieces piece = pieces_of(c, t, tl);
     if (piece.count) {
         for (int64_t r = 0; r < piece.count; r++) {
             int64_t base = (tl.row + r) * t->row + tl.start;
             const float *from = buffer + r * piece.length;
+            fetch_ahead(t, dtype, tl, base, piece.length);
             if (dtype == FLOAT32)
                 copy_array(from, piece.length, (float *)t->data + base);
             else

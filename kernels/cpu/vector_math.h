@@ -1,4 +1,4 @@
-/* exp, log and sincos for the ranges that the latents need, over whole vectors, without branches.
+/* exp, log, sincos, tanh, softplus and sigmoid over whole vectors, without branches.
 
    Polynomials are minimax fits (Lawson's iteration in 40-digit arithmetic); the bound beside each is its own error,
    before float32 rounding. They are summed in pairs (Estrin), which halves the wait of each step for the one before. */
@@ -11,11 +11,11 @@ typedef struct {
     vf std;        /* exp(logvar/2) */
     vf expm1;      /* exp(logvar) - 1 */
     vf expm1_less; /* exp(logvar) - 1 - logvar, exact near 0, never negative */
-} scale;
+} exponentials;
 
 /* With half = logvar/2 = n ln 2 + r and m = exp(r) - 1 = r + r^2 Q(r):  std = 2^n (1 + m), and for n = 0
    exp(logvar) - 1 = 2m + m^2,  exp(logvar) - 1 - logvar = 2 r^2 Q(r) + m^2, where nothing cancels. Q: relative 6.3e-8. */
-ALWAYS_INLINE scale scale_of(vf logvar) {
+ALWAYS_INLINE exponentials exponentials_of(vf logvar) {
     /* Beyond these bounds exp is 0 or infinite anyway. */
     vf half = at_most(at_least(logvar * 0.5f, -104.0f), 89.0f);
     const float round_to_integer = 12582912.0f; /* 1.5 * 2^23 */
@@ -28,25 +28,74 @@ ALWAYS_INLINE scale scale_of(vf logvar) {
     vf std = times_power_of_two(1.0f + m, n);
     vf variance_less_1 = std * std - 1.0f;
     mask small = equal(n, splat(0.0f));
-    return (scale){
+    return (exponentials){
         .std = std,
         .expm1 = choose(small, m * m + (m + m), variance_less_1),
         .expm1_less = choose(small, m * m + (r2q + r2q), variance_less_1 - logvar),
     };
 }
 
-/* sqrt(-2 ln u), u = (word + 0.5) 2^-32. -2 log(1 + f) = f^2 (1 - f P(f)) - 2f for 1 + f in [sqrt(1/2), sqrt(2)): 3.2e-8. */
+ALWAYS_INLINE vf exp_of(vf x) { return exponentials_of(x + x).std; }
+
+/* -2 log(1 + f) = f^2 (1 - f P(f)) - 2f for 1 + f in [sqrt(1/2), sqrt(2)): 3.2e-8. This is what stands before - 2f. */
+ALWAYS_INLINE vf curve_of_log(vf f) {
+    vf f2 = f * f;
+    vf p = POLY6(f, f2, 0.66667820f, -0.50002676f, 0.39926126f, -0.33155168f, 0.29829538f, -0.28534984f, 0.17400876f);
+    return f2 * (1.0f - f * p);
+}
+
+#define SQRT_HALF_BITS 0x3f3504f3
+
+/* log x: -inf at 0, NaN below. */
+ALWAYS_INLINE vf log_of(vf x) {
+    const float smallest_normal = 0x1p-126f, infinity = __builtin_inff();
+    mask subnormal = less(x, splat(smallest_normal));
+    vf normal = choose(subnormal, x * 0x1p23f, x);
+    vi exponent = (vi)((vu)normal - SQRT_HALF_BITS) >> 23; /* normal = (1 + f) 2^exponent */
+    vf f = (vf)((vu)normal - ((vu)exponent << 23)) - 1.0f;
+    vf n = __builtin_convertvector(exponent, vf) - choose(subnormal, splat(23.0f), splat(0.0f));
+    vf value = f + (n * -2.12194440e-4f - 0.5f * curve_of_log(f)); /* ln 2 in two parts */
+    value = choose(equal(x, splat(infinity)), x, n * 0.693359375f + value);
+    vf not_positive = choose(equal(x, splat(0.0f)), splat(-infinity), splat(__builtin_nanf("")));
+    return choose(less(splat(0.0f), x), value, not_positive);
+}
+
+ALWAYS_INLINE vf absolute(vf x) { return (vf)((vu)x & 0x7fffffffu); }
+
+/* tanh x = x + x^3 T(x^2) for |x| < 0.625: relative 4.4e-9; beyond, 1 - 2 / (exp(2|x|) + 1) with the sign of x. */
+ALWAYS_INLINE vf tanh_of(vf x) {
+    vf x2 = x * x, size = absolute(x);
+    vf t = POLY4(x2, x2 * x2, -0.33333282f, 0.13331442f, -0.053739716f, 0.020639087f, -0.0057049858f);
+    vf large = 1.0f - 2.0f / (exp_of(size + size) + 1.0f);
+    vf signed_large = (vf)((vu)large | ((vu)x & 0x80000000u));
+    return choose(less(size, splat(0.625f)), x + x * x2 * t, signed_large);
+}
+
+/* log(1 + exp x) = max(x, 0) + log(1 + u), u = exp(-|x|); 1 + u is 1 + f, or 2 (1 + f) from sqrt(2) on. */
+ALWAYS_INLINE vf softplus_of(vf x) {
+    vf u = exp_of(-absolute(x));
+    mask halved = less(splat(0.41421356f), u);
+    vf f = choose(halved, 0.5f * u - 0.5f, u);
+    vf log_power = choose(halved, splat(0.69314718f), splat(0.0f));
+    return at_least(x, 0.0f) + (log_power + (f - 0.5f * curve_of_log(f)));
+}
+
+/* 1 / (1 + exp(-x)). */
+ALWAYS_INLINE vf sigmoid_of(vf x) {
+    vf u = exp_of(-absolute(x));
+    return choose(less(x, splat(0.0f)), u, splat(1.0f)) / (1.0f + u);
+}
+
+/* sqrt(-2 ln u), u = (word + 0.5) 2^-32. */
 ALWAYS_INLINE vf radius_of(vu word) {
     vf x = __builtin_convertvector(word, vf) + 0.5f;
-    vi exponent = ((vi)x - 0x3f3504f3) >> 23; /* x = (1 + f) 2^exponent */
+    vi exponent = ((vi)x - SQRT_HALF_BITS) >> 23; /* x = (1 + f) 2^exponent */
     vf f = (vf)((vi)x - (exponent << 23)) - 1.0f;
     /* For u above sqrt(1/2), f = u - 1 is the word as a signed one, which keeps the bits that rounding x has lost. */
     vf below_1 = __builtin_convertvector((vi)word, vf) * 0x1p-32f + 0x1p-33f;
     f = choose(equal_integers(exponent, (vi){0} + 32), below_1, f);
-    vf f2 = f * f;
-    vf p = POLY6(f, f2, 0.66667820f, -0.50002676f, 0.39926126f, -0.33155168f, 0.29829538f, -0.28534984f, 0.17400876f);
     vf minus_2_ln_power = __builtin_convertvector(exponent, vf) * -1.38629436f + 32 * 1.38629436f;
-    return square_root((minus_2_ln_power - 2.0f * f) + f2 * (1.0f - f * p));
+    return square_root((minus_2_ln_power - 2.0f * f) + curve_of_log(f));
 }
 
 /* cos and sin of t = 2 pi word 2^-32: the nearest quarter turn is taken off in integers, so the rest x is within

@@ -121,13 +121,14 @@ class Blocks:
         row_offset: int,
         dtype: torch.dtype,
         device: torch.device,
+        draw: int = 0,
     ):
         value = 0 if seed is None else int(seed.item())
         self.key = (value & MASK32, (value >> 32) & MASK32)
         self.device = device
         # Apple's GPUs have no float64, which the logarithm needs.
         self.drawn_on = torch.device("cpu") if device.type == "mps" else device
-        self.rows, self.event, self.row_offset = rows, event, row_offset
+        self.rows, self.event, self.row_offset, self.draw = rows, event, row_offset, draw
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
 
     def __reversed__(self) -> Iterator[tuple[slice, slice]]:
@@ -155,11 +156,12 @@ class Blocks:
 
         column = torch.arange(quad, -(-columns.stop // 4), device=self.drawn_on).unsqueeze(0)
         row = torch.arange(low, low + rows.stop - rows.start, device=self.drawn_on).unsqueeze(1)
-        return philox4x32((column, row, constant(first >> 32), constant(0)), self.key)
+        return philox4x32((column, row, constant(first >> 32), constant(self.draw)), self.key)
 
     def noise(self, rows: slice, columns: slice) -> Tensor:
         """eps of one block, float32 or float64. Not to be written to: it may be asked for again."""
-        key = (self.key, self.row_offset + rows.start, rows.stop - rows.start, columns.start, columns.stop, self.dtype)
+        first, many = self.row_offset + rows.start, rows.stop - rows.start
+        key = (self.key, self.draw, first, many, columns.start, columns.stop, self.dtype)
         if _recent.key == key and self.drawn_on.type == "cpu":
             return _recent.eps.to(self.device)
         _recent.key = None
@@ -169,12 +171,12 @@ class Blocks:
         return eps.to(self.device)
 
 
-def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dtype) -> Tensor:
-    """eps of the stream, computed in float32 (float64 for float64) and rounded to ``dtype``."""
+def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dtype, draw: int = 0) -> Tensor:
+    """eps of the stream's draw, computed in float32 (float64 for float64) and rounded to ``dtype``."""
     eps = torch.empty(shape, dtype=dtype, device=seed.device)
     rows, event = shape[0], math.prod(shape[1:])
     flat = eps.view(rows, event)
-    stream = Blocks(seed, rows, event, row_offset, dtype, seed.device)
+    stream = Blocks(seed, rows, event, row_offset, dtype, seed.device, draw)
     for block in stream:
         flat[block].copy_(stream.noise(*block))
     return eps

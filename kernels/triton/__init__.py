@@ -1,6 +1,8 @@
 """The Triton backend: GPUs of NVIDIA and AMD, and CPU tensors under Triton's interpreter (TRITON_INTERPRET=1).
 
-`philox` and `gaussian` hold the kernels, `launch` decides their launch shapes and starts them.
+`gaussian` has the two kernels of plain latents, `latents_forward` and `latents_backward` those of the family; `philox`,
+`functions`, `parameterisation` and `latents` have what they are made of. `launch` and `latent_launch` decide launch
+shapes and start them.
 """
 
 from __future__ import annotations
@@ -8,9 +10,18 @@ from __future__ import annotations
 import torch
 
 # Triton itself is imported here, at the backend's first use and not before: an ImportError means it is not installed.
+from .latent_launch import latent_backward, latent_forward
 from .launch import INTERPRETED, backward, forward, noise
 
-__all__ = ["backward", "device_types", "forward", "noise", "unavailable"]
+__all__ = [
+    "backward",
+    "device_types",
+    "forward",
+    "latent_backward",
+    "latent_forward",
+    "noise",
+    "unavailable",
+]
 
 
 def device_types() -> tuple[str, ...]:

@@ -17,10 +17,10 @@ HALF_LOG2_E: tl.constexpr = tl.constexpr(0.5 * 1.4426950408889634)
 
 
 @triton.jit
-def load(pointers, inside, MASKED: tl.constexpr, HARDWARE: tl.constexpr):
-    """A tile as float32, zeros outside of the mask."""
+def load(pointers, inside, MASKED: tl.constexpr, HARDWARE: tl.constexpr, OUTSIDE: tl.constexpr = 0.0):
+    """A tile as float32, OUTSIDE of the mask the same everywhere."""
     if MASKED:
-        values = tl.load(pointers, mask=inside, other=0.0)
+        values = tl.load(pointers, mask=inside, other=OUTSIDE)
     else:
         values = tl.load(pointers)
     if HARDWARE and values.dtype == tl.bfloat16:

@@ -60,6 +60,7 @@ def forward_kernel(
     inner,
     row_offset,
     tiles_a_program,
+    draw,  # None for the first one
     mu_row, mu_outer, mu_inner,
     logvar_row, logvar_outer, logvar_inner,
     z_row, z_outer, z_inner,
@@ -94,7 +95,7 @@ def forward_kernel(
             logvar = load(logvar_at, inside, MASKED, HARDWARE)
             std, expm1 = scale_of(logvar, HARDWARE)
         if WITH_Z:
-            eps = noise_tile(seed, row + row_offset, first, ROWS, COLUMNS, GROUP, HARDWARE)
+            eps = noise_tile(seed, row + row_offset, first, draw, ROWS, COLUMNS, GROUP, HARDWARE)
             z = multiply_add(std, eps, mu, HARDWARE) if WITH_POSTERIOR else eps
             z_at = z_ptr + positions(row, column, z_row, z_outer, z_inner, inner, UNIT, TWO_DIMS)
             tl.store(z_at, z.to(z_ptr.dtype.element_ty), mask=inside)
@@ -160,7 +161,7 @@ def backward_kernel(
                 row, column, grad_z_row, grad_z_outer, grad_z_inner, inner, UNIT, TWO_DIMS
             )
             grad_z = load(grad_z_at, inside, MASKED, HARDWARE)
-            eps = noise_tile(seed, row + row_offset, first, ROWS, COLUMNS, GROUP, HARDWARE)
+            eps = noise_tile(seed, row + row_offset, first, None, ROWS, COLUMNS, GROUP, HARDWARE)
             grad_logvar = grad_z * std * eps
         if KL != NO_KL:
             mu_at = mu_ptr + positions(row, column, mu_row, mu_outer, mu_inner, inner, UNIT, TWO_DIMS)

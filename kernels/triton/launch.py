@@ -43,14 +43,14 @@ class Shares(NamedTuple):
     columns: int
     tiles_a_program: int
     group: int
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
 
 
 class Launch(NamedTuple):
     """One kernel start: arguments in the kernel's order, then its compile-time constants."""
 
     kernel: Any
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     arguments: tuple[Any, ...]
     constants: dict[str, Any]
     num_warps: int = NUM_WARPS
@@ -77,39 +77,61 @@ def _hardware_of(device: torch.device) -> int:
     return hardware(10 * major + minor)
 
 
+def group_of(dtype: torch.dtype) -> int:
+    """Neighbouring coordinates a thread: what it loads and stores at once."""
+    return 4 if dtype.itemsize == 4 else 8
+
+
+def tile_shape(
+    rows: int, event: int, dtype: torch.dtype, elements: int = TILE_ELEMENTS, times: int = 1
+) -> tuple[int, int]:
+    """Rows and columns of a tile of at most so many elements: as much of a row as there is room for.
+
+    ``times``: among so many programs the work on a tile can be shared out.
+    """
+    while elements > SMALLEST_TILE_ELEMENTS and times * rows * event < elements * ENOUGH_TILES:
+        elements //= 2
+    columns = min(max(triton.next_power_of_2(event), group_of(dtype)), elements)
+    return max(1, min(elements // columns, triton.next_power_of_2(rows))), columns
+
+
 def shares(rows: int, event: int, dtype: torch.dtype) -> Shares:
     """Short rows: several a program. Long rows: one a program, split over programs when there are too few of them.
 
     How a row is split depends on the shape and dtype alone, so that the same call gives the same bits.
     """
-    group = 4 if dtype.itemsize == 4 else 8
-    tile = TILE_ELEMENTS
-    while tile > SMALLEST_TILE_ELEMENTS and rows * event < tile * ENOUGH_TILES:
-        tile //= 2
-    columns = min(max(triton.next_power_of_2(event), group), tile)
-    rows_a_program = max(1, min(tile // columns, triton.next_power_of_2(rows)))
+    return shares_across(rows, event, dtype, tile_shape(rows, event, dtype))
+
+
+def shares_across(rows: int, event: int, dtype: torch.dtype, tile: tuple[int, int]) -> Shares:
+    rows_a_program, columns = tile
     row_programs = -(-rows // rows_a_program)
     tiles_a_row = -(-event // columns)
     programs_a_row = max(1, min(tiles_a_row, ENOUGH_PROGRAMS // row_programs))
     tiles_a_program = -(-tiles_a_row // programs_a_row)
-    return Shares(rows_a_program, columns, tiles_a_program, group, (row_programs, -(-tiles_a_row // tiles_a_program)))
+    return Shares(
+        rows_a_program, columns, tiles_a_program, group_of(dtype), (row_programs, -(-tiles_a_row // tiles_a_program))
+    )
 
 
-def _launch(
+def make_launch(
     kernel: Any,
     tensors: tuple[Tensor | None, ...],
     view: RowsView,
     strides: tuple[Strides, ...],
     row_offset: int,
     shared: Shares,
+    more: tuple[int | None, ...] = (),
+    draw_strides: tuple[int, ...] = (),
+    unroll: int = 2,
     **constants: Any,
 ) -> Launch:
+    """A start of one of the kernels: what they all take, and ``more`` that one of them takes."""
     event = view.outer * view.inner
-    unit = shared.group
-    while event % unit or any(row % unit for row, _, _ in strides):
-        unit //= 2
-    scalars = (view.rows, event // unit, view.inner, row_offset, shared.tiles_a_program)
+    unit = math.gcd(shared.group, event, *[row for row, _, _ in strides], *draw_strides)
+    scalars = (view.rows, event // unit, view.inner, row_offset, shared.tiles_a_program, *more)
     flat_strides = [stride for row, outer, inner in strides for stride in (row // unit, outer, inner)]
+    flat_strides = [*(stride // unit for stride in draw_strides), *flat_strides]
     constants.update(
         UNIT=unit,
         WIDE=event >= WIDE_EVENT,
@@ -118,22 +140,25 @@ def _launch(
         ROWS=shared.rows_a_program,
         COLUMNS=shared.columns,
         GROUP=shared.group,
-        UNROLL=min(2, shared.tiles_a_program),
+        UNROLL=min(unroll, shared.tiles_a_program),
         HARDWARE=_hardware_of(next(tensor.device for tensor in tensors if tensor is not None)),
     )
     return Launch(kernel, shared.grid, (*tensors, *scalars, *flat_strides), constants)
 
 
-def forward_launch(view: RowsView, sums: Tensor | None, seed: Tensor | None, row_offset: int, shared: Shares) -> Launch:
+def forward_launch(
+    view: RowsView, sums: Tensor | None, seed: Tensor | None, row_offset: int, shared: Shares, draw: int = 0
+) -> Launch:
     """``view`` holds mu, logvar, z and the element-wise kl, whichever take part; ``sums`` is (rows, programs a row)."""
     mu, logvar, z, elementwise = view.tensors
-    return _launch(
+    return make_launch(
         forward_kernel,
         (mu, logvar, z, elementwise if sums is None else sums, seed),
         view,
         view.strides,
         row_offset,
         shared,
+        (draw or None,),
         WITH_POSTERIOR=mu is not None,
         WITH_Z=seed is not None,
         KL=(SUMS if sums is not None else NO_KL if elementwise is None else ELEMENTWISE).value,
@@ -153,7 +178,7 @@ def backward_launch(
         strides[1] = (0, grad_kl.stride(0) if reduction == "sample" else 0, 0)
     else:
         kl = NO_KL
-    return _launch(
+    return make_launch(
         backward_kernel,
         (grad_z, grad_kl if elementwise is None else elementwise, *others, seed),
         view,
@@ -165,12 +190,12 @@ def backward_launch(
     )
 
 
-def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dtype) -> Tensor:
+def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dtype, draw: int = 0) -> Tensor:
     eps = torch.empty(shape, dtype=dtype, device=seed.device)
     if eps.numel() > 0:
         event = math.prod(shape[1:])
         view = RowsView(shape[0], 1, event, (None, None, eps, None), (_UNUSED, _UNUSED, (event, event, 1), _UNUSED))
-        forward_launch(view, None, seed, row_offset, shares(shape[0], event, dtype)).run(eps.device)
+        forward_launch(view, None, seed, row_offset, shares(shape[0], event, dtype), draw).run(eps.device)
     return eps
 
 
@@ -194,11 +219,11 @@ def forward(
         view.copy_back(2, z)
         view.copy_back(3, elementwise)
     if sums is not None and sums is not kl:
-        kl = _finish(sums, reduction)
+        kl = finish_kl(sums, reduction)
     return z, kl
 
 
-def _finish(sums: Tensor, reduction: str | None) -> Tensor:
+def finish_kl(sums: Tensor, reduction: str | None) -> Tensor:
     """The second, fixed-order step of a KL: over the programs of a row, and over rows if that is asked for."""
     if reduction == "sample":
         return sums.sum(1)

@@ -181,12 +181,11 @@ def two_normal_pairs(w0, w1, w2, w3):
 
 
 @triton.jit
-def four_normals(quad, row_low, row_high, k0, k1, HARDWARE: tl.constexpr):
+def four_normals(quad, row_low, row_high, draw, k0, k1, HARDWARE: tl.constexpr):
     """The normals of coordinates 4 quad .. 4 quad + 3, as four tensors of the broadcast shape of quad and row.
 
     Quads differ by column and rows by row only: the first rounds stay on vectors, and out of the loop over columns.
     """
-    draw = tl.zeros((1, 1), tl.uint32)
     w0, w1, w2, w3 = philox4x32(quad, row_low, row_high, draw, k0, k1, HARDWARE)
     if HARDWARE == 2:
         return two_normal_pairs(w0, w1, w2, w3)
@@ -200,12 +199,15 @@ def noise_tile(
     seed,
     row,
     first_column,
+    draw,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     GROUP: tl.constexpr,
     HARDWARE: tl.constexpr,
 ):
     """eps (ROWS, COLUMNS) of stream rows ``row`` (int64, (ROWS, 1)) and coordinates from ``first_column`` on.
+
+    ``draw`` is an integer, or None for the first one.
 
     GROUP is how many neighbouring coordinates (4 or 8) a thread makes: as many as it loads and stores at once, so that
     putting them side by side moves nothing between threads.
@@ -214,12 +216,13 @@ def noise_tile(
     k1 = (seed >> 32).to(tl.uint32)
     row_low = row.to(tl.uint32)
     row_high = (row >> 32).to(tl.uint32)
+    draw = tl.zeros((1, 1), tl.uint32) if draw is None else tl.full((1, 1), draw, tl.uint32)
     group = tl.arange(0, COLUMNS // GROUP)[None, :]
     quad = (first_column // 4 + group * (GROUP // 4)).to(tl.uint32)
-    n0, n1, n2, n3 = four_normals(quad, row_low, row_high, k0, k1, HARDWARE)
+    n0, n1, n2, n3 = four_normals(quad, row_low, row_high, draw, k0, k1, HARDWARE)
     if GROUP == 4:
         normals = tl.join(tl.join(n0, n2), tl.join(n1, n3))
     else:
-        m0, m1, m2, m3 = four_normals(quad + 1, row_low, row_high, k0, k1, HARDWARE)
+        m0, m1, m2, m3 = four_normals(quad + 1, row_low, row_high, draw, k0, k1, HARDWARE)
         normals = tl.join(tl.join(tl.join(n0, m0), tl.join(n2, m2)), tl.join(tl.join(n1, m1), tl.join(n3, m3)))
     return tl.reshape(normals, (ROWS, COLUMNS))

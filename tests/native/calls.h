@@ -11,7 +11,7 @@ typedef struct {
     int with_z, reduction;
 } kind;
 
-static const char *const reduction_names[] = {"without kl", "none", "sample", "sum", "batchmean"};
+static const char *const reduction_names[] = {"without kl", "none", "sample", "sum", "batchmean", "channel"};
 static const char *const dtype_names[] = {"float32", "bfloat16", "float16"};
 
 static int far_rows, calls_on_threads;
@@ -33,6 +33,7 @@ static tensor output(shape s, int dtype, int index) {
 
 static shape shape_of_kl(shape s, int reduction) {
     if (reduction == ELEMENTWISE) return s;
+    if (reduction == PER_CHANNEL) return (shape){s.rows, s.outer, 1};
     return (shape){reduction == PER_SAMPLE ? s.rows : 1, 1, 1};
 }
 
@@ -45,6 +46,8 @@ static call call_of(const problem *p, const int64_t *seed, kind k) {
         .row_offset = p->row_offset,
         .seed = seed,
         .reduction = k.reduction,
+        .channels = 1,
+        .channel_size = event_of(p->shape),
     };
 }
 
@@ -58,19 +61,19 @@ static void describe(const char *direction, const problem *p, kind k, tensor *co
             end += snprintf(subject + end, sizeof subject - (size_t)end, ", %s", layout_names[tensors[i]->layout]);
 }
 
+#define MOST_OUTPUTS 5
+
 /* Runs the call on one thread and, where it is large enough to be shared out, on more: the bits must be the same. */
-static void run(call *c, int forward, tensor *const outputs[2]) {
-    int large = have_threads() && c->rows * c->event >= ELEMENTS_WORTH_THREADS;
-    unsigned char *alone[2] = {NULL, NULL};
+static void run(call *c, unit_range *work, int how_many, tensor *const *outputs) {
+    int64_t draws = c->draws > 1 ? c->draws : 1;
+    int large = have_threads() && c->rows * c->event * draws >= ELEMENTS_WORTH_THREADS;
+    unsigned char *alone[MOST_OUTPUTS] = {NULL};
     for (int threads = 1; threads <= (large ? MOST_THREADS : 1); threads++) {
-        for (int i = 0; i < 2; i++)
+        for (int i = 0; i < how_many; i++)
             if (outputs[i]->block && !is_far(outputs[i])) poison(outputs[i]);
-        if (!forward)
-            run_backward(c, threads);
-        else if (!run_forward(c, threads))
-            fail("no memory for the sums");
+        if (!run_call(c, work, threads)) fail("no memory for the sums");
         calls_on_threads += threads > 1;
-        for (int i = 0; large && i < 2; i++) {
+        for (int i = 0; large && i < how_many; i++) {
             size_t bytes = outputs[i]->block ? bytes_of_block(outputs[i]) : 0;
             if (threads == 1 && bytes > 0) {
                 alone[i] = malloc(bytes);
@@ -80,7 +83,7 @@ static void run(call *c, int forward, tensor *const outputs[2]) {
             }
         }
     }
-    for (int i = 0; i < 2; i++) free(alone[i]);
+    for (int i = 0; i < how_many; i++) free(alone[i]);
 }
 
 #define FOR_EACH_ELEMENT(p, row, d)                     \
@@ -91,13 +94,14 @@ static double eps_at(const problem *p, int64_t row, int64_t d) { return p->eps[r
 
 static void check_noise(const problem *p) {
     kind noise = {1, NO_KL};
-    tensor z = output(p->shape, p->dtype, 0), none = {0};
+    tensor z = output(p->shape, p->dtype, 0);
     int64_t *seed = malloc(sizeof *seed);
     *seed = p->seed;
     call c = call_of(p, seed, noise);
+    c.draw = p->draw;
     c.z = z.view;
     describe("noise", p, noise, (tensor *const[]){&z}, 1);
-    run(&c, 1, (tensor *const[]){&z, &none});
+    run(&c, isa->noise, 1, (tensor *const[]){&z});
     FOR_EACH_ELEMENT(p, row, d) {
         double eps = eps_at(p, row, d);
         expect(&z, NOISE, row, d, eps, EPS * (1.0 + fabs(eps)));
@@ -130,11 +134,11 @@ static void check_forward(const problem *p, kind k) {
     if (seed) *seed = p->seed;
     call c = call_of(p, seed, k);
     c.mu = mu.view;
-    c.logvar = logvar.view;
+    c.scale = logvar.view;
     c.z = z.view;
     c.kl = kl.view;
     describe("forward", p, k, (tensor *const[]){&mu, &logvar, &z, &kl}, 4);
-    run(&c, 1, (tensor *const[]){&z, &kl});
+    run(&c, isa->forward, 2, (tensor *const[]){&z, &kl});
     double *sums = calloc((size_t)p->shape.rows + 1, sizeof *sums);
     FOR_EACH_ELEMENT(p, row, d) {
         double m = get(&mu, row, d);
@@ -162,10 +166,18 @@ static tensor gradient_of_kl(shape s, int reduction) {
     return input(of_kl, FLOAT32, 5);
 }
 
+static strided view_of_grad_kl(const tensor *grad_kl, int reduction) {
+    strided view = grad_kl->view;
+    if (reduction == SUM || reduction == BATCHMEAN) view.row = 0;
+    if (reduction != ELEMENTWISE) view.inner = reduction == PER_CHANNEL ? view.outer : 0;
+    return view;
+}
+
 /* What the gradient of the KL is for one coordinate. */
 static double grad_kl_at(const problem *p, const tensor *grad_kl, int reduction, int64_t row, int64_t d) {
     if (reduction == ELEMENTWISE) return get(grad_kl, row, d);
     if (reduction == PER_SAMPLE) return get(grad_kl, row, 0);
+    if (reduction == PER_CHANNEL) return get(grad_kl, row, d / p->shape.inner);
     return get(grad_kl, 0, 0) / (reduction == BATCHMEAN ? (double)p->shape.rows : 1.0);
 }
 
@@ -189,14 +201,13 @@ static void check_backward(const problem *p, kind k) {
     }
     call c = call_of(p, seed, k);
     c.grad_z = grad_z.view;
-    c.grad_kl = grad_kl.view;
-    if (k.reduction == SUM || k.reduction == BATCHMEAN) c.grad_kl.row = 0;
+    c.grad_kl = view_of_grad_kl(&grad_kl, k.reduction);
     c.mu = mu.view;
-    c.logvar = logvar.view;
+    c.scale = logvar.view;
     c.grad_mu = grad_mu.view;
-    c.grad_logvar = grad_logvar.view;
+    c.grad_scale = grad_logvar.view;
     describe("backward", p, k, (tensor *const[]){&logvar, &grad_logvar, &grad_z, &mu, &grad_mu, &grad_kl}, 6);
-    run(&c, 0, (tensor *const[]){&grad_mu, &grad_logvar});
+    run(&c, isa->backward, 2, (tensor *const[]){&grad_mu, &grad_logvar});
     FOR_EACH_ELEMENT(p, row, d) {
         exact_scale s = exact_scale_of(get(&logvar, row, d));
         double of_mu = 0.0, of_mu_size = 0.0, of_logvar = 0.0, tolerance = 0.0;

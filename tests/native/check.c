@@ -11,6 +11,7 @@
 #include <omp.h>
 #endif
 
+#include "parameters.h"
 #include "singled_out.h"
 
 static const shape shapes[] = {
@@ -50,6 +51,8 @@ static const shape shapes[] = {
     {17, 20, 50},
     {3, 1, 6001},
     {1, 1, 17000},
+    {151, 1, 520}, /* units of several tiles, of one tile a row and of two */
+    {71, 2, 520},
 };
 
 static const kind kinds[] = {
@@ -60,6 +63,9 @@ static const kind kinds[] = {
 static const int64_t seeds[] = {0, -1, 0x0123456789abcdef};
 static const uint64_t row_offsets[] = {0, 0xfffffffe, 0x7ffffffffffffffe, 5};
 
+/* How often chance picks options of latents, for each combination of memory layouts. */
+#define LATENTS 3
+
 static int64_t next_turn;
 
 static void check_shape(shape s, int index, int dtype, int extreme, int64_t effort) {
@@ -67,7 +73,7 @@ static void check_shape(shape s, int index, int dtype, int extreme, int64_t effo
     /* Where that is more than was asked for, one dtype, with or without extreme values, has to do. */
     if (cost > effort && (index + dtype + 3 * extreme) % 6 != 0) return;
     problem p = new_problem(s, dtype, extreme, seeds[(index + dtype) % COUNT(seeds)],
-                            row_offsets[(index + dtype + extreme) % COUNT(row_offsets)]);
+                            row_offsets[(index + dtype + extreme) % COUNT(row_offsets)], 0);
     for (int64_t spent = 0; spent == 0 || spent + cost <= effort; spent += cost) {
         turn = spent == cost ? 0 : next_turn++ % (LAYOUTS * LAYOUTS); /* once all dense, as most tensors are */
         check_noise(&p);
@@ -75,16 +81,24 @@ static void check_shape(shape s, int index, int dtype, int extreme, int64_t effo
             check_forward(&p, kinds[i]);
             check_backward(&p, kinds[i]);
         }
+        for (int i = 0; i < LATENTS; i++) {
+            latent_problem l = new_latent_problem(&p);
+            check_latent_forward(&l);
+            check_latent_backward(&l);
+            free_latent_problem(&l);
+        }
     }
     free(p.eps);
 }
 
-/* Rows that pass 2^32 and 2^63 within one call, in each of the ways in which noise is made. */
+/* Rows that pass 2^32 and 2^63 within one call, and draws other than the first, in each of the ways in which noise is made. */
 static void check_high_rows(void) {
     const shape three_rows[] = {{3, 1, 10}, {3, 1, 128}, {3, 1, 1100}};
+    const uint32_t draws[] = {0, 1, 0xffffffff};
     for (int i = 0; i < COUNT(three_rows); i++)
         for (int j = 0; j < COUNT(row_offsets); j++) {
-            problem p = new_problem(three_rows[i], FLOAT32, 0, seeds[1], row_offsets[j]);
+            uint32_t draw = draws[j % COUNT(draws)];
+            problem p = new_problem(three_rows[i], FLOAT32, 0, seeds[1], row_offsets[j], draw);
             check_noise(&p);
             free(p.eps);
         }
@@ -126,6 +140,7 @@ int main(int argc, char **argv) {
     check_words();
     check_rare_draws();
     check_high_rows();
+    check_parameters();
     for (int dtype = BFLOAT16; dtype <= FLOAT16; dtype++) {
         check_rounding(dtype);
         check_values_are_kept(dtype);

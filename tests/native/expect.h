@@ -11,9 +11,10 @@
 static char subject[400]; /* what is being checked, for messages */
 static int64_t comparisons, failures;
 
-enum { Z, KL, KL_SUM, GRAD_MU, GRAD_LOGVAR, NOISE, QUANTITIES };
+enum { Z, KL, KL_SUM, GRAD_MU, GRAD_LOGVAR, NOISE, MEAN_KL, LOG_PROBABILITY, GRAD_PRIOR, QUANTITIES };
 static const char *const quantity_names[QUANTITIES] = {
-    "z", "kl", "sum of kl", "gradient of mu", "gradient of logvar", "eps",
+    "z",   "kl",      "sum of kl",       "gradient of mu",     "gradient of logvar",
+    "eps", "mean kl", "log-probability", "gradient of a prior",
 };
 static double worst[QUANTITIES]; /* largest error in float32, as a part of what is allowed */
 

@@ -41,14 +41,15 @@ ONE_TOO_MANY_OR_TOO_FEW = (
     ),
     Fault("tiles.h", "memcpy(to + i, &bits, sizeof(uint16_t) * (size_t)(n - i))", "memcpy(to + i, &bits, sizeof bits)"),
     Fault("tiles.h", "for (; i < n; i++) {\n        to[i]", "for (; i <= n; i++) {\n        to[i]"),
-    Fault("tiles.h", "rest < TILE ? rest : TILE", "rest < TILE ? rest - 1 : TILE"),
+    Fault("tiles.h", "rest < c->tile ? rest : c->tile", "rest < c->tile ? rest - 1 : c->tile"),
     Fault("tiles.h", "rest < c->rows_a_tile ? rest", "rest < c->rows_a_tile ? rest - 1"),
-    Fault("run.h", "(c->event + TILE - 1) / TILE", "(c->event + TILE) / TILE"),
-    Fault("run.h", "(c->rows + c->rows_a_tile - 1) / c->rows_a_tile", "c->rows / c->rows_a_tile"),
-    Fault("threads.h", "tiles * (rank + 1) / size", "tiles * rank / size"),
-    Fault("gaussian.h", "if (i < n) forward_vector(a, i, n - i, with_z, with_kl);", ""),
-    Fault("gaussian.h", "if (i < n) backward_vector(a, i, n - i, with_z, with_kl);", ""),
-    Fault("gaussian.h", "lanes_below + LANES - (n - i)", "lanes_below + LANES - (n - i) + 1"),
+    Fault("tiles.h", "if (vector_start < (n)) function", "if (0) function"),
+    Fault("run.h", "(a + b - 1) / b", "a / b"),
+    Fault("run.h", "rounded_up(c->event, c->tile)", "rounded_up(c->event + 1, c->tile)"),
+    Fault("threads.h", "units * (rank + 1) / size", "units * rank / size"),
+    Fault("sums.h", "lanes_below + LANES - (n - i)", "lanes_below + LANES - (n - i) + 1"),
+    Fault("sums.h", "return end < c->tiles ? end : c->tiles;", "return end;"),
+    Fault("sums.h", "heights = c->units / c->tiles_a_row;", "heights = c->units / c->tiles_a_row - 1;"),
 )
 
 # Whole vectors are written and read behind a tile: its buffers must have room for them.
@@ -57,8 +58,15 @@ TOO_SMALL_A_BUFFER = (
     Fault("noise.h", "padded[4 * TILE + NOISE_SLACK]", "padded[4 * TILE]"),
     Fault("gaussian.h", ", kl[TILE + LANES]", ", kl[TILE]"),
     Fault("gaussian.h", "grad_kl[TILE + LANES]", "grad_kl[TILE]"),
-    Fault("run.h", "malloc(sizeof(float) * (size_t)(c->rows * c->tiles_a_row) + 1)", "malloc((size_t)c->rows + 1)"),
-    Fault("run.h", "free(c->tile_kl);", ""),
+    Fault("latent_forward.h", "buffer[TILE + LANES]", "buffer[TILE]"),
+    Fault("latent_forward.h", ", log_q[TILE + LANES]", ", log_q[TILE]"),
+    Fault("latent_backward.h", "buffer[TILE + LANES]", "buffer[TILE]"),
+    Fault("latent_backward.h", "grad_log_p[TILE + LANES]", "grad_log_p[TILE]"),
+    Fault("run.h", "c->rows * (c->channels + c->tiles_a_row - 1) : 0", "c->rows : 0"),
+    Fault("run.h", "slots = c->draws * c->rows * c->tiles_a_row;", "slots = c->rows * c->tiles_a_row;"),
+    Fault("run.h", "c->units / c->tiles_a_row * c->event : 0", "c->event : 0"),
+    Fault("run.h", "if (c->kl_slots != c->kl.data) free(c->kl_slots);", ""),
+    Fault("run.h", "free(c->columns[i].partial);", ";"),
 )
 
 WRONG_PLACE = (
@@ -70,9 +78,28 @@ WRONG_PLACE = (
     Fault("tiles.h", "return (float *)t->data + tl.row * t->row", "return (float *)t->data + (int)(tl.row * t->row)"),
     Fault("tiles.h", "(t->inner == 1 || c->inner == 1) && ", ""),
     Fault("tiles.h", "tl.rows == 1 || t->row == c->event", "1"),
-    Fault("noise.h", "row_of_quad >> 32, splat64(0)", "splat64(0), splat64(0)"),
+    Fault("noise.h", "row_of_quad >> 32, splat64(draw)", "splat64(0), splat64(draw)"),
+    Fault("noise.h", "row_of_quad >> 32, splat64(draw)", "row_of_quad >> 32, splat64(0)"),
+    Fault("noise.h", "noise->key.k1[0] ^ splat64(draw)", "noise->key.k1[0]"),
     Fault("noise.h", "(row >> 32) * MULTIPLIER1", "0 * MULTIPLIER1"),
     Fault("noise.h", "column->count == count && column->start == start", "column->count == count"),
+    Fault("noise.h", " && column->draw == draw", ""),
+    Fault("sums.h", "t.start / c->tile + stretch", "stretch"),
+    Fault("sums.h", "t.start / c->tile + stretch", "t.start / c->tile"),
+    Fault("sums.h", "values->row + stretch * values->inner", "values->row"),
+    Fault("sums.h", "value += values->inner;", ""),
+    Fault("sums.h", "(t.row + r) * values->row", "t.row * values->row"),
+    Fault("sums.h", "s->partial[height * width + start + d]", "s->partial[height * width + d]"),
+    Fault("sums.h", "c->event + t.start)", "c->event)"),
+    Fault("sums.h", "sum[d] += tiles[r * t.count + d]", "sum[d] += tiles[d]"),
+    Fault("resolve.h", " && last.start == t.start", ""),
+    Fault("resolve.h", "shared = c->prior_mu.row == 0 && c->prior_scale.row == 0", "shared = c->prior_mu.row == 0"),
+    Fault("resolve.h", "shared = c->prior_mu.row == 0 && c->prior_scale.row == 0", "shared = c->prior_scale.row == 0"),
+    Fault("resolve.h", "draw * t.draw", "0 * t.draw"),
+    Fault("latent_forward.h", "to = at_draw(c->z, c->dtype, k)", "to = c->z"),
+    Fault("latent_forward.h", "c->log_p_slots + k * sums", "c->log_p_slots"),
+    Fault("latent_backward.h", "from = at_draw(c->grad_z, c->dtype, k)", "from = c->grad_z"),
+    Fault("latent_backward.h", "values->data + draw * values->draw", "values->data"),
 )
 
 # Gives the right bits all the same, on most processors: only UndefinedBehaviorSanitizer objects.
@@ -84,14 +111,42 @@ UNDEFINED = (
 WRONG_ARITHMETIC = (
     Fault("simd.h", "bits + 0x7fff", "bits + 0x8000"),
     Fault("simd.h", "(is_nan & quiet) | ", ""),
-    Fault("gaussian.h", "value /= (float)c->rows;", ";"),
-    Fault("gaussian.h", "if (c->reduction == BATCHMEAN) value", "value"),
+    Fault("sums.h", "c->reduction == BATCHMEAN ? (float)c->rows : 1.0f", "1.0f"),
+    Fault("sums.h", "c->reduction == BATCHMEAN ? (float)c->rows : 1.0f", "(float)c->rows"),
+    Fault("sums.h", "sum[d] / s->divisor", "sum[d]"),
     Fault("run.h", "(float)(total / (double)c->rows)", "(float)total"),
+    Fault("run.h", "(double)c->event * log_2_pi", "0.0"),
+    Fault("run.h", "i * c->tile < end", "i * c->tile + c->tile < end"),
     Fault("vector_math.h", "choose(small, m * m + (m + m), variance_less_1)", "variance_less_1"),
     Fault("vector_math.h", "choose(small, m * m + (r2q + r2q), variance_less_1 - logvar)", "variance_less_1 - logvar"),
     Fault("vector_math.h", "f = choose(equal_integers(exponent, (vi){0} + 32), below_1, f);", ""),
+    Fault("vector_math.h", "splat(0.625f)", "splat(1.25f)"),
+    Fault("vector_math.h", "splat(0.41421356f)", "splat(0.82842712f)"),
+    Fault("vector_math.h", "choose(equal(x, splat(infinity)), x, n", "choose(equal(x, splat(infinity)), value, n"),
     Fault("philox.h", "#define ROUNDS 10", "#define ROUNDS 9"),
+    Fault("parameterisation.h", "less_or_equal(splat(o->low), raw) & ", ""),
+    Fault("parameterisation.h", "less_or_equal(splat(o->low), raw)", "less(splat(o->low), raw)"),
+    Fault("parameterisation.h", " & less_or_equal(raw, splat(o->high))", ""),
+    Fault("parameterisation.h", "less_or_equal(raw, splat(o->high))", "less(raw, splat(o->high))"),
+    Fault("parameterisation.h", "softplus_of(x) + o->floor", "softplus_of(x)"),
+    Fault("latent_forward.h", "eps * eps + load_some(a.logvar + i, count)", "eps * eps"),
+    Fault("latent_forward.h", "load(a.eps + i) * a.temperature", "load(a.eps + i)"),
+    Fault("latent_backward.h", "load(a.eps + i) * a.temperature", "load(a.eps + i)"),
+    Fault("latent_backward.h", "of_drawn -= toward_prior;", ""),
+    Fault("latent_backward.h", "-(of_ratio + 0.5f * of_difference * difference)", "-of_ratio"),
+    Fault("latent_backward.h", "less_or_equal(splat(free_bits), kl)", "less_or_equal(splat(0.0f), kl)"),
+    Fault(
+        "latent_backward.h",
+        "add_vector, of_prior_mu, to.mu, of_prior_mu);",
+        "add_vector, of_prior_mu, std, of_prior_mu);",
+    ),
+    Fault("latent_backward.h", "of_prior_scale, grad_scale, of_prior_scale)", "of_prior_scale, std, of_prior_scale)"),
+    Fault("resolve.h", "add_vector, raw, raw, b->ratio", "subtract_vector, raw, raw, b->ratio"),
 )
+
+
+# Where one formula takes over from another, either is right around there: changes of these are larger, above.
+BETWEEN_FORMULAS = ("0.625f", "0.41421356f")
 
 
 def constants(file: str, pattern: str, change: str) -> Iterator[Fault]:
@@ -99,7 +154,7 @@ def constants(file: str, pattern: str, change: str) -> Iterator[Fault]:
     text = (KERNELS / file).read_text()
     comments = [found.span() for found in re.finditer(r"/\*.*?\*/", text, re.DOTALL)]
     for found in re.finditer(pattern, text):
-        if not any(start <= found.start() < end for start, end in comments):
+        if found[0] not in BETWEEN_FORMULAS and not any(start <= found.start() < end for start, end in comments):
             yield Fault(file, found[0], change.format(found[0]), found.start())
 
 
@@ -111,5 +166,6 @@ FAULTS = (
     *WRONG_ARITHMETIC,
     *constants("vector_math.h", r"\b(?!0\.0f)\d+\.\d+(e-\d+)?f", "(0.5f * {})"),
     *constants("vector_math.h", r"\b0x1p-\d+f", "(0.5f * {})"),
+    *constants("parameterisation.h", r"\b(?!0\.0f)\d+\.\d+f", "(0.5f * {})"),
     *constants("philox.h", r"\b0x[0-9A-F]{8}u", "({} ^ 2u)"),
 )

@@ -14,7 +14,7 @@
 #define EPS 5e-7
 
 /* Relative errors: of exp(logvar/2), of expm1(logvar) and expm1(logvar) - logvar, and of a sum of one row. */
-#define STD (8 * ROUNDING)
+#define EXP (8 * ROUNDING)
 #define EXPM1 (32 * ROUNDING)
 #define ROW_SUM (24 * ROUNDING)
 
@@ -23,16 +23,18 @@ typedef struct {
     int dtype, extreme; /* extreme: with infinities, NaN, and logvar at the ends of its range */
     int64_t seed;
     uint64_t row_offset;
+    uint32_t draw;
     double *eps; /* exact, row after row */
 } problem;
 
-static problem new_problem(shape s, int dtype, int extreme, int64_t seed, uint64_t row_offset) {
-    problem p = {s, dtype, extreme, seed, row_offset, NULL};
+static problem new_problem(shape s, int dtype, int extreme, int64_t seed, uint64_t row_offset,
+                           uint32_t draw) {
+    problem p = {s, dtype, extreme, seed, row_offset, draw, NULL};
     int64_t event = event_of(s);
     p.eps = malloc(sizeof(double) * (size_t)(s.rows * event + 1));
     for (int64_t row = 0; row < s.rows; row++)
         for (int64_t d = 0; d < event; d++)
-            p.eps[row * event + d] = normal_at((uint64_t)seed, row_offset + (uint64_t)row, d);
+            p.eps[row * event + d] = normal_at((uint64_t)seed, row_offset + (uint64_t)row, d, draw);
     return p;
 }
 
@@ -93,7 +95,7 @@ typedef struct {
 } drawn;
 
 static drawn drawn_part(double std, double eps) {
-    double of_eps = std * EPS * (1.0 + fabs(eps)), of_std = nearly(std, STD) * fabs(eps);
+    double of_eps = std * EPS * (1.0 + fabs(eps)), of_std = nearly(std, EXP) * fabs(eps);
     return (drawn){as_float(std * eps), of_eps + of_std + nearly(std * eps, ROUNDING)};
 }
 

@@ -37,7 +37,7 @@ ADDRESS_AND_UNDEFINED = ("-fsanitize=address,undefined,float-cast-overflow", *ST
 MEMORY = ("-fsanitize=memory", *STRICT)
 OPTIONS = {"ASAN_OPTIONS": "detect_stack_use_after_return=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
-PYTHON_TESTS = ("tests/test_ops.py", "tests/test_noise.py", "tests/test_autograd.py")
+PYTHON_TESTS = ("tests/test_ops.py", "tests/test_noise.py", "tests/test_autograd.py", "tests/test_latents_cpu.py")
 
 Finished = subprocess.CompletedProcess[str]
 

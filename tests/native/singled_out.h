@@ -52,11 +52,11 @@ static const uint64_t rows_of_rare_draws[] = {
 
 static void check_rare_draws(void) {
     for (int i = 0; i < COUNT(rows_of_rare_draws); i++) {
-        problem p = new_problem((shape){1, 1, 4}, FLOAT32, 0, 0, rows_of_rare_draws[i]);
+        problem p = new_problem((shape){1, 1, 4}, FLOAT32, 0, 0, rows_of_rare_draws[i], 0);
         tensor z = new_tensor(p.shape, FLOAT32, DENSE);
         call c = call_of(&p, &p.seed, (kind){1, NO_KL});
         c.z = z.view;
-        run_forward(&c, 1);
+        run_call(&c, isa->noise, 1);
         snprintf(subject, sizeof subject, "%s rare draw of row %llu", isa->name, (unsigned long long)p.row_offset);
         for (int64_t d = 0; d < 4; d++) {
             double radius = hypot(p.eps[d / 2 * 2], p.eps[d / 2 * 2 + 1]);
@@ -90,11 +90,11 @@ static void check_rounding(int dtype) {
         }
         call c = call_of(&p, NULL, (kind){0, ELEMENTWISE});
         c.mu = mu.view;
-        c.logvar = logvar.view;
+        c.scale = logvar.view;
         c.grad_kl = grad_kl.view;
         c.grad_mu = grad_mu.view;
-        c.grad_logvar = grad_logvar.view;
-        run_backward(&c, 1);
+        c.grad_scale = grad_logvar.view;
+        run_call(&c, isa->backward, 1);
         snprintf(subject, sizeof subject, "%s rounding to %s", isa->name, dtype_names[dtype]);
         FOR_EACH_ELEMENT(&p, row, d) expect(&grad_mu, GRAD_MU, row, d, get(&grad_kl, row, d), 0.0);
         tensor *const all[] = {&mu, &logvar, &grad_kl, &grad_mu, &grad_logvar};
@@ -114,9 +114,9 @@ static void check_values_are_kept(int dtype) {
     }
     call c = call_of(&p, &p.seed, (kind){1, NO_KL});
     c.mu = mu.view;
-    c.logvar = logvar.view;
+    c.scale = logvar.view;
     c.z = z.view;
-    run_forward(&c, 1);
+    run_call(&c, isa->forward, 1);
     snprintf(subject, sizeof subject, "%s values of %s", isa->name, dtype_names[dtype]);
     FOR_EACH_ELEMENT(&p, row, d) expect(&z, Z, row, d, get(&mu, row, d), 0.0);
     tensor *const all[] = {&mu, &logvar, &z};

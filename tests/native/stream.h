@@ -20,9 +20,9 @@ static void philox(const uint32_t counter[4], uint64_t seed, uint32_t word[4]) {
     }
 }
 
-/* eps of coordinate d of a row: Box-Muller of the words of counter (d div 4, row's low word, row's high word, 0). */
-static double normal_at(uint64_t seed, uint64_t row, int64_t d) {
-    uint32_t counter[4] = {(uint32_t)(d / 4), (uint32_t)row, (uint32_t)(row >> 32), 0}, word[4];
+/* eps of coordinate d of a row: Box-Muller of the words of counter (d div 4, row's low word, row's high word, draw). */
+static double normal_at(uint64_t seed, uint64_t row, int64_t d, uint32_t draw) {
+    uint32_t counter[4] = {(uint32_t)(d / 4), (uint32_t)row, (uint32_t)(row >> 32), draw}, word[4];
     philox(counter, seed, word);
     const uint32_t *pair = word + (d % 4 < 2 ? 0 : 2);
     double u = (pair[0] + 0.5) * 0x1p-32, t = 6.283185307179586476925 * pair[1] * 0x1p-32;

@@ -42,19 +42,19 @@ static const char *const layout_names[LAYOUTS] = {
 
 static strided strides_of(int layout, shape s) {
     int64_t event = event_of(s);
-    strided found = {NULL, event, s.inner, 1};
+    strided found = {NULL, event, s.inner, 1, 0};
     switch (layout) {
     case HALVES: found.row = 2 * event; break;
     case ROW_GAP: found.row = event + 1; break;
-    case CHANNELS_LAST: found = (strided){NULL, event, 1, s.outer}; break;
-    case CHANNELS_LAST_HALVES: found = (strided){NULL, 2 * event, 1, 2 * s.outer}; break;
-    case GAPS: found = (strided){NULL, s.outer * (2 * s.inner + 1), 2 * s.inner + 1, 2}; break;
-    case ROWS_LAST: found = (strided){NULL, 1, s.rows * s.inner, s.rows}; break;
+    case CHANNELS_LAST: found = (strided){NULL, event, 1, s.outer, 0}; break;
+    case CHANNELS_LAST_HALVES: found = (strided){NULL, 2 * event, 1, 2 * s.outer, 0}; break;
+    case GAPS: found = (strided){NULL, s.outer * (2 * s.inner + 1), 2 * s.inner + 1, 2, 0}; break;
+    case ROWS_LAST: found = (strided){NULL, 1, s.rows * s.inner, s.rows, 0}; break;
     case FAR_ROWS: found.row = ((int64_t)1 << 31) + 3; break;
     case EXPANDED_ROWS: found.row = 0; break;
-    case EXPANDED_OUTER: found = (strided){NULL, s.inner, 0, 1}; break;
-    case EXPANDED_INNER: found = (strided){NULL, s.outer, 1, 0}; break;
-    case EXPANDED: found = (strided){NULL, 0, 0, 0}; break;
+    case EXPANDED_OUTER: found = (strided){NULL, s.inner, 0, 1, 0}; break;
+    case EXPANDED_INNER: found = (strided){NULL, s.outer, 1, 0, 0}; break;
+    case EXPANDED: found = (strided){NULL, 0, 0, 0, 0}; break;
     }
     if (s.outer == 1) found.outer = 0;
     return found;

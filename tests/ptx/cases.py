@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from fastvae.kernels.family import PLAIN, Options
+
 OPS = (
     "noise",
     "sample_and_kl",
@@ -13,6 +15,39 @@ OPS = (
     "reparameterize_backward",
     "gaussian_kl_backward",
 )
+
+
+class Latent(NamedTuple):
+    """What of the family of latents an op is. Backward it wants all gradients that it can have."""
+
+    options: Options = PLAIN
+    prior: str | None = None  # "full", "shared" or "one"
+    num_samples: int | None = None
+    kl_mean: bool = False
+    log_probs: bool = False
+
+
+LATENTS = {
+    "full prior": Latent(prior="full", log_probs=True),
+    "shared prior": Latent(prior="shared", kl_mean=True),
+    "one prior": Latent(prior="one", num_samples=2, log_probs=True),
+    "std": Latent(Options(scale="std", temperature=0.5)),
+    "std with prior": Latent(Options(scale="std"), prior="shared"),
+    "var with prior": Latent(Options(scale="var"), prior="full"),
+    "softplus": Latent(Options(scale="softplus", floor=0.01)),
+    "free bits": Latent(Options(scale="logstd", free_bits=0.2), kl_mean=True),
+    "hard clamp": Latent(Options(clamp="hard", low=-0.4, high=0.3), prior="one"),
+    "soft clamp": Latent(Options(clamp="soft", high=1.5), num_samples=3, log_probs=True),
+    "residual": Latent(Options(scale="logstd", clamp="soft", high=2.0, residual=True), prior="shared"),
+}
+LATENT_OPS = (*LATENTS, *(f"{name}_backward" for name in LATENTS))
+
+
+def latent_of(op: str) -> Latent | None:
+    """None for an op that is not of the family."""
+    return LATENTS.get(op.removesuffix("_backward"))
+
+
 DTYPES = ("float32", "bfloat16")
 TARGETS = ("sm_80", "sm_90", "sm_100")
 
@@ -57,6 +92,18 @@ LAYOUTS = (
 )
 
 
+# Of these one is shared out so that two rows have one row of a shared prior; another in columns of several programs.
+LATENT_LAYOUTS = (
+    ("contiguous", (7, 10), False),
+    ("contiguous", (4, 1024), True),
+    ("halves", (2, 4, 4, 4), False),
+    ("contiguous", (40, 33), False),
+    ("contiguous", (2, 1030), False),
+    ("expanded", (4, 24), False),
+    ("transposed", (2, 4, 6), False),
+)
+
+
 def _sensible(case: Case) -> bool:
     if case.op == "noise" and case.layout != "contiguous":
         return False
@@ -81,6 +128,40 @@ def every_case(ops: tuple[str, ...] = OPS, layouts: tuple = LAYOUTS) -> list[Cas
             if not op.startswith("gaussian_kl"):
                 found.append(Case(op, dtype, "contiguous", (7, 10), row_offset=2**32 - 3))
     return [case for case in found if _sensible(case)]
+
+
+def latent_cases(layouts: tuple = LATENT_LAYOUTS) -> list[Case]:
+    """The family of latents in both dtypes over ``layouts``, and other reductions over ragged rows."""
+    found = [
+        Case(op, dtype, layout, shape, large=large)
+        for dtype in DTYPES
+        for op in LATENT_OPS
+        for layout, shape, large in layouts
+    ]
+    found += [
+        Case(op, "float32", "contiguous", (7, 10), reduction)
+        for op in ("full prior", "full prior_backward", "free bits", "free bits_backward")
+        for reduction in ("none", "batchmean")
+    ]
+    return [case for case in found if _sensible(case)]
+
+
+# Those with code of their own for a dtype or a target: tiles of one element, sums over the batch, draws.
+DIFFERING = ("one prior", "free bits", "soft clamp", "shared prior_backward", "residual_backward")
+
+
+def default_latent_cases(target: str) -> list[Case]:
+    """What every run of the tests executes; the rest is for the slow ones."""
+    ragged = latent_cases(LATENT_LAYOUTS[:1])
+    if target == "sm_80":
+        return []
+    if target == "sm_100":
+        return [case for case in ragged if case.op in DIFFERING]
+    wide = [case for case in latent_cases(LATENT_LAYOUTS[1:2]) if case.large and case.dtype == "float32"]
+    return [
+        *(case for case in ragged if case.dtype == "float32" or case.op in DIFFERING),
+        *(case for case in wide if case.op in ("std with prior", "residual_backward")),
+    ]
 
 
 def default_cases(target: str) -> list[Case]:

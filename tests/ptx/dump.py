@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from .cases import Case
+from .cases import Case, latent_of
 
 
 def inputs(case: Case) -> dict[str, Tensor]:
@@ -41,6 +41,9 @@ def call(case: Case) -> None:
     """The op, as the package's autograd functions call the backend."""
     from fastvae.kernels.triton import launch as backend
 
+    if latent_of(case.op) is not None:
+        call_latent(case)
+        return
     seed = torch.zeros(1, dtype=torch.int64)
     with_z, with_kl = not case.op.startswith("gaussian_kl"), "kl" in case.op
     reduction = case.reduction if with_kl else None
@@ -65,8 +68,52 @@ def call(case: Case) -> None:
         )
 
 
+def call_latent(case: Case) -> None:
+    """The backend's function, with all outputs of the forward pass given a gradient in the backward pass."""
+    from fastvae.kernels.layout import draws_like
+    from fastvae.kernels.triton import latent_backward, latent_forward
+
+    latent = latent_of(case.op)
+    assert latent is not None
+    mu, scale = inputs(case).values()
+    priors = prior_inputs(mu, latent.prior)
+    seed, draws, reduction = torch.zeros(1, dtype=torch.int64), latent.num_samples, case.reduction
+    if not case.op.endswith("_backward"):
+        latent_forward(
+            mu,
+            scale,
+            *priors,
+            seed,
+            case.row_offset,
+            draws,
+            reduction,
+            latent.kl_mean,
+            latent.log_probs,
+            latent.options,
+        )
+        return
+    grad_z = torch.empty_like(mu) if draws is None else draws_like(mu, draws)
+    grad_kl = torch.empty({"none": case.shape, "sample": case.shape[:1]}.get(reduction, ()))
+    log_shape = case.shape[:1] if draws is None else (draws, case.shape[0])
+    grad_log_q, grad_log_p = (torch.empty(log_shape) if latent.log_probs else None for _ in range(2))
+    if case.layout == "expanded":
+        grad_z, grad_kl = grad_z[..., :1].expand(grad_z.shape), grad_kl[:1].expand(grad_kl.shape)
+    latent_backward(
+        grad_z, grad_kl, grad_log_q, grad_log_p, mu, scale, *priors, seed, case.row_offset, draws, reduction,
+        latent.options, latent.prior is not None
+    )  # fmt: skip
+
+
+def prior_inputs(mu: Tensor, prior: str | None) -> tuple[Tensor | None, Tensor | None]:
+    if prior is None:
+        return None, None
+    shape = {"full": mu.shape, "shared": (1, *mu.shape[1:]), "one": (1,) * mu.dim()}[prior]
+    return torch.empty(shape, dtype=mu.dtype), torch.empty(shape, dtype=mu.dtype)
+
+
 def launches(case: Case) -> list[Any]:
     """What the launch code starts for a case."""
+    from fastvae.kernels.triton import latent_launch
     from fastvae.kernels.triton import launch as backend
 
     started: list[Any] = []
@@ -76,7 +123,9 @@ def launches(case: Case) -> list[Any]:
         patch.setattr(backend.Launch, "run", lambda launch, device: started.append(launch))
         for name, value in changed.items():
             patch.setattr(backend, name, value)
+        latent_launch.plan_of.cache_clear()
         call(case)
+        latent_launch.plan_of.cache_clear()
     return started
 
 

@@ -14,16 +14,18 @@ import numpy as np
 import torch
 
 import fastvae
+from fastvae.kernels import reference
 from tests import formulas
 
-from .cases import Case
+from .cases import Case, latent_of
 from .floats import Accuracy, from_bfloat16, to_bfloat16
 from .machine import launch
 from .memory import Memory
 from .parse import Kernel, parse
 
 ROOT = Path(__file__).parent.parent.parent
-OUTPUTS = ("z", "kl", "grad_mu", "grad_logvar")
+OUTPUTS = ("z", "kl", "kl_columns", "log_q", "log_p")
+OUTPUTS += ("grad_mu", "grad_logvar", "grad_scale", "grad_prior_mu", "grad_prior_scale")
 # Parameters that Triton adds at the end, at most: scratch memory, which our kernels have no use for.
 SCRATCH_PARAMETERS = 2
 
@@ -89,6 +91,8 @@ def execute(
             memory.put(positions, np.full(shape, seed))
             continue
         values = random.standard_normal(shape) if fixed is None or name not in fixed else np.full(shape, fixed[name])
+        if name in ("scale", "prior_scale"):
+            values = scale_values(values, case)
         if name == "logvar" and fixed is None:
             values = np.where(random.random(shape) < 0.1, values * 1e-3, 1.5 * values - 0.5)
         memory.put(positions, to_dtype(values, dtype))
@@ -105,6 +109,13 @@ def execute(
         for name, (positions, dtype) in outputs.items()
     }
     return Executed(case, inputs, written, seed)
+
+
+def scale_values(values: np.ndarray, case: Case) -> np.ndarray:
+    """Scales around that of a standard normal, whatever they are scales of."""
+    latent = latent_of(case.op)
+    assert latent is not None
+    return np.exp(0.3 * values) if latent.options.scale in ("std", "var") else 0.5 * values
 
 
 def to_dtype(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -134,6 +145,8 @@ class Right(NamedTuple):
 
 def right_answers(executed: Executed) -> dict[str, Right]:
     """What each output should be, by the formulas and autograd in float64."""
+    if latent_of(executed.case.op) is not None:
+        return latent_answers(executed)
     case, eps = executed.case, noise(executed)
     given = {name: torch.from_numpy(values) for name, values in executed.inputs.items()}
     if case.op == "noise":
@@ -176,16 +189,70 @@ def assert_right(executed: Executed) -> None:
     """
     assert executed.outputs
     for name, right in right_answers(executed).items():
-        got = executed.outputs[name]
-        if name == "kl" and executed.case.reduction != "none":  # one sum for each program of a row
-            got = got.reshape(len(got), -1).astype(np.float64).sum(1)
+        got = finished(executed, name)
         if name == "kl":
             assert (got >= 0).all(), "a KL is negative"
         assert got.shape == right.value.shape
-        bfloat16 = executed.case.dtype == "bfloat16" and name != "kl"
+        bfloat16 = executed.case.dtype == "bfloat16" and got.dtype == np.float32 and name != "kl"
         usual = np.count_nonzero(~_within(got, right, 1e-5, bfloat16))
         assert usual <= -(-got.size // 10000), f"{name}: {usual} of {got.size} are off: {_worst(got, right)}"
         assert _within(got, right, 2e-4, bfloat16).all(), f"{name}: {_worst(got, right)}"
+
+
+def finished(executed: Executed, name: str) -> np.ndarray:
+    """An output, or, of one that consists of the sums of each program, in float64 what they add up to."""
+    got, case, latent = executed.outputs[name], executed.case, latent_of(executed.case.op)
+    if name == "kl" and case.reduction != "none":
+        return got.reshape(len(got), -1).astype(np.float64).sum(1)
+    if name in ("log_q", "log_p"):
+        return got.astype(np.float64).sum(2)
+    if name == "kl_columns":
+        return got.astype(np.float64).sum(0) / case.shape[0]
+    if name.startswith("grad_prior") and latent is not None and latent.prior != "full":
+        columns = got.astype(np.float64).sum(0)
+        return columns.sum(keepdims=True) if latent.prior == "one" else columns
+    return got
+
+
+def latent_answers(executed: Executed) -> dict[str, Right]:
+    """What the outputs of the family should be, by the reference in float64; good to 2e-5 of the largest."""
+    case, latent, given = executed.case, latent_of(executed.case.op), executed.inputs
+    assert latent is not None
+    tensors = {name: torch.from_numpy(values) for name, values in given.items()}
+    draws, seed = latent.num_samples, torch.tensor([executed.seed])
+    if latent.prior in ("shared", "one"):  # the kernel was given the whole of what it stands for
+        part = slice(1) if latent.prior == "shared" else (slice(1),) * len(case.shape)
+        tensors |= {name: tensors[name][part] for name in ("prior_mu", "prior_scale")}
+    parameters = [tensors.get(name) for name in ("mu", "scale", "prior_mu", "prior_scale")]
+    found: dict[str, torch.Tensor | None]
+    if not case.op.endswith("_backward"):
+        per_row = "none" if case.reduction == "none" else "sample"
+        z, kl, mean, log_q, log_p = reference.latent_forward(
+            *parameters, seed, case.row_offset, draws, per_row, latent.kl_mean, latent.log_probs, latent.options
+        )
+        found = {
+            "z": z,
+            "kl": kl,
+            "kl_columns": None if mean is None else mean.flatten(),
+            "log_q": log_q,
+            "log_p": log_p,
+        }
+        if draws is None and log_q is not None and log_p is not None:
+            found |= {"log_q": log_q[None], "log_p": log_p[None]}
+    else:
+        gradients = [tensors.get(name) for name in ("grad_z", "grad_kl", "grad_log_q", "grad_log_p")]
+        wants_prior = latent.prior is not None
+        grad_mu, grad_scale, *of_prior = reference.latent_backward(
+            *gradients, *parameters, seed, case.row_offset, draws, case.reduction, latent.options, wants_prior
+        )
+        of_prior = [one if one is None or latent.prior == "full" else one.flatten() for one in of_prior]
+        found = {"grad_mu": grad_mu, "grad_scale": grad_scale, "grad_prior_mu": of_prior[0]}
+        found["grad_prior_scale"] = of_prior[1]
+    answers = {}
+    for name in executed.outputs:
+        value = found[name].numpy()
+        answers[name] = Right(value, np.zeros_like(value), np.full_like(value, 20 * (1 + np.abs(value).max())))
+    return answers
 
 
 def _within(got: np.ndarray, right: Right, eps_error: float, bfloat16: bool) -> np.ndarray:

@@ -80,6 +80,28 @@ def _store(d: Decoded) -> Action:
     return act
 
 
+@instruction("ldmatrix", "sync aligned m8n8 x1 x2 x4 shared shared::cta")
+def _load_matrices(d: Decoded) -> Action:
+    """Matrices of 8 rows of 16 bytes: lane 8 i + r has the address of row r of matrix i; each lane gets 4 bytes."""
+    destination, address = d.operands
+    items = destination.items if isinstance(destination, Vector) else (destination,)
+    if not isinstance(address, Address) or f"x{len(items)}" not in d.flags or d.kind != "b16":
+        raise d.unknown()
+
+    def act(block: Any) -> None:
+        if not block.mask.all() or block.threads % 32:
+            raise PtxError("not all threads of a warp take part")
+        addresses = block.read(address.base, "u32").astype(np.int64) + address.offset
+        lane = block.thread % 32
+        pointing = lane < 8 * len(items)
+        rows = block.shared.load(addresses[pointing], 16, block.number, block.thread[pointing])
+        words = np.ascontiguousarray(rows).view(np.uint32).reshape(-1, len(items), 8, 4)
+        for matrix, item in enumerate(items):
+            block.write(item, words[block.thread // 32, matrix, lane // 4, lane % 4], "b32")
+
+    return act
+
+
 @instruction("createpolicy", "fractional L2::evict_first L2::evict_last L2::evict_normal L2::evict_unchanged")
 def _policy(d: Decoded) -> Action:
     return lambda block: block.write(d.operands[0], np.zeros(block.threads, np.uint64), "b64")

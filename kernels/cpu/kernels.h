@@ -1,0 +1,16 @@
+/* All that is compiled once per instruction set. The includer defines LANES and ISA_NAME, see simd.h. */
+#include "simd.h"
+#include "vector_math.h"
+#include "philox.h"
+#include "noise.h"
+#include "tiles.h"
+#include "sums.h"
+#include "gaussian.h"
+#include "parameterisation.h"
+#include "resolve.h"
+#include "latent_forward.h"
+#include "latent_backward.h"
+
+#define KERNELS                                                                                                \
+    ISA_NAME(noise), ISA_NAME(forward), ISA_NAME(backward), ISA_NAME(latent_forward), ISA_NAME(latent_backward), \
+        ISA_NAME(finish_columns), ISA_NAME(words)

@@ -1,0 +1,118 @@
+/* How a scale parameter becomes std and logvar, and a gradient of these one of the parameter. A new parameterisation is
+   a case in scale_of and in scale_gradient_of; a new clamp is one in clamped and in clamp_gradient_of.
+
+   x is the clamped parameter. `scale` and `clamp` are constants where these are called, so each loop has one formula. */
+
+typedef struct {
+    vf std, logvar;
+} scale_values;
+
+ALWAYS_INLINE scale_values scale_of(vf x, int scale, const options *o) {
+    switch (scale) {
+    case SCALE_LOGVAR: return (scale_values){exp_of(0.5f * x), x};
+    case SCALE_LOGSTD: return (scale_values){exp_of(x), x + x};
+    case SCALE_STD: return (scale_values){x, 2.0f * log_of(x)};
+    case SCALE_VAR: return (scale_values){square_root(x), log_of(x)};
+    default: break;
+    }
+    vf std = softplus_of(x) + o->floor;
+    return (scale_values){std, 2.0f * log_of(std)};
+}
+
+/* grad_std is not looked at, and std only by softplus, without with_std. */
+ALWAYS_INLINE vf scale_gradient_of(vf grad_std, vf grad_logvar, vf x, vf std, int scale, int with_std) {
+    vf direct = with_std ? grad_std : splat(0.0f);
+    switch (scale) {
+    case SCALE_LOGVAR: return with_std ? 0.5f * std * direct + grad_logvar : grad_logvar;
+    case SCALE_LOGSTD: return with_std ? std * direct + 2.0f * grad_logvar : 2.0f * grad_logvar;
+    case SCALE_STD: return direct + 2.0f / x * grad_logvar;
+    case SCALE_VAR: return with_std ? 0.5f / std * direct + grad_logvar / x : grad_logvar / x;
+    default: return (direct + 2.0f / std * grad_logvar) * sigmoid_of(x);
+    }
+}
+
+ALWAYS_INLINE vf clamped(vf raw, int clamp, const options *o) {
+    if (clamp == CLAMP_HARD) return at_most(at_least(raw, o->low), o->high);
+    return o->high * tanh_of(raw / o->high);
+}
+
+ALWAYS_INLINE vf clamp_gradient_of(vf grad, vf raw, vf x, int clamp, const options *o) {
+    if (clamp == CLAMP_HARD)
+        return choose(less_or_equal(splat(o->low), raw) & less_or_equal(raw, splat(o->high)), grad, splat(0.0f));
+    vf part = x / o->high;
+    return grad * (1.0f - part * part);
+}
+
+/* The same over arrays. */
+
+typedef struct {
+    const float *raw, *x, *std, *logvar; /* std: only if asked for, and of softplus */
+} scale_arrays;
+
+typedef struct {
+    float raw[TILE], x[TILE], std[TILE], logvar[TILE];
+} scale_buffers;
+
+#define STORES_STD(scale, with_std) ((with_std) || (scale) == SCALE_SOFTPLUS)
+
+ALWAYS_INLINE void scale_vector(int scale, int with_std, const options *o, const float *x, scale_buffers *to, int64_t i,
+                                int64_t count) {
+    scale_values s = scale_of(load_some(x + i, count), scale, o);
+    if (STORES_STD(scale, with_std)) store_some(to->std + i, s.std, count);
+    if (scale != SCALE_LOGVAR) store_some(to->logvar + i, s.logvar, count);
+}
+
+ALWAYS_INLINE void clamp_vector(int clamp, const options *o, const float *raw, float *x, int64_t i, int64_t count) {
+    store_some(x + i, clamped(load_some(raw + i, count), clamp, o), count);
+}
+
+ALWAYS_INLINE void scale_gradient_vector(int scale, int with_std, const scale_arrays *s, const float *grad_std,
+                                         const float *grad_logvar, float *grad, int64_t i, int64_t count) {
+    vf of_std = with_std ? load_some(grad_std + i, count) : splat(0.0f);
+    vf std = STORES_STD(scale, with_std) ? load_some(s->std + i, count) : splat(0.0f);
+    vf x = load_some(s->x + i, count), of_logvar = load_some(grad_logvar + i, count);
+    store_some(grad + i, scale_gradient_of(of_std, of_logvar, x, std, scale, with_std), count);
+}
+
+ALWAYS_INLINE void clamp_gradient_vector(int clamp, const options *o, const scale_arrays *s, float *grad, int64_t i,
+                                         int64_t count) {
+    vf raw = load_some(s->raw + i, count), x = load_some(s->x + i, count);
+    store_some(grad + i, clamp_gradient_of(load_some(grad + i, count), raw, x, clamp, o), count);
+}
+
+#define EACH_VECTOR_OF_SCALE(o, n, function, ...)                                                   \
+    switch ((o)->scale) {                                                                           \
+    case SCALE_LOGVAR: EACH_VECTOR(n, function, SCALE_LOGVAR, __VA_ARGS__); break;                  \
+    case SCALE_LOGSTD: EACH_VECTOR(n, function, SCALE_LOGSTD, __VA_ARGS__); break;                  \
+    case SCALE_STD: EACH_VECTOR(n, function, SCALE_STD, __VA_ARGS__); break;                        \
+    case SCALE_VAR: EACH_VECTOR(n, function, SCALE_VAR, __VA_ARGS__); break;                        \
+    case SCALE_SOFTPLUS: EACH_VECTOR(n, function, SCALE_SOFTPLUS, __VA_ARGS__); break;              \
+    }
+
+#define EACH_VECTOR_OF_CLAMP(o, n, function, ...)                                                   \
+    switch ((o)->clamp) {                                                                           \
+    case CLAMP_HARD: EACH_VECTOR(n, function, CLAMP_HARD, __VA_ARGS__); break;                      \
+    case CLAMP_SOFT: EACH_VECTOR(n, function, CLAMP_SOFT, __VA_ARGS__); break;                      \
+    }
+
+/* n parameters, with or without std. */
+NEVER_INLINE scale_arrays resolve_scale(const options *o, const float *raw, int64_t n, int with_std,
+                                        scale_buffers *to) {
+    const float *x = o->clamp == CLAMP_NONE ? raw : to->x;
+    EACH_VECTOR_OF_CLAMP(o, n, clamp_vector, o, raw, to->x);
+    if (with_std)
+        EACH_VECTOR_OF_SCALE(o, n, scale_vector, 1, o, x, to)
+    else
+        EACH_VECTOR_OF_SCALE(o, n, scale_vector, 0, o, x, to)
+    return (scale_arrays){raw, x, to->std, o->scale == SCALE_LOGVAR ? x : to->logvar};
+}
+
+/* The gradient of n parameters; grad_std NULL: std took no part. */
+NEVER_INLINE void scale_gradient(const options *o, const scale_arrays *s, const float *grad_std,
+                                 const float *grad_logvar, int64_t n, float *grad) {
+    if (grad_std)
+        EACH_VECTOR_OF_SCALE(o, n, scale_gradient_vector, 1, s, grad_std, grad_logvar, grad)
+    else
+        EACH_VECTOR_OF_SCALE(o, n, scale_gradient_vector, 0, s, grad_std, grad_logvar, grad)
+    EACH_VECTOR_OF_CLAMP(o, n, clamp_gradient_vector, o, s, grad);
+}

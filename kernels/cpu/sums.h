@@ -1,0 +1,112 @@
+/* Sums that come out the same whatever the number of threads: along rows, and down the batch. Each tile leaves partial
+   sums in places of its own, and these are added in a fixed order, in double. */
+
+/* Sum of n floats, in an order that depends on n alone. Reads, and ignores, up to LANES - 1 floats behind them. */
+ALWAYS_INLINE float sum_of(const float *terms, int64_t n) {
+    if (n < 2 * LANES) { /* many short rows: one float after the other, but many rows at a time */
+        float sum = 0.0f;
+        for (int64_t i = 0; i < n; i++) sum += terms[i];
+        return sum;
+    }
+    vf sum[4] = {{0}}; /* four, so that long rows lose less to rounding, and no addition waits for the one before */
+    int64_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+        for (int k = 0; k < 4; k++) sum[k] += load(terms + i + k * LANES);
+    for (; i + LANES <= n; i += LANES) sum[0] += load(terms + i);
+    if (i < n) {
+        vi inside;
+        memcpy(&inside, lanes_below + LANES - (n - i), sizeof inside);
+        sum[1] += (vf)((vi)load(terms + i) & inside);
+    }
+    return sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+/* The stretches of `size` coordinates that begin or end within a tile: d .. end-1, counted in the tile. `first_end` is
+   where the first one ends. */
+#define EACH_STRETCH(t, size, first_end, d, end)                                                 \
+    for (int64_t d = 0, next = (first_end), end;                                                 \
+         d < (t).count && (end = next < (t).count ? next : (t).count, 1); d = next, next += (size))
+
+/* A tile's terms, summed over stretches of `size` coordinates: whole rows (size == event) or channels. In the order of
+   rows, stretches and tiles, each sum has a slot: where a stretch goes on in the next tile of the row it has two. The
+   array has room for LANES floats behind its n. */
+static inline void sum_tile(const call *c, tile t, float *terms, int64_t size, float *slots) {
+    int64_t slots_a_row = c->event / size + c->tiles_a_row - 1, stretch = t.start / size;
+    int64_t first_end = (stretch + 1) * size - t.start;
+    store(terms + t.rows * t.count, splat(0.0f)); /* sum_of looks behind the last term */
+    for (int64_t r = 0; r < t.rows; r++) {
+        float *slot = slots + (t.row + r) * slots_a_row + t.start / c->tile + stretch;
+        if (first_end >= t.count) /* one stretch a row, the usual */
+            *slot = sum_of(terms + r * t.count, t.count);
+        else
+            EACH_STRETCH(t, size, first_end, d, end) *slot++ = sum_of(terms + r * t.count + d, end - d);
+    }
+}
+
+/* The reverse: gives each coordinate the value of its stretch, divided. values->inner leads from stretch to stretch.
+   The buffer has room for LANES floats behind the tile. */
+static inline void spread(const strided *values, tile t, int64_t size, float divisor, float *buffer) {
+    int64_t stretch = t.start / size, first_end = (stretch + 1) * size - t.start;
+    for (int64_t r = 0; r < t.rows; r++) {
+        const float *value = (const float *)values->data + (t.row + r) * values->row + stretch * values->inner;
+        EACH_STRETCH(t, size, first_end, d, end) {
+            vf divided = splat(*value / divisor);
+            /* Whole vectors: what is written behind a stretch, the next one overwrites. */
+            for (int64_t i = d; i < end; i += LANES) store(buffer + r * t.count + i, divided);
+            value += values->inner;
+        }
+    }
+}
+
+/* The gradient of the KL of each coordinate. */
+static inline const float *read_grad_kl(const call *c, tile t, float *buffer) {
+    if (c->reduction == ELEMENTWISE) return read_tile(c, &c->grad_kl, FLOAT32, t, buffer);
+    spread(&c->grad_kl, t, c->channel_size, c->reduction == BATCHMEAN ? (float)c->rows : 1.0f, buffer);
+    return buffer;
+}
+
+ALWAYS_INLINE void add_vector(const float *a, const float *b, float *sum, int64_t i, int64_t count) {
+    store_some(sum + i, load_some(a + i, count) + load_some(b + i, count), count);
+}
+
+/* The tiles of a unit follow one another down the batch. */
+static inline int64_t first_tile(const call *c, int64_t unit) {
+    return unit / c->tiles_a_row * c->tiles_a_unit * c->tiles_a_row + unit % c->tiles_a_row;
+}
+static inline int64_t end_of_tiles(const call *c, int64_t unit) {
+    int64_t end = first_tile(c, unit) + c->tiles_a_unit * c->tiles_a_row;
+    return end < c->tiles ? end : c->tiles;
+}
+
+/* A unit's sums: its tiles were added up, element by element; now the rows of what came of them are. */
+static inline void leave_partial_sums(const call *c, const column_sums *s, int64_t unit, const float *tiles) {
+    tile t = tile_at(c, unit % c->tiles_a_row); /* has the most rows */
+    double sum[TILE] = {0}, total = 0.0;
+    for (int64_t r = 0; r < t.rows; r++)
+        for (int64_t d = 0; d < t.count; d++) sum[d] += tiles[r * t.count + d];
+    float *partial = s->partial + (s->single ? unit : unit / c->tiles_a_row * c->event + t.start);
+    for (int64_t d = 0; d < t.count; d++) {
+        total += sum[d];
+        if (!s->single) partial[d] = (float)sum[d];
+    }
+    if (s->single) *partial = (float)total;
+}
+
+/* From partial sums to one sum a column, or to one altogether. */
+static void ISA_NAME(finish_columns)(const call *c) {
+    float buffer[TILE];
+    for (int i = 0; i < MOST_COLUMN_SUMS; i++) {
+        const column_sums *s = &c->columns[i];
+        if (!s->out.data) continue;
+        int64_t width = s->single ? 1 : c->event, heights = c->units;
+        if (!s->single && c->units) heights = c->units / c->tiles_a_row;
+        for (int64_t start = 0; start < width; start += TILE) {
+            tile t = {0, 1, start, width - start < TILE ? width - start : TILE};
+            double sum[TILE] = {0};
+            for (int64_t height = 0; height < heights; height++)
+                for (int64_t d = 0; d < t.count; d++) sum[d] += s->partial[height * width + start + d];
+            for (int64_t d = 0; d < t.count; d++) buffer[d] = (float)(sum[d] / s->divisor);
+            write_tile(c, &s->out, s->dtype, t, buffer, buffer);
+        }
+    }
+}
