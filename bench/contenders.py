@@ -2,7 +2,7 @@
 
 eager                plain PyTorch (`bench.eager`), which the others are compared with
 fastvae              the backend that is chosen by itself; fastvae reference: plain PyTorch with fastvae's noise
-torch.distributions  Normal.rsample and kl_divergence
+torch.distributions  Normal.rsample, Normal.log_prob and kl_divergence (`bench.distributions`)
 torch.compile        the eager code, compiled for the shape
 diffusers            DiagonalGaussianDistribution, for packed image latents
 """
@@ -11,21 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from types import ModuleType
 
 import torch
 import torch._functorch.config
 from torch import Tensor
-from torch.distributions import Normal, kl_divergence
 
 import fastvae
 from fastvae.arguments import seed_tensor
 
-from . import eager
-from .cases import Case, Function
+from . import distributions, eager
+from .cases import FLOOR, FREE_BITS, OPS, SAMPLES, Case, Function
 
 
 def _packed(function: Function) -> Function:
-    return lambda moments: function(*moments.chunk(2, dim=1))
+    return lambda moments, *prior: function(*moments.chunk(2, dim=1), *prior)
 
 
 def _drawn(like: Tensor) -> Tensor:
@@ -33,47 +33,34 @@ def _drawn(like: Tensor) -> Tensor:
     return fastvae.noise(seed_tensor(None, None, like.device), like.shape, dtype=like.dtype)
 
 
-_FASTVAE: dict[str, Function] = {
-    "sample_and_kl": fastvae.sample_and_kl,
-    "sample_and_kl_packed": fastvae.sample_and_kl_packed,
-    "reparameterize": fastvae.reparameterize,
-    "gaussian_kl": fastvae.gaussian_kl,
-    "noise": _drawn,
-}
-
-_EAGER: dict[str, Function] = {
-    "sample_and_kl": eager.sample_and_kl,
-    "sample_and_kl_packed": _packed(eager.sample_and_kl),
-    "reparameterize": eager.reparameterize,
-    "gaussian_kl": eager.gaussian_kl,
-    "noise": lambda like: torch.randn(like.shape, dtype=like.dtype, device=like.device),
-}
+def _fastvae(name: str) -> Function:
+    op = OPS[name]
+    function = _drawn if op.function == "noise" else getattr(fastvae, op.function)
+    return functools.partial(function, **op.options) if op.options else function
 
 
-def _normal_sample_and_kl(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-    posterior = Normal(mu, torch.exp(0.5 * logvar))
-    return posterior.rsample(), _kl_to_standard_normal(posterior)
+_FASTVAE: dict[str, Function] = {name: _fastvae(name) for name in OPS}
 
 
-def _normal_sample(mu: Tensor, logvar: Tensor) -> Tensor:
-    return Normal(mu, torch.exp(0.5 * logvar)).rsample()
+def _plain(written: ModuleType) -> dict[str, Function]:
+    """The ops of `bench.eager` or `bench.distributions`, which have the same names in both."""
+    return {
+        "sample_and_kl": written.sample_and_kl,
+        "sample_and_kl_packed": _packed(written.sample_and_kl),
+        "sample_and_kl_packed_prior": _packed(written.sample_and_kl_two),
+        "sample_and_kl_softplus": lambda mu, raw: written.sample_and_kl_softplus(mu, raw, FLOOR),
+        "sample_and_kl_free_bits": lambda mu, logvar: written.sample_and_kl_free_bits(mu, logvar, FREE_BITS),
+        "iwae_50": lambda mu, logvar: written.sample_and_log_prob(mu, logvar, SAMPLES),
+        "reparameterize": written.reparameterize,
+        "gaussian_kl": written.gaussian_kl,
+        "gaussian_kl_two": written.gaussian_kl_two,
+        "gaussian_kl_shared_prior": written.gaussian_kl_two,
+    }
 
 
-def _normal_kl(mu: Tensor, logvar: Tensor) -> Tensor:
-    return _kl_to_standard_normal(Normal(mu, torch.exp(0.5 * logvar)))
+_EAGER = _plain(eager) | {"noise": lambda like: torch.randn(like.shape, dtype=like.dtype, device=like.device)}
 
-
-def _kl_to_standard_normal(posterior: Normal) -> Tensor:
-    prior = Normal(torch.zeros_like(posterior.loc), torch.ones_like(posterior.scale))
-    return kl_divergence(posterior, prior).flatten(1).sum(1)
-
-
-_DISTRIBUTIONS: dict[str, Function] = {
-    "sample_and_kl": _normal_sample_and_kl,
-    "sample_and_kl_packed": _packed(_normal_sample_and_kl),
-    "reparameterize": _normal_sample,
-    "gaussian_kl": _normal_kl,
-}
+_DISTRIBUTIONS = _plain(distributions)
 
 
 def _on_backend(name: str, function: Function) -> Function:

@@ -2,7 +2,9 @@
 
 python -m bench.latent [SHAPE ...] [--op OP] [--dtype DTYPE] [--contenders NAMES] [--device cpu]
 
-A shape is that of z, such as 4096x256 or 16x4x64x64. The peers are timed where --contenders names them.
+A shape is that of mu, such as 4096x256 or 16x4x64x64; those of the suite if none is given. The ops are those of
+`bench.cases.OPS`: --op gaussian_kl_two is the KL of two Gaussians, --op iwae_50 the samples and log probabilities of an
+IWAE. The peers are timed where --contenders names them.
 """
 
 from __future__ import annotations
@@ -13,18 +15,17 @@ from collections.abc import Sequence
 
 import torch
 
-from .cases import DIRECTIONS, DTYPES, OPS, Case, parse_device, parse_shape
+from .cases import DIRECTIONS, DTYPES, OPS, SUITE, Case, parse_device, parse_shape
 from .contenders import contender_names
 from .gpu_checks import Disagreement
 from .measure import Measurement, measure
 from .tables import mark
 
-SHAPES = ("4096x256", "65536x256")
 PEERS = ("torch.distributions", "torch.compile", "diffusers")
 
 
 def describe(measurement: Measurement) -> str:
-    lines = [str(measurement.case)]
+    lines = [f"{measurement.case}: {OPS[measurement.case.op].about}"]
     for direction in DIRECTIONS:
         for name in [name for timed, name in measurement.timings if timed == direction]:
             timing = measurement.timings[direction, name]
@@ -37,16 +38,18 @@ def describe(measurement: Measurement) -> str:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.latent", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("shapes", nargs="*", metavar="SHAPE", default=SHAPES, help="of z, such as 16x4x64x64")
+    parser.add_argument("shapes", nargs="*", metavar="SHAPE", help="of mu, such as 16x4x64x64; the suite's if left out")
     parser.add_argument("--op", choices=list(OPS), default="sample_and_kl")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--contenders", help="names, separated by commas; fastvae's if left out")
     parser.add_argument("--device", type=parse_device, default=torch.device("cpu"))
     options = parser.parse_args(arguments)
     try:
-        options.cases = [Case(options.op, parse_shape(shape), options.dtype) for shape in options.shapes]
+        shapes = [parse_shape(shape) for shape in options.shapes]
     except ValueError as error:
         parser.error(str(error))
+    shapes = shapes or list(dict.fromkeys(case.shape for case in SUITE if case.op == options.op))
+    options.cases = [Case(options.op, shape, options.dtype) for shape in shapes]
     known = list(dict.fromkeys(name for case in options.cases for name in contender_names(case, options.device)))
     ours = [name for name in known if name not in PEERS]
     options.names = ours if options.contenders is None else ["eager", *options.contenders.split(",")]

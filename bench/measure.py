@@ -11,8 +11,7 @@ from torch import Tensor
 
 from . import contenders
 from .agreement import refuse_disagreement
-from .cases import Case, Function
-from .gpu_checks import Tensors
+from .cases import Case, Function, Tensors, as_tuple
 from .memory import saved_bytes
 from .timing import Elsewhere, Plan, interleaved_seconds, plan, speed_against
 
@@ -45,7 +44,7 @@ class Measurement(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A contender with what it takes: mu and logvar, or both packed, and the gradients of what it returns."""
+    """A contender with what it takes and the gradients of what it returns."""
 
     function: Function
     arguments: tuple[Tensor, ...]
@@ -68,15 +67,11 @@ class Step(NamedTuple):
 
 def make_step(case: Case, name: str, tensors: Tensors) -> Step:
     """Contender ``name``, ready to run. Torch's generator is left as it was."""
-    function = contenders.make(case, name, tensors.mu.device)
     arguments = case.arguments(tensors)
+    function = contenders.make(case, name, arguments[0].device)
     with torch.random.fork_rng(), torch.no_grad():
-        outputs = function(*arguments)
-    gradients = tuple(
-        tensors.grad_kl.to(output.dtype) if output.dim() == 1 else tensors.grad_z.view(case.shape)
-        for output in (outputs if isinstance(outputs, tuple) else (outputs,))
-    )
-    return Step(function, arguments, gradients)
+        outputs = as_tuple(function(*arguments))
+    return Step(function, arguments, case.incoming(tensors, outputs))
 
 
 def make_steps(case: Case, names: Sequence[str], tensors: Tensors) -> dict[str, Step]:

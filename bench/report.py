@@ -1,4 +1,4 @@
-"""Tables and plots of what was measured: results.md and pictures beside the JSON, and the short table of the README.
+"""Tables and plots of what was measured: results.md and pictures beside the JSON, and the short tables of the README.
 
 python -m bench.report [--results bench/results] [--readme README.md]
 
@@ -22,7 +22,8 @@ START, END = "<!-- bench -->", "<!-- /bench -->"
 HOW = """Made by `make bench`. All contenders of a row were timed in turns, in one process, after their results had been
 compared. Times are medians over rounds; x4.5 is 4.5 times as fast as eager PyTorch, the median of the ratios within a
 round. *backward* is the gradients alone, on a retained graph; *both* is a forward and a backward pass. fastvae ran on
-the backend that it chooses by itself, *fastvae reference* is its plain PyTorch."""
+the backend that it chooses by itself, *fastvae reference* is its plain PyTorch. *Packed*: mu and logvar are the halves
+of one tensor. All inputs want gradients, the prior's too."""
 
 HOW_BUSY = "?: something else took more than a tenth of the processors meanwhile, and the time tells little."
 
@@ -70,14 +71,14 @@ def full_report(results: Mapping[str, Any]) -> str:
 
 def summary_report(suite: Mapping[str, Any]) -> str:
     """What the README shows."""
-    table = tables.summary(suite)
+    first, second = tables.summary(suite), tables.more_ops(suite)
     lines = [
-        "x: times as fast as eager PyTorch, timed in turns. Kept for backward: beyond the inputs, at "
-        f"{tables.SUMMARY[-1].shape_name}.",
-        "Peak memory: there too, in units of the inputs, z and their gradients, which nothing does without. Made by",
+        "x: times as fast as eager PyTorch, timed in turns. Kept for backward: beyond the inputs. Memory in the first",
+        f"table is that at {tables.SUMMARY[-1].shape_name}: its peak in units of the inputs, z and their gradients, "
+        "which nothing does without. Made by",
         f"`make bench` ([all results](bench/results/results.md)): {machine_line(suite['machine_info'])}",
     ]
-    return "\n".join([table, "", *lines, *([HOW_BUSY] if " ?" in table else [])])
+    return "\n".join([first, "", second, "", *lines, *([HOW_BUSY] if " ?" in first + second else [])])
 
 
 def replace_between_markers(text: str, block: str) -> str:
@@ -106,7 +107,7 @@ def write(path: Path, text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("bench/results"), help="folder of the JSON files")
-    parser.add_argument("--readme", type=Path, help="file whose short table is replaced")
+    parser.add_argument("--readme", type=Path, help="file whose short tables are replaced")
     options = parser.parse_args(arguments)
     try:
         results = load(options.results)

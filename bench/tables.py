@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .cases import IMAGE, LARGE, MEDIUM, SMALL, Case
+from .cases import IMAGE, IWAE, LARGE, MEDIUM, OPS, SMALL, Case
 
 # Who stands in which column of the full tables and in which row of the short one; whoever else was timed comes last.
 ORDER = ("fastvae", "fastvae reference", "eager", "torch.distributions", "torch.compile", "diffusers")
@@ -18,6 +18,12 @@ SUMMARY = (
     Case("sample_and_kl", LARGE, "float32"),
 )
 
+# The second short table: ops beyond the plain latent, one row each.
+MORE_OPS = (
+    Case("gaussian_kl_two", MEDIUM, "float32"),
+    Case("sample_and_kl_packed_prior", IMAGE, "float32"),
+    Case("iwae_50", IWAE, "float32"),
+)
 
 # Share of the processors that others took, above which a time is marked: threads have waited for each other.
 BUSY = 0.1
@@ -112,6 +118,20 @@ def summary(suite: Mapping[str, Any]) -> str:
     return markdown(header, rows)
 
 
+def more_ops(suite: Mapping[str, Any]) -> str:
+    """Forward and backward in float32 of other ops: fastvae against eager, in time and in what they keep."""
+    found = {(entry.case, entry.contender): entry for entry in entries(suite) if entry.direction == "both"}
+    rows = []
+    for case in MORE_OPS:
+        row = [OPS[case.op].about, case.shape_name]
+        of_case = [found.get((str(case), name)) for name in ("fastvae", "eager")]
+        row += ["" if entry is None else str(entry) for entry in of_case]
+        row += ["" if entry is None else size(entry.saved_bytes or 0) for entry in of_case]
+        rows.append(row)
+    kept = [f"kept for backward, {name}" for name in ("fastvae", "eager")]
+    return markdown(["float32, forward and backward", "shape", "fastvae", "eager", *kept], rows)
+
+
 def full(suite: Mapping[str, Any]) -> str:
     """Every benchmark: a table for each op."""
     found = entries(suite)
@@ -126,7 +146,7 @@ def full(suite: Mapping[str, Any]) -> str:
             [*case.split()[1:], direction] + [str(row[name]) if name in row else "" for name in names]
             for (case, direction), row in by_row.items()
         ]
-        parts.append(f"## {op}\n\n{markdown(['shape', 'dtype', 'direction', *names], rows)}")
+        parts.append(f"## {op}: {OPS[op].about}\n\n{markdown(['shape', 'dtype', 'direction', *names], rows)}")
     return "\n\n".join(parts)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import fastvae
 from bench import compare, kernel_alone, report, tables
+from bench.cases import OPS, SUITE
 
 MACHINE = {
     "cpu": "Some CPU",
@@ -49,6 +50,8 @@ SMALL_SUITE = suite(
     benchmark("fastvae", 12.0, shape="65536x256", saved_bytes=8, peak_of_least=1.0),
     benchmark("diffusers", 0.8, shape="16x4x64x64", op="sample_and_kl_packed", elsewhere=0.3),
     benchmark("fastvae", 2.0, direction="forward"),
+    benchmark("eager", 1.0, shape="100x50", op="iwae_50", saved_bytes=5_040_000),
+    benchmark("fastvae", 8.0, shape="100x50", op="iwae_50", saved_bytes=8),
 )
 
 
@@ -82,13 +85,36 @@ def test_the_short_table_has_a_row_for_each_contender_and_memory_of_the_largest_
     ]
 
 
+def test_the_second_short_table_has_a_row_for_each_op():
+    assert tables.more_ops(SMALL_SUITE).splitlines() == [
+        "| float32, forward and backward | shape | fastvae | eager | kept for backward, fastvae"
+        " | kept for backward, eager |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| KL of two Gaussians | 4096x256 |  |  |  |  |",
+        "| z and its KL to a prior of z's shape, packed | 16x4x64x64 |  |  |  |  |",
+        "| 50 samples of each posterior, their log q and log p (IWAE) | 100x50 | 1.50 ms, x8.0 | 12.0 ms, x1.0 | 8 B"
+        " | 5.04 MB |",
+    ]
+
+
+def test_the_short_tables_are_of_what_the_suite_measures():
+    assert set(tables.SUMMARY) | set(tables.MORE_OPS) <= set(SUITE)
+
+
+def test_an_op_is_described_without_breaking_a_table():
+    assert all("|" not in op.about for op in OPS.values())
+
+
 def test_the_full_tables_have_every_benchmark():
     text = tables.full(SMALL_SUITE)
-    assert "## sample_and_kl\n\n| shape | dtype | direction | fastvae | eager |\n" in text
+    assert "## sample_and_kl: z and its KL to N(0, I)\n\n| shape | dtype | direction | fastvae | eager |\n" in text
     assert "\n| 4096x256 | float32 | both | 3.00 ms, x4.0 | 12.0 ms, x1.0 |\n" in text
     assert "\n| 4096x256 | float32 | forward | 6.00 ms, x2.0 |  |\n" in text
-    assert "## sample_and_kl_packed\n\n| shape | dtype | direction | diffusers |\n" in text
-    assert tables.memory(SMALL_SUITE).splitlines()[::2] == [
+    assert (
+        "## sample_and_kl_packed: z and its KL to N(0, I), packed\n\n| shape | dtype | direction | diffusers |\n"
+        in text
+    )
+    assert tables.memory(SMALL_SUITE).splitlines()[:3:2] == [
         "| case | fastvae | eager |",
         "| sample_and_kl 4096x256 float32 | 8 B, peak 12.6 MB (x1.0) | 12.6 MB, peak 33 MB (x2.0) |",
     ]
@@ -133,7 +159,8 @@ def test_the_report_writes_tables_pictures_and_the_readme(tmp_path):
     assert "| 1,000,000 ? | 4 | 1 | 0.5 | x4.0 |" in results
     assert "| 128 | 20.0 ms | 16.0 ms | x1.250 | 25.0% | 6.2% |" in results
     assert "| 4096x256 | forward | 300 us | 200 us | 1.50 |" in results
-    assert tables.summary(SMALL_SUITE) in readme.read_text()
+    for table in (tables.summary(SMALL_SUITE), tables.more_ops(SMALL_SUITE)):
+        assert f"\n{table}\n\n" in readme.read_text()
     assert report.HOW_BUSY in readme.read_text()
     for picture in ("suite.png", "scaling.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")

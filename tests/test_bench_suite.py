@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import json
 import platform
@@ -63,41 +64,99 @@ def slightly_wrong(function, part):
     return wrong
 
 
-@pytest.mark.parametrize(("op", "part"), [("sample_and_kl", 1), ("sample_and_kl_packed", 1), ("gaussian_kl", 0)])
+@pytest.mark.parametrize(
+    ("op", "output"), [(op, output) for op in OPS for output in OPS[op].outputs if output != OPS[op].drawn]
+)
 @pytest.mark.parametrize("name", ["eager", "fastvae"])
-def test_a_wrong_kl_is_refused_before_anything_is_timed(op, part, name, monkeypatch):
-    right = contenders.make
+def test_a_wrong_result_is_refused_before_anything_is_timed(op, output, name, monkeypatch):
+    right, part = contenders.make, OPS[op].outputs.index(output)
     monkeypatch.setattr(contenders, "make", lambda case, who, device: (
         slightly_wrong(right(case, who, device), part) if who == name else right(case, who, device)
     ))  # fmt: skip
     monkeypatch.setattr(measure, "interleaved_seconds", lambda *_a, **_k: pytest.fail("it was timed"))
-    with pytest.raises(Disagreement, match=rf"^{op} 6x10 float32, {name}: kl\[0\] is"):
+    with pytest.raises(Disagreement, match=rf"^{op} 6x10 float32, {name}: {output}(\[[0, ]+\])? is"):
         measure.measure(Case(op, (6, 10), "float32"), ["eager", "fastvae"], CPU)
 
 
-@pytest.mark.parametrize("op", ["sample_and_kl", "sample_and_kl_packed", "reparameterize", "noise"])
+@pytest.mark.parametrize(("op", "wrong"), [(op, wrong) for op in OPS if op != "noise" for wrong in OPS[op].inputs])
+def test_a_wrong_gradient_of_any_input_is_refused(op, wrong):
+    case = Case(op, (6, 10), "float32")
+    right = contenders.make(case, "torch.distributions", CPU)
+
+    def steeper(*arguments):
+        first, *others = cases.as_tuple(right(*arguments))
+        given = case.by_input(arguments)[wrong]
+        return first + 1e-3 * (given - given.detach()).sum(), *others  # the same value, another gradient
+
+    with pytest.raises(Disagreement, match=rf"^{op} 6x10 float32, torch.distributions: grad_{wrong}\["):
+        agreement.refuse_disagreement(case, {"torch.distributions": steeper}, case.tensors(CPU))
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if OPS[op].drawn])
 def test_fastvae_is_held_to_the_noise_stream(op):
     case = Case(op, (6, 10), "float32")
     other_noise = contenders.make(case, "eager", CPU)
-    with pytest.raises(Disagreement, match=rf"^{op} 6x10 float32, fastvae: z\[0, 0\] is"):
+    with pytest.raises(Disagreement, match=rf"^{op} 6x10 float32, fastvae: noise\[0, 0(, 0)?\] is"):
         agreement.refuse_disagreement(case, {"fastvae": other_noise}, case.tensors(CPU))
     agreement.refuse_disagreement(case, {"torch.distributions": other_noise}, case.tensors(CPU))
 
 
-def test_a_gradient_of_the_wrong_half_is_refused():
-    def swapped(moments):
-        mu, logvar = moments.chunk(2, dim=1)
-        z, kl = eager.sample_and_kl(mu, logvar)
-        return z, kl + (mu - mu.detach()).sum(1)  # the same value, another gradient
+def test_fastvae_is_held_to_the_order_of_the_samples():
+    case = Case("iwae_50", (6, 10), "float32")
+    right = contenders.make(case, "fastvae", CPU)
+    with pytest.raises(Disagreement, match=r"fastvae: noise\[0, 0, 0\] is"):
+        agreement.refuse_disagreement(
+            case, {"fastvae": lambda *inputs: tuple(output.flip(0) for output in right(*inputs))}, case.tensors(CPU)
+        )
 
-    case = Case("sample_and_kl_packed", (6, 10), "float32")
-    with pytest.raises(Disagreement, match="diffusers: grad_mu"):
-        agreement.refuse_disagreement(case, {"diffusers": swapped}, case.tensors(CPU))
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda eps: eps[:1].expand(eps.shape), "two samples have the same noise"),
+        (lambda eps: 1.1 * eps, "the noise has mean .* and variance 1.2"),
+        (lambda eps: 0.2 + eps, "the noise has mean 0.2"),
+        (lambda eps: torch.linspace(-1.72, 1.72, eps.numel()).view(eps.shape), "a second call draws the same z"),
+    ],
+)
+def test_noise_that_is_not_random_is_refused(wrong, message, monkeypatch):
+    right = torch.randn
+    case = Case("iwae_50", (6, 10), "float32")
+    tensors = case.tensors(CPU)
+    monkeypatch.setattr(torch, "randn", lambda *shape, **options: wrong(right(*shape, **options)))
+    with pytest.raises(Disagreement, match=f"^iwae_50 6x10 float32, eager: {message}"):
+        agreement.refuse_disagreement(case, {"eager": contenders.make(case, "eager", CPU)}, tensors)
+
+
+@pytest.mark.parametrize(
+    ("op", "changed"),
+    [
+        ("sample_and_kl_softplus", {"floor": 0.0}),
+        ("sample_and_kl_softplus", {"scale": "logstd", "floor": 0.0}),
+        ("sample_and_kl_free_bits", {"free_bits": 0.0}),
+        ("sample_and_kl_free_bits", {"free_bits_over": "sample"}),
+        ("sample_and_kl_free_bits", {"beta": 0.99}),
+        ("iwae_50", {"prior_mu": 0.1, "prior_logvar": 0.0}),
+        ("gaussian_kl_two", {"residual": True}),
+    ],
+)
+def test_another_option_is_refused(op, changed):
+    case = Case(op, (6, 10), "float32")
+    function = functools.partial(getattr(fastvae, OPS[op].function), **{**OPS[op].options, **changed})
+    with pytest.raises(Disagreement, match=f"^{op} 6x10 float32, fastvae:"):
+        agreement.refuse_disagreement(case, {"fastvae": function}, case.tensors(CPU))
+
+
+def test_some_coordinates_are_below_the_free_bits_and_some_above():
+    case = next(case for case in SUITE if case.op == "sample_and_kl_free_bits")
+    kl = fastvae.gaussian_kl(*case.tensors(CPU).inputs.values(), reduction="none").mean(0)
+    assert (kl[::2] > 2 * cases.FREE_BITS).all()
+    assert (kl[1::2] < cases.FREE_BITS / 2).all()
 
 
 def test_a_result_of_the_wrong_shape_is_refused():
     case = Case("gaussian_kl", (6, 10), "float32")
-    with pytest.raises(Disagreement, match=r"eager: z and kl have shapes \(6, 10\) and \(6, 1\), expected"):
+    with pytest.raises(Disagreement, match=r"eager: kl has shape \(6, 1\), expected \(6,\)"):
         agreement.refuse_disagreement(
             case, {"eager": lambda mu, logvar: eager.gaussian_kl(mu, logvar)[:, None]}, case.tensors(CPU)
         )
@@ -132,6 +191,20 @@ def test_a_measurement_has_every_direction_and_contender_and_keeps_the_generator
     assert noise.saved_bytes == {}
 
 
+@pytest.mark.parametrize("op", [op for op in OPS if op != "noise"])
+def test_every_op_is_timed_with_the_gradients_of_all_that_goes_in(op):
+    case = Case(op, (4, 6), "float32")
+    names = ["eager", "fastvae"]
+    result = measure.measure(case, names, CPU, timed=Plan(1, 1, 0))
+    assert set(result.timings) == {(direction, name) for direction in cases.DIRECTIONS for name in names}
+    step = measure.make_step(case, "fastvae", case.tensors(CPU))
+    found = case.by_input(step.both())
+    assert list(found) == list(OPS[op].inputs)
+    for name, tensor in case.tensors(CPU).inputs.items():
+        assert found[name].shape == tensor.shape
+        assert found[name].count_nonzero() > 0
+
+
 def test_the_gradients_that_are_timed_are_those_of_what_the_op_takes():
     case = Case("sample_and_kl_packed", (3, 2, 4, 5), "bfloat16")
     step = measure.make_step(case, "fastvae", case.tensors(CPU))
@@ -147,6 +220,24 @@ def test_saved_bytes_are_those_beyond_the_inputs():
     saved = {name: memory.saved_bytes(measure.make_step(case, name, tensors)) for name in ("eager", "fastvae")}
     # std, eps and exp(logvar); and the seed.
     assert saved == {"eager": 3 * case.array_bytes, "fastvae": 8}
+
+
+def test_an_iwae_keeps_at_most_a_tenth_of_what_eager_keeps():
+    case = next(case for case in SUITE if case.op == "iwae_50")
+    tensors = case.tensors(CPU)
+    saved = {name: memory.saved_bytes(measure.make_step(case, name, tensors)) for name in ("eager", "fastvae")}
+    assert saved["fastvae"] == 8, "the seed"
+    assert 10 * saved["fastvae"] <= saved["eager"]
+    assert saved["eager"] >= cases.SAMPLES * case.array_bytes, "the noise of all samples, at least"
+
+
+@pytest.mark.parametrize(
+    ("op", "kept"), [("gaussian_kl_two", 0), ("gaussian_kl_shared_prior", 0), ("sample_and_kl_packed_prior", 8)]
+)
+def test_priors_are_inputs_and_nothing_is_kept_beside_them(op, kept):
+    case = Case(op, (8, 6), "float32")
+    step = measure.make_step(case, "fastvae", case.tensors(CPU))
+    assert memory.saved_bytes(step) == kept
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
@@ -254,6 +345,12 @@ def test_a_wrong_argument_is_named(arguments, message, capsys):
     with pytest.raises(SystemExit):
         latent.parse(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_the_quick_command_has_the_shapes_of_the_suite():
+    assert [case.shape for case in latent.parse(["--op", "iwae_50"]).cases] == [cases.IWAE]
+    assert [case.shape for case in latent.parse(["--op", "gaussian_kl_two"]).cases] == [cases.MEDIUM, cases.IMAGE]
+    assert [case.shape for case in latent.parse(["4x6", "--op", "iwae_50"]).cases] == [(4, 6)]
 
 
 def test_the_quick_command_prints_each_contender(capsys, monkeypatch):
