@@ -2,7 +2,7 @@
 # make test-slow   the longer tests: every compiled GPU kernel, executed, and every small change to one noticed
 # make bench       everything that is timed on the CPU, in five to ten minutes, into bench/results/ (or RESULTS=folder)
 # make bench-compare BEFORE=a.json AFTER=b.json    two of its suite.json side by side; fails where fastvae got slower
-# make sanitize    the C kernels under sanitizers, in three minutes; with clang, valgrind and an ARM emulator if there
+# make sanitize    the C kernels under sanitizers, in a few minutes; with clang, valgrind and an ARM emulator if there
 # Each sets up .venv on first use: Python, make and a network are all it needs.
 
 PYTHON ?= python3
