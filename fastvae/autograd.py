@@ -199,7 +199,10 @@ class Latent(Function):
 def _with_mean(
     grad_kl: Tensor | None, grad_kl_mean: Tensor, reduction: str | None, first: Tensor, second: Tensor | None, dim: int
 ) -> Tensor:
-    """The gradient of each coordinate's KL, from those of its reduction and of its mean over the batch."""
+    """The gradient of each coordinate's KL, from those of its reduction and of its mean over the batch.
+
+    One of them is None, or zeros where a compiler makes gradients for outputs that are not used.
+    """
     like = first if second is not None else first.chunk(2, dim)[0]
     from_mean = (grad_kl_mean / like.shape[0]).expand(like.shape)
     if grad_kl is None or reduction is None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .kernels.family import Options
-from .kernels.layout import draws_like
+from .kernels.layout import compute_dtype, draws_like
 from .kernels.selection import implementation
 
 _library = torch.library.Library("fastvae", "DEF")
@@ -77,7 +77,7 @@ def _define(schema: str, run: Callable, fake: Callable) -> Callable:
 
 
 def _fake_kl(mu: Tensor, reduction: str) -> Tensor:
-    dtype = torch.float64 if mu.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(mu.dtype)
     if reduction == "none":
         return torch.empty_like(mu, dtype=dtype)
     return mu.new_empty((mu.shape[0],) if reduction == "sample" else (), dtype=dtype)
@@ -172,7 +172,7 @@ def _fake_latent(
     *options,
 ):  # fmt: skip
     mu, _scale = _halves(first, second, dim)
-    dtype = torch.float64 if mu.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(mu.dtype)
     outputs = []
     if seed is not None:
         outputs.append(torch.empty_like(mu) if num_samples is None else draws_like(mu, num_samples))

@@ -105,7 +105,6 @@ def _check_prior_tensor(name: str, given: Tensor | float | None, mu: Tensor) -> 
         raise ValueError(f"{name} is on {given.device}, mu is on {mu.device}; expected the same device")
     if given.shape == mu.shape:
         return given
-    # One element for a batch of none, too: there is nothing that it could be the whole of.
     if given.numel() == 1:
         return given.reshape(one)
     try:

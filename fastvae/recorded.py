@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import library
 from .kernels.family import Latents, Options
+from .kernels.layout import compute_dtype
 from .kernels.reference.latents import kl_of, log_probabilities, reduce_kl, resolve
 
 
@@ -55,7 +56,7 @@ def _latents(
     """The outputs that have a gradient in ``wanted``."""
     mu, scale, prior_mu, prior_scale = inputs
     assert mu is not None
-    dtype, compute = mu.dtype, torch.float64 if mu.dtype == torch.float64 else torch.float32
+    dtype, compute = mu.dtype, compute_dtype(mu.dtype)
     if scale is None:
         mu, scale = mu.chunk(2, dim)
     resolved = resolve(

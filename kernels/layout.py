@@ -43,6 +43,11 @@ def kl_like(mu: Tensor, reduction: str) -> Tensor:
     return mu.new_empty(shape) if mu.dtype is torch.float32 else mu.new_empty(shape, dtype=torch.float32)
 
 
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What tensors of a dtype are computed and summed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def draws_like(mu: Tensor, num_samples: int) -> Tensor:
     """An empty (num_samples, *mu.shape), each draw laid out in memory as ``torch.empty_like(mu)`` is."""
     strides = torch.empty_like(mu, device="meta").stride()

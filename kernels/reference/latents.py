@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..family import Gradients, Latents, Options
-from ..layout import draws_like
+from ..layout import compute_dtype, draws_like
 from .philox import noise
 
 LOG_2_PI = math.log(2.0 * math.pi)
@@ -102,10 +102,6 @@ def log_probabilities(resolved: Resolved, z: Tensor, scaled_eps: Tensor) -> tupl
     return log_q, -0.5 * event_sum(distance + resolved.prior.logvar + LOG_2_PI)
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _resolved_in(dtype: torch.dtype, *tensors: Tensor | None, options: Options) -> Resolved:
     mu, scale, prior_mu, prior_scale = (None if tensor is None else tensor.to(dtype) for tensor in tensors)
     assert mu is not None
@@ -126,7 +122,7 @@ def latent_forward(
     log_probs: bool,
     options: Options,
 ) -> Latents:
-    compute = _compute_dtype(mu.dtype)
+    compute = compute_dtype(mu.dtype)
     resolved = _resolved_in(compute, mu, scale, prior_mu, prior_scale, options=options)
     z = log_q = log_p = kl = mean = None
     if reduction is not None or kl_mean:
@@ -198,7 +194,7 @@ def latent_backward(
     wants_prior: bool,
     out: tuple[Tensor, Tensor] | None = None,
 ) -> Gradients:
-    compute = _compute_dtype(mu.dtype)
+    compute = compute_dtype(mu.dtype)
     resolved = _resolved_in(compute, mu, scale, prior_mu, prior_scale, options=options)
     inverse = 1.0 if resolved.prior is None else torch.exp(-resolved.prior.logvar)
     grad_mu, grad_std, grad_logvar, grad_prior_mu, grad_prior_logvar = (

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..layout import compute_dtype
 from .scratch import scratch
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -129,7 +130,7 @@ class Blocks:
         # Apple's GPUs have no float64, which the logarithm needs.
         self.drawn_on = torch.device("cpu") if device.type == "mps" else device
         self.rows, self.event, self.row_offset, self.draw = rows, event, row_offset, draw
-        self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.dtype = compute_dtype(dtype)
 
     def __reversed__(self) -> Iterator[tuple[slice, slice]]:
         return reversed(list(self))
