@@ -60,6 +60,35 @@ def check_posterior(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
     return mu.expand(shape), logvar.expand(shape)
 
 
+def fit_to_rows(name: str, given: Tensor, like_name: str, like: Tensor) -> Tensor:
+    """What kernels take beside ``like``: a tensor of its shape, of shape (1, *event), or of one element."""
+    if given.shape == like.shape:
+        return given
+    if given.numel() == 1:
+        return given.reshape((1,) * like.dim())
+    if given.shape == like.shape[1:]:
+        return given.expand(1, *given.shape)
+    try:
+        fits = torch.broadcast_shapes(given.shape, like.shape) == like.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name} has shape {tuple(given.shape)}, {like_name} has {tuple(like.shape)}; expected {like_name}'s shape,"
+            f" its event's shape {tuple(like.shape[1:])}, or one that broadcasts to it"
+        )
+    differs_by_row = given.dim() == like.dim() and given.shape[0] != 1
+    return given.expand(like.shape if differs_by_row else (1, *like.shape[1:]))
+
+
+def refuse_first(name: str, tensor: Tensor, wrong: Tensor, expected: str) -> None:
+    """An opt-in check: an error that names the first wrong element. Waits for the device."""
+    if not wrong.any():
+        return
+    index = wrong.nonzero()[0].tolist()
+    raise ValueError(f"{name} is {tensor[tuple(index)].item()} at index {index}, expected {expected}")
+
+
 def check_moments(moments: Tensor, dim: int) -> int:
     """The dimension that holds mu and, behind it, logvar; counted from the front."""
     check_tensor("moments", moments)
@@ -76,6 +105,12 @@ def check_moments(moments: Tensor, dim: int) -> int:
 def check_reduction(reduction: str) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
+
+
+def check_flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a bool")
+    return value
 
 
 def is_integer(value: object) -> bool:

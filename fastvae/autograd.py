@@ -14,8 +14,9 @@ from torch.autograd import Function
 
 from . import library
 from .kernels.family import PLAIN, Latents, Options
+from .kernels.likelihoods import Density
 from .kernels.reference.latents import grad_kl_elementwise
-from .recorded import recorded_gradients
+from .recorded import recorded_gradients, recorded_likelihood_gradients
 
 # A tensor that got out of a transform that has ended; ``Function.apply`` looks for them too.
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
@@ -210,7 +211,43 @@ def _with_mean(
     return from_mean + grad_kl_elementwise(grad_kl, like, reduction)
 
 
+class LogLikelihood(Function):
+    """log p(x|z), of the family of `fastvae.kernels.likelihoods`; parameters that the kind does not have are None.
+
+    The kernels have no gradient of x, which is data in most models: where one is wanted, plain PyTorch computes all.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        first: Tensor,
+        second: Tensor | None,
+        third: Tensor | None,
+        reduction: str,
+        backend: str,
+        *density: Any,
+    ) -> Tensor:
+        ctx.save_for_backward(x, first, second, third)
+        ctx.arguments = (reduction, backend, density)
+        return library.likelihood(x, first, second, third, reduction, backend, *density)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *given = ctx.saved_tensors
+        reduction, backend, density = ctx.arguments
+        rest = (None,) * (2 + len(density))
+        if ctx.needs_input_grad[0] or torch.is_grad_enabled():
+            found = recorded_likelihood_gradients(
+                grad, (x, *given), ctx.needs_input_grad[:4], reduction, Density(*density)
+            )
+            return *found, *rest
+        wants = tuple([wanted for wanted, one in zip(ctx.needs_input_grad[1:4], given, strict=True) if one is not None])
+        remaining = iter(library.likelihood_backward(grad, x, *given, wants, reduction, backend, *density))
+        return None, *[next(remaining) if wanted else None for wanted in ctx.needs_input_grad[1:4]], *rest
+
+
 _apply_directly: dict[type[Function], Any] = {
     function: super(Function, function).apply  # type: ignore[misc]
-    for function in (SampleAndKL, SampleAndKLPacked, Reparameterize, GaussianKL, Latent)
+    for function in (SampleAndKL, SampleAndKLPacked, Reparameterize, GaussianKL, Latent, LogLikelihood)
 }

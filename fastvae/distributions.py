@@ -13,6 +13,7 @@ from torch.distributions import Distribution, constraints, kl_divergence
 
 from .arguments import (
     check_dtype,
+    check_flag,
     check_generator,
     check_moments,
     check_posterior,
@@ -155,9 +156,7 @@ class DiagonalGaussian(Diagonal):
         if self._second is None and self._dim < -event_dims:
             dim = len(shape) + self._dim
             raise ValueError(f"dim is {dim}, expected one of the last {event_dims} dimensions of moments, the event")
-        if not isinstance(deterministic, bool):
-            raise TypeError(f"deterministic is a {type(deterministic).__name__}, expected a bool")
-        self._options, self.deterministic = options, deterministic
+        self._options, self.deterministic = options, check_flag("deterministic", deterministic)
         batch_dims = len(shape) - event_dims
         super().__init__(shape[:batch_dims], shape[batch_dims:], validate_args=False)
         self._validate_args = bool(validate)

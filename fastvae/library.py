@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .kernels.family import Options
-from .kernels.layout import compute_dtype, draws_like
+from .kernels.layout import compute_dtype, draws_like, likelihood_dtype
+from .kernels.likelihoods import MIXTURE, Density
 from .kernels.selection import implementation
 
 _library = torch.library.Library("fastvae", "DEF")
@@ -210,6 +211,43 @@ def _fake_latent_backward(
     return [torch.empty_like(tensor) for tensor in given if tensor is not None]
 
 
+def _likelihood_kernels(backend: str, x: Tensor, parameters: tuple[Tensor, ...]) -> Any:
+    """float64 anywhere is the reference's."""
+    wide = likelihood_dtype(x, *parameters) == torch.float64
+    return implementation(backend, x.device, torch.float64 if wide else parameters[0].dtype)
+
+
+def _given(*parameters: Tensor | None) -> tuple[Tensor, ...]:
+    return tuple([parameter for parameter in parameters if parameter is not None])
+
+
+def _likelihood(x, first, second, third, reduction, backend, *density):
+    parameters = _given(first, second, third)
+    kernels = _likelihood_kernels(backend, x, parameters)
+    return kernels.likelihood_forward(x, parameters, reduction, Density(*density))
+
+
+def _fake_likelihood(x, first, second, third, reduction, backend, *density):
+    like = first if Density(*density).kind != MIXTURE else first[:, 0]
+    dtype = likelihood_dtype(x, *_given(first, second, third))
+    if reduction == "none":
+        return torch.empty_like(like, dtype=dtype)
+    shape = {"sample": like.shape[:1], "channel": like.shape[:2]}.get(reduction, ())
+    return first.new_empty(shape, dtype=dtype)
+
+
+def _likelihood_backward(grad, x, first, second, third, wants, reduction, backend, *density):
+    parameters = _given(first, second, third)
+    kernels = _likelihood_kernels(backend, x, parameters)
+    gradients = kernels.likelihood_backward(grad, x, parameters, reduction, Density(*density), wants)
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+def _fake_likelihood_backward(grad, x, first, second, third, wants, *rest):
+    parameters = _given(first, second, third)
+    return [torch.empty_like(given) for given, wanted in zip(parameters, wants, strict=True) if wanted]
+
+
 noise = _define(
     "noise(Tensor seed, SymInt[] shape, SymInt row_offset, ScalarType dtype, SymInt draw, str backend) -> Tensor",
     _noise,
@@ -275,4 +313,19 @@ latent_backward = _define(
     f" str? reduction, bool wants_prior, str backend, {_OPTIONS}) -> Tensor[]",
     _latent_backward,
     _fake_latent_backward,
+)
+
+# The fields of kernels.likelihoods.Density, in their order.
+_DENSITY = "str kind, float low, float high, int components"
+likelihood = _define(
+    "likelihood(Tensor x, Tensor first, Tensor? second, Tensor? third, str reduction, str backend,"
+    f" {_DENSITY}) -> Tensor",
+    _likelihood,
+    _fake_likelihood,
+)
+likelihood_backward = _define(
+    "likelihood_backward(Tensor grad, Tensor x, Tensor first, Tensor? second, Tensor? third, bool[] wants,"
+    f" str reduction, str backend, {_DENSITY}) -> Tensor[]",
+    _likelihood_backward,
+    _fake_likelihood_backward,
 )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .arguments import check_tensor, dtype_name, is_integer
+from .arguments import check_flag, check_tensor, dtype_name, fit_to_rows, is_integer, refuse_first
 from .kernels.family import LOG_SCALES, SCALES, Options
 
 
@@ -23,8 +23,7 @@ def check_options(
 ) -> Options:
     if scale not in SCALES:
         raise ValueError(f"scale is {scale!r}, expected one of {', '.join(map(repr, SCALES))}")
-    if not isinstance(residual, bool):
-        raise TypeError(f"residual is a {type(residual).__name__}, expected a bool")
+    check_flag("residual", residual)
     log_scales = " or ".join(map(repr, LOG_SCALES))
     if residual and scale not in LOG_SCALES:
         raise ValueError(f"residual is True with scale {scale!r}, expected {log_scales}: scales that add up")
@@ -103,33 +102,12 @@ def _check_prior_tensor(name: str, given: Tensor | float | None, mu: Tensor) -> 
         raise TypeError(f"{name} is {dtype_name(given.dtype)}, mu is {dtype_name(mu.dtype)}; expected the same dtype")
     if given.device != mu.device:
         raise ValueError(f"{name} is on {given.device}, mu is on {mu.device}; expected the same device")
-    if given.shape == mu.shape:
-        return given
-    if given.numel() == 1:
-        return given.reshape(one)
-    try:
-        fits = torch.broadcast_shapes(given.shape, mu.shape) == mu.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"{name} has shape {tuple(given.shape)}, mu has {tuple(mu.shape)}; expected mu's shape, its event's shape "
-            f"{tuple(mu.shape[1:])}, or one that broadcasts to it"
-        )
-    differs_by_row = given.dim() == mu.dim() and given.shape[0] != 1
-    return given.expand(mu.shape if differs_by_row else (1, *mu.shape[1:]))
+    return fit_to_rows(name, given, "mu", mu)
 
 
 def check_values(mu: Tensor, scale: Tensor, options: Options, prefix: str = "") -> None:
     """The opt-in check: everything finite, no negative std or var. Waits for the device."""
     for name, tensor in (("mu", mu), ("logvar", scale)):
-        _refuse_first(prefix + name, tensor, ~torch.isfinite(tensor), "a finite number")
+        refuse_first(prefix + name, tensor, ~torch.isfinite(tensor), "a finite number")
     if options.scale in ("std", "var"):
-        _refuse_first(f"{prefix}logvar, a {options.scale},", scale, scale < 0, "0 or more")
-
-
-def _refuse_first(name: str, tensor: Tensor, wrong: Tensor, expected: str) -> None:
-    if not wrong.any():
-        return
-    index = wrong.nonzero()[0].tolist()
-    raise ValueError(f"{name} is {tensor[tuple(index)].item()} at index {index}, expected {expected}")
+        refuse_first(f"{prefix}logvar, a {options.scale},", scale, scale < 0, "0 or more")

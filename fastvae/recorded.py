@@ -7,8 +7,10 @@ from torch import Tensor
 
 from . import library
 from .kernels.family import Latents, Options
-from .kernels.layout import compute_dtype
+from .kernels.layout import compute_dtype, likelihood_dtype
+from .kernels.likelihoods import Density
 from .kernels.reference.latents import kl_of, log_probabilities, reduce_kl, resolve
+from .kernels.reference.likelihoods import log_prob_elementwise
 
 
 def recorded_gradients(
@@ -88,3 +90,27 @@ def _latents(
         z = together(drawn).to(dtype)
         log_q, log_p = (together(log_qs), together(log_ps)) if log_qs else (None, None)
     return Latents(z, kl, kl_mean, log_q, log_p)
+
+
+def recorded_likelihood_gradients(
+    grad: Tensor,
+    inputs: tuple[Tensor | None, ...],
+    wanted: tuple[bool, ...],
+    reduction: str,
+    density: Density,
+) -> list[Tensor | None]:
+    """Of ``inputs``, x and the parameters, those wanted; recorded only if autograd is recording."""
+    record = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x, *given = [
+            one if one is None or not want or (record and one.requires_grad) else _leaf(one)
+            for one, want in zip(inputs, wanted, strict=True)
+        ]
+        assert x is not None
+        parameters = [one for one in given if one is not None]
+        compute = likelihood_dtype(x, *parameters)
+        each = log_prob_elementwise(x, tuple([one.to(compute) for one in parameters]), density)
+        log_prob = reduce_kl(each, reduction)
+    leaves = [one for one, want in zip((x, *given), wanted, strict=True) if want and one is not None]
+    remaining = iter(torch.autograd.grad(log_prob, leaves, grad.to(log_prob.dtype), create_graph=record))
+    return [next(remaining) if want else None for want in wanted]

@@ -28,5 +28,18 @@ words, sums over all dimensions behind the second: (B, shape[1]). ``kl_mean``: t
 the batch, of shape (*event), float32, not cut off by free bits. Of the gradients that come in, any may be None, and any
 strides are possible (grad_kl of "none" often is expanded); ``options.free_bits`` applies to what ``grad_kl`` is the
 gradient of.
+
+Likelihoods, the formulas of `likelihoods`:
+
+    likelihood_forward(x, parameters, reduction, density)                -> log p(x|z)
+    likelihood_backward(grad, x, parameters, reduction, density, wants)  -> for each parameter its gradient, or None
+
+``parameters`` is a tuple of as many tensors as the kind takes. The first has x's shape, (B, *event); each other one has
+x's shape, (1, *event), which the batch shares, or one element, and so has its gradient: a sum over the batch in a fixed
+order. ``wants`` says of each parameter whether its gradient is wanted. Every tensor has a dtype of its own, x also an
+integer one or bool, any strides (0 among them), and gradients take the dtype of their parameter; results are float32
+(float64 if x or a parameter is), reduced as the KL is, "channel" included. The parameter of a mixture is (B, channels,
+...), x is (B, C, ...), the result of "none" (B, ...) without the C, and "channel" does not occur.
+
 ``selection`` decides which backend serves a call. Nothing here knows of autograd.
 """

@@ -48,6 +48,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def likelihood_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if a tensor is, else float32: what a likelihood is computed and returned in."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
 def draws_like(mu: Tensor, num_samples: int) -> Tensor:
     """An empty (num_samples, *mu.shape), each draw laid out in memory as ``torch.empty_like(mu)`` is."""
     strides = torch.empty_like(mu, device="meta").stride()

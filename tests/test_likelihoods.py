@@ -161,14 +161,14 @@ def test_likelihoods_pickle_and_copy(likelihood):
 @pytest.mark.parametrize(
     ("parameters", "x", "error", "message"),
     [
-        (torch.zeros(4, 3), torch.zeros(4, 2), ValueError, r"x has shape \(4, 2\), parameters has \(4, 3\)"),
-        (torch.zeros(4, 3), torch.zeros(1, 3), ValueError, r"x has shape \(1, 3\), parameters has \(4, 3\)"),
-        (torch.zeros(4, 3), torch.zeros(4, 3, dtype=torch.uint8), TypeError, "x is uint8, expected one of float32"),
+        (torch.zeros(4, 3), torch.zeros(4, 2), ValueError, r"x has shape \(4, 2\), (logits|mean) has \(4, 3\)"),
+        (torch.zeros(4, 3), torch.zeros(1, 3), ValueError, r"x has shape \(1, 3\), (logits|mean) has \(4, 3\)"),
+        (torch.zeros(4, 3), torch.zeros(4, 3, dtype=torch.complex64), TypeError, "x is complex64, expected one of"),
         (torch.zeros(4, 3, dtype=torch.int64), torch.zeros(4, 3), TypeError, "parameters is int64, expected one of"),
         (torch.zeros(4, 3), np.zeros((4, 3)), TypeError, r"x is a ndarray, expected a torch\.Tensor"),
         (None, torch.zeros(4, 3), TypeError, r"parameters is a NoneType, expected a torch\.Tensor"),
         (torch.zeros(()), torch.zeros(()), ValueError, "parameters is 0-d, expected shape"),
-        (torch.zeros(4, 3), torch.zeros(4, 3, device="meta"), ValueError, "x is on meta, parameters is on cpu"),
+        (torch.zeros(4, 3), torch.zeros(4, 3, device="meta"), ValueError, "x is on meta, (logits|mean) is on cpu"),
     ],
 )
 def test_log_prob_says_what_is_wrong(likelihood, parameters, x, error, message):

@@ -300,7 +300,7 @@ def test_the_decoder_says_what_z_it_takes():
 
 def test_a_decoder_of_another_shape_is_refused():
     vae = VAE(MLPEncoder(SHAPE, 8, 6), MLPDecoder(6, 8, 20), Bernoulli())
-    with pytest.raises(ValueError, match=r"x has shape \(8, 1, 4, 5\), parameters has \(8, 20\)"):
+    with pytest.raises(ValueError, match=r"x has shape \(8, 1, 4, 5\), logits has \(8, 20\)"):
         vae.elbo(_x())
 
 

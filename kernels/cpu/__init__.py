@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..family import CLAMPS, SCALES, Gradients, Latents, Options
 from ..layout import draws_like, kl_like
+from ..likelihoods import KINDS, MIXTURE, Density
 
 try:
     from . import _kernels
@@ -23,9 +24,29 @@ except ImportError as error:
 
 _kernels.use_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None))
 
-__all__ = ["backward", "device_types", "forward", "latent_backward", "latent_forward", "noise", "unavailable"]
+__all__ = [
+    "backward",
+    "device_types",
+    "forward",
+    "latent_backward",
+    "latent_forward",
+    "likelihood_backward",
+    "likelihood_forward",
+    "noise",
+    "unavailable",
+]
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_DTYPES = {
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    torch.uint8: 3,
+    torch.bool: 3,
+    torch.int8: 4,
+    torch.int16: 5,
+    torch.int32: 6,
+    torch.int64: 7,
+}
 _REDUCTIONS = {None: 0, "none": 1, "sample": 2, "sum": 3, "batchmean": 4, "channel": 5}
 
 
@@ -167,6 +188,55 @@ def latent_backward(
         )  # fmt: skip
         _copy_all(dense, (grad_mu, grad_scale, grad_prior_mu, grad_prior_scale))
     return Gradients(grad_mu, grad_scale, grad_prior_mu, grad_prior_scale)
+
+
+@functools.lru_cache(maxsize=256)
+def _packed_density(density: Density, *dtypes: torch.dtype) -> bytes:
+    """The struct `density` of call.h, and the dtypes of x and of three parameters."""
+    codes = [_DTYPES[dtype] for dtype in dtypes] + [0] * (4 - len(dtypes))
+    return struct.pack("i2fi4i", KINDS.index(density.kind), density.low, density.high, density.components, *codes)
+
+
+def likelihood_forward(x: Tensor, parameters: tuple[Tensor, ...], reduction: str, density: Density) -> Tensor:
+    pixels = x[:, 0] if density.kind == MIXTURE else parameters[0]
+    if reduction == "channel":
+        log_prob = x.new_empty(x.shape[:2], dtype=torch.float32)
+    elif reduction == "none":
+        log_prob = torch.empty_like(pixels, dtype=torch.float32)
+    else:
+        log_prob = x.new_empty(x.shape[:1] if reduction == "sample" else (), dtype=torch.float32)
+    first, second, third = (*parameters, None, None)[:3]
+    if not _kernels.likelihood_forward(
+        x, first, second, third, log_prob, _packed_density(density, x.dtype, *[given.dtype for given in parameters]),
+        None, _DTYPES[first.dtype], 0, _reduction_over(pixels, reduction), torch.get_num_threads(),
+    ):  # fmt: skip
+        dense = likelihood_forward(x.contiguous(), tuple(_contiguous(*parameters)), reduction, density)
+        log_prob.copy_(dense)
+    return log_prob
+
+
+def likelihood_backward(
+    grad: Tensor,
+    x: Tensor,
+    parameters: tuple[Tensor, ...],
+    reduction: str,
+    density: Density,
+    wants: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    gradients = tuple(
+        [torch.empty_like(given) if wanted else None for given, wanted in zip(parameters, wants, strict=True)]
+    )
+    first, second, third = (*parameters, None, None)[:3]
+    pixels = x[:, 0] if density.kind == MIXTURE else first
+    if not _kernels.likelihood_backward(
+        grad, x, first, second, third, *(*gradients, None, None)[:3],
+        _packed_density(density, x.dtype, *[given.dtype for given in parameters]), None, _DTYPES[first.dtype], 0,
+        _reduction_over(pixels, reduction), torch.get_num_threads(),
+    ):  # fmt: skip
+        grad, x, *dense_parameters = _contiguous(grad, x, *parameters)
+        dense = likelihood_backward(grad, x, tuple(dense_parameters), reduction, density, wants)
+        _copy_all(dense, gradients)
+    return gradients
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Any]:

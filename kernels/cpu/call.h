@@ -10,10 +10,12 @@
    come out the same whatever the number of threads. */
 #define TILE 1024
 
-enum { FLOAT32, BFLOAT16, FLOAT16 };
+/* Integers are of what is read alone. */
+enum { FLOAT32, BFLOAT16, FLOAT16, UINT8, INT8, INT16, INT32, INT64 };
 enum { NO_KL, ELEMENTWISE, PER_SAMPLE, SUM, BATCHMEAN, PER_CHANNEL };
 enum { SCALE_LOGVAR, SCALE_LOGSTD, SCALE_STD, SCALE_VAR, SCALE_SOFTPLUS };
 enum { CLAMP_NONE, CLAMP_HARD, CLAMP_SOFT };
+enum { BERNOULLI, CONTINUOUS_BERNOULLI, GAUSSIAN, LAPLACE, POISSON, NEGATIVE_BINOMIAL, ZERO_INFLATED, MIXTURE };
 
 /* Coordinate d of row b stands at data[b * row + (d / inner_size) * outer + (d % inner_size) * inner]. */
 typedef struct {
@@ -34,6 +36,15 @@ typedef struct {
     float low, high, floor, temperature, free_bits;
 } options;
 
+#define MOST_PARAMETERS 3 /* of a likelihood */
+
+/* likelihoods.py has the formulas. */
+typedef struct {
+    int32_t kind;
+    float low, high;
+    int32_t components;
+} density;
+
 /* A sum over the batch of each column, or over everything. Each unit of work (see below) leaves a partial sum. */
 typedef struct {
     strided out; /* data NULL: not wanted */
@@ -43,8 +54,9 @@ typedef struct {
     float *partial; /* a row for each chunk of the batch; if single, a number a unit */
 } column_sums;
 
-/* The column sums of latent_forward, and of latent_backward. */
+/* The column sums of latent_forward, of latent_backward, and of likelihood_backward: parameters behind the first one. */
 enum { KL_MEAN = 0, OF_PRIOR_MU = 0, OF_PRIOR_SCALE, MOST_COLUMN_SUMS };
+#define OF_PARAMETER(i) ((i) - 1)
 
 typedef struct {
     int dtype;                  /* of all tensors but the KL, the log-probabilities and their gradients: float32 */
@@ -65,6 +77,13 @@ typedef struct {
     float *log_q, *log_p; /* (draws, rows) */
     column_sums columns[MOST_COLUMN_SUMS];
 
+    /* Of likelihoods alone: their log-probabilities take the place of the KL. Of a mixture, what leads from draw to draw
+       leads from channel to channel. */
+    density density;
+    int64_t image_channels;
+    strided x, parameters[MOST_PARAMETERS], grad_parameters[MOST_PARAMETERS];
+    int x_dtype, parameter_dtypes[MOST_PARAMETERS];
+
     /* A unit is what one thread computes from beginning to end: one column of tiles_a_unit tiles. */
     int64_t tile, rows_a_tile, tiles_a_row, tiles, tiles_a_unit, units;
     float *kl_slots, *log_q_slots, *log_p_slots; /* sums of pieces of rows, see sums.h */
@@ -75,8 +94,9 @@ typedef void unit_range(const call *c, int64_t first, int64_t last);
 
 typedef struct {
     const char *name;
-    unit_range *noise, *forward, *backward, *latent_forward, *latent_backward;
+    unit_range *noise, *forward, *backward, *latent_forward, *latent_backward, *likelihood_forward, *likelihood_backward;
     void (*finish_columns)(const call *c);
+    void (*gammas)(const float *y, int64_t n, float *lgamma, float *digamma);
     void (*words)(const int64_t *counter, int64_t n, uint64_t seed, int64_t *word);
 } instruction_set;
 

@@ -10,7 +10,12 @@
 #include "resolve.h"
 #include "latent_forward.h"
 #include "latent_backward.h"
+#include "special.h"
+#include "counts.h"
+#include "mixture.h"
+#include "likelihoods.h"
 
 #define KERNELS                                                                                                \
     ISA_NAME(noise), ISA_NAME(forward), ISA_NAME(backward), ISA_NAME(latent_forward), ISA_NAME(latent_backward), \
-        ISA_NAME(finish_columns), ISA_NAME(words)
+        ISA_NAME(likelihood_forward), ISA_NAME(likelihood_backward), ISA_NAME(finish_columns), ISA_NAME(gammas),  \
+        ISA_NAME(words)

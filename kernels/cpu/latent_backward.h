@@ -122,19 +122,6 @@ static inline void subtract_half_of_rows(const call *c, tile t, const row_values
     }
 }
 
-/* A gradient of the prior goes to its place, if every row has one, else into the sum of the unit's tiles. */
-static inline float *begin_prior_gradient(const call *c, tile t, const strided *out, float *buffer) {
-    return out->data ? begin_tile(c, out, c->dtype, t, buffer) : buffer;
-}
-
-static inline void end_prior_gradient(const call *c, tile t, const strided *out, const float *grad, float *buffer,
-                                      float *sum) {
-    if (out->data)
-        write_tile(c, out, c->dtype, t, grad, buffer);
-    else
-        EACH_VECTOR(t.rows * t.count, add_vector, sum, grad, sum);
-}
-
 static void ISA_NAME(latent_backward)(const call *c, int64_t first, int64_t last) {
     gaussian_buffers buffers;
     gaussians g;
@@ -152,7 +139,7 @@ static void ISA_NAME(latent_backward)(const call *c, int64_t first, int64_t last
             tile t = tile_at(c, index);
             int64_t n = t.rows * t.count;
             resolve(c, t, with_draws, &g, &buffers);
-            float *of_prior_mu = begin_prior_gradient(c, t, &c->grad_prior_mu, prior_mu);
+            float *of_prior_mu = begin_shared_gradient(c, t, &c->grad_prior_mu, c->dtype, prior_mu);
             gradient_arrays to = {begin_tile(c, &c->grad_mu, c->dtype, t, mu), std, logvar, of_prior_mu, prior_logvar};
             begin_gradients(c, t, &g, with_prior, to);
             if (with_draws) add_gradients_of_draws(c, t, &g, with_prior, &noise, to);
@@ -162,14 +149,15 @@ static void ISA_NAME(latent_backward)(const call *c, int64_t first, int64_t last
             scale_gradient(&c->options, &g.scale, with_draws ? std : NULL, logvar, n, grad_scale);
             if (with_prior) {
                 if (c->grad_log_p.data) subtract_half_of_rows(c, t, &c->grad_log_p, prior_logvar);
-                float *of_prior_scale = begin_prior_gradient(c, t, &c->grad_prior_scale, prior_scale);
+                float *of_prior_scale = begin_shared_gradient(c, t, &c->grad_prior_scale, c->dtype, prior_scale);
                 scale_gradient(&c->options, &g.prior, NULL, prior_logvar, n, of_prior_scale);
                 if (c->options.residual) {
                     EACH_VECTOR(n, add_vector, of_prior_mu, to.mu, of_prior_mu);
                     EACH_VECTOR(n, add_vector, of_prior_scale, grad_scale, of_prior_scale);
                 }
-                end_prior_gradient(c, t, &c->grad_prior_mu, of_prior_mu, prior_mu, sums[OF_PRIOR_MU]);
-                end_prior_gradient(c, t, &c->grad_prior_scale, of_prior_scale, prior_scale, sums[OF_PRIOR_SCALE]);
+                end_shared_gradient(c, t, &c->grad_prior_mu, c->dtype, of_prior_mu, prior_mu, sums[OF_PRIOR_MU]);
+                end_shared_gradient(c, t, &c->grad_prior_scale, c->dtype, of_prior_scale, prior_scale,
+                                    sums[OF_PRIOR_SCALE]);
             }
             write_tile(c, &c->grad_mu, c->dtype, t, to.mu, mu);
             write_tile(c, &c->grad_scale, c->dtype, t, grad_scale, scale);

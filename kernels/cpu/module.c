@@ -162,10 +162,106 @@ static PyObject *py_latent_backward(PyObject *self, PyObject *const *args, Py_ss
     take_grad_kl(&c, &t[GRAD_KL]);
     c.grad_log_q = row_values_of(&t[GRAD_LOG_Q]);
     c.grad_log_p = row_values_of(&t[GRAD_LOG_P]);
-    plan_prior_gradient(&c, &t[MU], &t[GRAD_PRIOR_MU], of_prior_mu, &c.grad_prior_mu, &c.columns[OF_PRIOR_MU]);
-    plan_prior_gradient(&c, &t[MU], &t[GRAD_PRIOR_SCALE], of_prior_scale, &c.grad_prior_scale,
-                        &c.columns[OF_PRIOR_SCALE]);
+    plan_shared_gradient(&c, &t[MU], &t[GRAD_PRIOR_MU], c.dtype, of_prior_mu, &c.grad_prior_mu, &c.columns[OF_PRIOR_MU]);
+    plan_shared_gradient(&c, &t[MU], &t[GRAD_PRIOR_SCALE], c.dtype, of_prior_scale, &c.grad_prior_scale,
+                         &c.columns[OF_PRIOR_SCALE]);
     return run_without_gil(&c, isa->latent_backward, threads);
+}
+
+/* What likelihoods have before the rest: the density and the dtypes of x and the parameters, packed. */
+static int take_density(call *c, PyObject *object) {
+    struct {
+        density density;
+        int32_t dtypes[1 + MOST_PARAMETERS];
+    } given;
+    char *packed;
+    Py_ssize_t size;
+    if (PyBytes_AsStringAndSize(object, &packed, &size)) return 0;
+    if (size != sizeof given) {
+        PyErr_SetString(PyExc_ValueError, "this is not a packed density");
+        return 0;
+    }
+    memcpy(&given, packed, sizeof given);
+    c->density = given.density;
+    c->x_dtype = given.dtypes[0];
+    for (int i = 0; i < MOST_PARAMETERS; i++) c->parameter_dtypes[i] = given.dtypes[1 + i];
+    return 1;
+}
+
+/* Channels leave the shapes of a mixture's tensors; what is left are pixels. */
+static void plan_mixture(call *c, tensor *x, tensor *parameter, tensor *grad, int64_t between[3]) {
+    if (c->density.kind != MIXTURE) return;
+    c->image_channels = x->shape[1];
+    c->draws = parameter->shape[1];
+    between[0] = take_channels(x);
+    between[1] = take_channels(parameter);
+    between[2] = take_channels(grad);
+}
+
+static PyObject *py_likelihood_forward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    enum { X, FIRST, SECOND, THIRD, LOG_PROB, TENSORS };
+    call c = {0};
+    int threads;
+    tensor t[TENSORS], none = {0};
+    int64_t between[3] = {0};
+    if (!take_rest(&c, &threads, args + TENSORS + 1, given, TENSORS + 6)) return NULL;
+    if (!take_density(&c, args[TENSORS]) || !view_tensors(args, TENSORS, t)) return NULL;
+    plan_mixture(&c, &t[X], &t[FIRST], &none, between);
+    expand(&t[SECOND]);
+    expand(&t[THIRD]);
+    int elementwise = c.reduction == ELEMENTWISE;
+    if (!plan_rows(&c, &t[X], 4 + elementwise, (const tensor *[]){&t[X], &t[FIRST], &t[SECOND], &t[THIRD], &t[LOG_PROB]},
+                   (strided *[]){&c.x, &c.parameters[0], &c.parameters[1], &c.parameters[2], &c.kl}))
+        Py_RETURN_FALSE;
+    plan_channels(&c, &t[X]);
+    c.x.draw = between[0];
+    c.parameters[0].draw = between[1];
+    c.kl.data = t[LOG_PROB].data;
+    return run_without_gil(&c, isa->likelihood_forward, threads);
+}
+
+static PyObject *py_likelihood_backward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    enum { GRAD, X, FIRST, SECOND, THIRD, GRAD_FIRST, GRAD_SECOND, GRAD_THIRD, TENSORS };
+    call c = {0};
+    int threads;
+    tensor t[TENSORS];
+    int64_t between[3] = {0};
+    strided of_second, of_third;
+    if (!take_rest(&c, &threads, args + TENSORS + 1, given, TENSORS + 6)) return NULL;
+    if (!take_density(&c, args[TENSORS]) || !view_tensors(args, TENSORS, t)) return NULL;
+    plan_mixture(&c, &t[X], &t[FIRST], &t[GRAD_FIRST], between);
+    for (int i = SECOND; i < TENSORS; i++)
+        if (i != GRAD_FIRST) expand(&t[i]);
+    int elementwise = c.reduction == ELEMENTWISE;
+    if (!plan_rows(&c, &t[X], 7 + elementwise,
+                   (const tensor *[]){&t[X], &t[FIRST], &t[SECOND], &t[THIRD], &t[GRAD_FIRST], &t[GRAD_SECOND],
+                                      &t[GRAD_THIRD], &t[GRAD]},
+                   (strided *[]){&c.x, &c.parameters[0], &c.parameters[1], &c.parameters[2], &c.grad_parameters[0],
+                                 &of_second, &of_third, &c.grad_kl}))
+        Py_RETURN_FALSE;
+    plan_channels(&c, &t[X]);
+    c.x.draw = between[0];
+    c.parameters[0].draw = between[1];
+    c.grad_parameters[0].draw = between[2];
+    take_grad_kl(&c, &t[GRAD]);
+    plan_shared_gradient(&c, &t[X], &t[GRAD_SECOND], c.parameter_dtypes[1], of_second, &c.grad_parameters[1],
+                         &c.columns[OF_PARAMETER(1)]);
+    plan_shared_gradient(&c, &t[X], &t[GRAD_THIRD], c.parameter_dtypes[2], of_third, &c.grad_parameters[2],
+                         &c.columns[OF_PARAMETER(2)]);
+    return run_without_gil(&c, isa->likelihood_backward, threads);
+}
+
+static PyObject *py_gammas(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    if (given != 4 || !isa) {
+        PyErr_SetString(PyExc_TypeError, "expected arguments, how many, and where to write lgamma and digamma");
+        return NULL;
+    }
+    const float *y = PyLong_AsVoidPtr(args[0]);
+    int64_t n = PyLong_AsLongLong(args[1]);
+    float *lgamma = PyLong_AsVoidPtr(args[2]), *digamma = PyLong_AsVoidPtr(args[3]);
+    if (PyErr_Occurred()) return NULL;
+    isa->gammas(y, n, lgamma, digamma);
+    Py_RETURN_NONE;
 }
 
 static PyObject *py_words(PyObject *self, PyObject *const *args, Py_ssize_t given) {
@@ -194,6 +290,9 @@ static PyMethodDef methods[] = {
     {"noise", (PyCFunction)(void (*)(void))py_noise, METH_FASTCALL, "eps; see __init__.py for the arguments"},
     {"latent_forward", (PyCFunction)(void (*)(void))py_latent_forward, METH_FASTCALL, "forward, of any latent"},
     {"latent_backward", (PyCFunction)(void (*)(void))py_latent_backward, METH_FASTCALL, "backward, of any latent"},
+    {"likelihood_forward", (PyCFunction)(void (*)(void))py_likelihood_forward, METH_FASTCALL, "log-likelihoods"},
+    {"likelihood_backward", (PyCFunction)(void (*)(void))py_likelihood_backward, METH_FASTCALL, "their gradients"},
+    {"gammas", (PyCFunction)(void (*)(void))py_gammas, METH_FASTCALL, "lgamma and digamma of floats, for the tests"},
     {"use_exchange", py_use_exchange, METH_O, "how tensors are looked at: DLPack's C exchange interface, or None"},
     {"words", (PyCFunction)(void (*)(void))py_words, METH_FASTCALL, "Philox words of given counters, for the tests"},
     {"instruction_set", py_instruction_set, METH_NOARGS, "name of the instruction set in use, or None"},

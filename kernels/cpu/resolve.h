@@ -7,6 +7,7 @@ typedef struct {
     scale_arrays prior;
     const float *difference, *ratio; /* mu - prior_mu, logvar - prior's logvar */
     tile prior_tile;                 /* the one that the prior's arrays are of */
+    int64_t ahead;                   /* from this tile to the next */
 } gaussians;
 
 typedef struct {
@@ -34,9 +35,10 @@ ALWAYS_INLINE void inverse_vector(const float *logvar, float *inverse, int64_t i
 
 /* All that compares posterior and prior, in one pass: it is the first to see most of the memory. */
 ALWAYS_INLINE void compare_vector(int with_inverse, const gaussians *g, gaussian_buffers *b, int64_t i, int64_t count) {
-    vf prior_logvar = load_some(g->prior.logvar + i, count);
-    store_some(b->difference + i, load_some(g->mu + i, count) - load_some(g->prior_mu + i, count), count);
-    store_some(b->ratio + i, load_some(g->scale.logvar + i, count) - prior_logvar, count);
+    vf prior_logvar = load_ahead(g->prior.logvar, i, count, g->ahead);
+    vf difference = load_ahead(g->mu, i, count, g->ahead) - load_ahead(g->prior_mu, i, count, g->ahead);
+    store_some(b->difference + i, difference, count);
+    store_some(b->ratio + i, load_ahead(g->scale.logvar, i, count, g->ahead) - prior_logvar, count);
     if (with_inverse) store_some(b->prior_inverse + i, exp_of(-prior_logvar), count);
 }
 
@@ -58,6 +60,7 @@ static inline void resolve(const call *c, tile t, int with_std, gaussians *g, ga
     const float *mu = read_tile(c, &c->mu, c->dtype, t, o->residual ? b->difference : b->mu);
     const float *raw = read_tile(c, &c->scale, c->dtype, t, o->residual ? b->given_scale : b->scale.raw);
     g->mu = g->difference = mu;
+    g->ahead = distance_ahead(c, t);
     if (!c->prior_mu.data) {
         g->scale = resolve_scale(o, raw, n, with_std, &b->scale);
         g->ratio = g->scale.logvar;
@@ -91,10 +94,4 @@ static inline void resolve(const call *c, tile t, int with_std, gaussians *g, ga
 /* The KL of each coordinate. */
 ALWAYS_INLINE vf kl_of(vf difference, vf inverse, exponentials ratio) {
     return (difference * difference * inverse + ratio.expm1_less) * 0.5f;
-}
-
-/* The tensor at one of its draws. */
-static inline strided at_draw(strided t, int dtype, int64_t draw) {
-    t.data = (char *)t.data + draw * t.draw * (dtype == FLOAT32 ? 4 : 2);
-    return t;
 }

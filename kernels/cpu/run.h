@@ -55,11 +55,11 @@ static void cut_into_tiles(call *c) {
     c->units = c->tiles ? c->tiles_a_row * rounded_up(c->tiles / c->tiles_a_row, c->tiles_a_unit) : 0;
 }
 
-/* Bytes from the first to the last element of an output, all draws of it. */
-static int64_t extent(const call *c, const strided *t) {
+/* Bytes from the first to the last element of an output, all draws (or channels) of it. */
+static int64_t extent(const call *c, const strided *t, int dtype) {
     if (c->rows == 0 || c->event == 0) return 0;
     int64_t last = (c->rows - 1) * t->row + (c->event / c->inner - 1) * t->outer + (c->inner - 1) * t->inner;
-    return (last + (c->draws - 1) * t->draw + 1) * (c->dtype == FLOAT32 ? 4 : 2);
+    return (last + (c->draws - 1) * t->draw + 1) * (dtype == FLOAT32 ? 4 : 2);
 }
 
 static int has_summed_kl(const call *c) { return c->kl.data && c->reduction != ELEMENTWISE; }
@@ -134,7 +134,9 @@ static void finish_log_probability(const call *c, const float *slots, float *log
 static int run_call(call *c, unit_range *work, int threads) {
     cut_into_tiles(c);
     const strided *outputs[] = {&c->z, &c->grad_mu, &c->grad_scale, &c->grad_prior_mu, &c->grad_prior_scale};
-    for (int i = 0; i < 5; i++) advise_huge_pages(outputs[i]->data, extent(c, outputs[i]));
+    for (int i = 0; i < 5; i++) advise_huge_pages(outputs[i]->data, extent(c, outputs[i], c->dtype));
+    for (int i = 0; i < MOST_PARAMETERS; i++)
+        advise_huge_pages(c->grad_parameters[i].data, extent(c, &c->grad_parameters[i], c->parameter_dtypes[i]));
     int enough_memory = begin_sums(c);
     if (enough_memory) {
         run_units(work, c, threads);

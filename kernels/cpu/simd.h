@@ -40,6 +40,8 @@ static inline void store(float *to, vf value) { memcpy(to, &value, sizeof value)
 /* What each of these files offers beside what its names say:
      choose(m, a, b)            lanes of a where the mask holds, else of b
      equal, less, less_or_equal masks; a NaN is none of these
+     put_lanes(m, first, to)    writes first + lane for the lanes where the mask holds, and returns how many they are;
+                                no branches; writes LANES numbers, the last of which mean nothing
      at_least, at_most          the lane or the bound; a NaN stays one
      multiply_low_words(a, b)   64-bit products of the low words of a and the constant b
      high_words(a)              the high words moved down

@@ -37,4 +37,11 @@ static inline float sum_lanes(vf v) {
     return v[0];
 }
 
+static inline int64_t put_lanes(mask m, int64_t first, uint16_t *to) {
+    __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512i kept = _mm512_maskz_compress_epi32(m, _mm512_add_epi32(lane, _mm512_set1_epi32((int)first)));
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(kept));
+    return __builtin_popcount(m);
+}
+
 static const int32_t lanes_below[2 * LANES] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};

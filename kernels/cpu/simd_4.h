@@ -32,4 +32,13 @@ static inline float sum_lanes(vf v) {
     return v[0];
 }
 
+static inline int64_t put_lanes(mask m, int64_t first, uint16_t *to) {
+    int64_t kept = 0;
+    for (int lane = 0; lane < 4; lane++) {
+        to[kept] = (uint16_t)(first + lane);
+        kept -= m[lane];
+    }
+    return kept;
+}
+
 static const int32_t lanes_below[2 * LANES] = {-1, -1, -1, -1};

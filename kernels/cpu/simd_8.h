@@ -35,4 +35,12 @@ static inline float sum_lanes(vf v) {
     return v[0];
 }
 
+static inline int64_t put_lanes(mask m, int64_t first, uint16_t *to) {
+    unsigned bits = (unsigned)_mm256_movemask_ps((__m256)m);
+    uint64_t kept = _pext_u64(0x0706050403020100, _pdep_u64(bits, 0x0101010101010101) * 0xff);
+    __m128i lanes = _mm_cvtepu8_epi16(_mm_cvtsi64_si128((long long)kept));
+    _mm_storeu_si128((__m128i *)to, _mm_add_epi16(lanes, _mm_set1_epi16((short)first)));
+    return __builtin_popcount(bits);
+}
+
 static const int32_t lanes_below[2 * LANES] = {-1, -1, -1, -1, -1, -1, -1, -1};

@@ -69,6 +69,19 @@ ALWAYS_INLINE void add_vector(const float *a, const float *b, float *sum, int64_
     store_some(sum + i, load_some(a + i, count) + load_some(b + i, count), count);
 }
 
+/* A gradient of what the batch may share goes to its place, if every row has one, else into the sum of the unit's tiles. */
+static inline float *begin_shared_gradient(const call *c, tile t, const strided *out, int dtype, float *buffer) {
+    return out->data ? begin_tile(c, out, dtype, t, buffer) : buffer;
+}
+
+static inline void end_shared_gradient(const call *c, tile t, const strided *out, int dtype, const float *grad,
+                                       float *buffer, float *sum) {
+    if (out->data)
+        write_tile(c, out, dtype, t, grad, buffer);
+    else
+        EACH_VECTOR(t.rows * t.count, add_vector, sum, grad, sum);
+}
+
 /* The tiles of a unit follow one another down the batch. */
 static inline int64_t first_tile(const call *c, int64_t unit) {
     return unit / c->tiles_a_row * c->tiles_a_unit * c->tiles_a_row + unit % c->tiles_a_row;
@@ -84,12 +97,13 @@ static inline void leave_partial_sums(const call *c, const column_sums *s, int64
     double sum[TILE] = {0}, total = 0.0;
     for (int64_t r = 0; r < t.rows; r++)
         for (int64_t d = 0; d < t.count; d++) sum[d] += tiles[r * t.count + d];
-    float *partial = s->partial + (s->single ? unit : unit / c->tiles_a_row * c->event + t.start);
-    for (int64_t d = 0; d < t.count; d++) {
-        total += sum[d];
-        if (!s->single) partial[d] = (float)sum[d];
+    if (s->single) {
+        for (int64_t d = 0; d < t.count; d++) total += sum[d];
+        s->partial[unit] = (float)total;
+        return;
     }
-    if (s->single) *partial = (float)total;
+    float *partial = s->partial + unit / c->tiles_a_row * c->event + t.start;
+    for (int64_t d = 0; d < t.count; d++) partial[d] = (float)sum[d];
 }
 
 /* From partial sums to one sum a column, or to one altogether. */

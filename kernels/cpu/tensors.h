@@ -106,6 +106,20 @@ static void expand(tensor *t) {
     t->strides = t->numbers + MAX_RANK;
 }
 
+/* Takes off the second dimension, of channels, and returns its stride. */
+static int64_t take_channels(tensor *t) {
+    if (!t->data) return 0;
+    int64_t stride = t->strides[1];
+    t->rank--;
+    for (int64_t dim = 0; dim < t->rank; dim++) {
+        t->numbers[dim] = t->shape[dim + (dim > 0)];
+        t->numbers[MAX_RANK + dim] = t->strides[dim + (dim > 0)];
+    }
+    t->shape = t->numbers;
+    t->strides = t->numbers + MAX_RANK;
+    return stride;
+}
+
 /* Takes off the first dimension, of draws, and returns its stride. */
 static int64_t take_draws(tensor *t) {
     if (!t->data) return 0;
@@ -172,13 +186,13 @@ static row_values row_values_of(const tensor *t) {
 }
 
 /* A gradient with a place for every coordinate of mu is written tile by tile; others are sums. */
-static void plan_prior_gradient(const call *c, const tensor *mu, const tensor *grad, strided planned, strided *of_all,
-                                column_sums *sums) {
-    if (elements_of(grad, 0) == elements_of(mu, 0)) {
+static void plan_shared_gradient(const call *c, const tensor *mu, const tensor *grad, int dtype, strided planned,
+                                 strided *of_all, column_sums *sums) {
+    if (!grad->data || elements_of(grad, 0) == elements_of(mu, 0)) {
         *of_all = planned;
         return;
     }
-    *sums = (column_sums){.out = planned, .dtype = c->dtype, .single = elements_of(grad, 0) == 1, .divisor = 1.0};
+    *sums = (column_sums){.out = planned, .dtype = dtype, .single = elements_of(grad, 0) == 1, .divisor = 1.0};
     if (sums->single) { /* in one piece, of one element */
         sums->out.outer = c->inner;
         sums->out.inner = 1;

@@ -37,6 +37,13 @@ static inline vf load_some(const float *from, int64_t count) {
     return value;
 }
 
+/* The same of what may stand in memory, not in a buffer: asks for the vector `ahead` elements on, so that it is there
+   when its tile's turn comes. Of what is no tensor that harms nothing. */
+ALWAYS_INLINE vf load_ahead(const float *from, int64_t i, int64_t count, int64_t ahead) {
+    __builtin_prefetch((const void *)((uintptr_t)from + sizeof(float) * (uintptr_t)(i + ahead)));
+    return load_some(from + i, count);
+}
+
 static inline void store_some(float *to, vf value, int64_t count) { memcpy(to, &value, sizeof(float) * (size_t)count); }
 
 /* function(..., i, count) for each vector of n elements: the one of `count` elements from the i-th on. */
@@ -50,6 +57,19 @@ static inline void store_some(float *to, vf value, int64_t count) { memcpy(to, &
 
 static inline vf widen(vh bits, int dtype) { return dtype == BFLOAT16 ? from_bfloat16(bits) : from_float16(bits); }
 static inline vh narrow(vf value, int dtype) { return dtype == BFLOAT16 ? to_bfloat16(value) : to_float16(value); }
+
+static inline int is_integer(int dtype) { return dtype >= UINT8; }
+
+static inline int64_t element_size(int dtype) {
+    static const int8_t sizes[] = {4, 2, 2, 1, 1, 2, 4, 8};
+    return sizes[dtype];
+}
+
+/* The tensor from its k-th draw on. */
+static inline strided at_draw(strided t, int dtype, int64_t k) {
+    if (t.data) t.data = (char *)t.data + k * t.draw * element_size(dtype);
+    return t;
+}
 
 /* Rows are often shorter than a call of memcpy is long. */
 static inline void copy_array(const float *from, int64_t n, float *to) {
@@ -91,6 +111,21 @@ static inline void narrow_array(const float *from, int dtype, int64_t n, uint16_
     }
 }
 
+#define CONVERT_INTEGERS(type)                                                       \
+    for (int64_t i = 0; i < n; i++) to[i] = (float)((const type *)from)[i * stride]; \
+    break
+
+/* n integers, `stride` apart. */
+static inline void convert_integers(const void *from, int dtype, int64_t stride, int64_t n, float *to) {
+    switch (dtype) {
+    case UINT8: CONVERT_INTEGERS(uint8_t);
+    case INT8: CONVERT_INTEGERS(int8_t);
+    case INT16: CONVERT_INTEGERS(int16_t);
+    case INT32: CONVERT_INTEGERS(int32_t);
+    default: CONVERT_INTEGERS(int64_t);
+    }
+}
+
 /* Runs of a tile: pieces of a row within one inner index range, evenly spaced in memory. */
 #define FOR_EACH_RUN(c, t, tl, r, done, length, base)                                                            \
     for (int64_t r = 0; r < (tl).rows; r++)                                                                      \
@@ -101,10 +136,15 @@ static inline void narrow_array(const float *from, int dtype, int64_t n, uint16_
              base = ((tl).row + r) * (t)->row + d / (c)->inner * (t)->outer + d % (c)->inner * (t)->inner, 1);    \
              done += length)
 
+/* From a tile to the next one of the same unit, or of the next unit, in a tensor without gaps. */
+static inline int64_t distance_ahead(const call *c, tile tl) {
+    return tl.rows * (c->tiles_a_unit > 1 ? c->event : tl.count);
+}
+
 /* Processors foresee what is read in one piece, not rows with gaps between them: ask for the same piece of the next
    tile while this one is worked on. What lies behind the tensor is asked for too, which does no harm. */
 static inline void fetch_ahead(const strided *t, int dtype, tile tl, int64_t base, int64_t length) {
-    int64_t bytes = dtype == FLOAT32 ? 4 : 2;
+    int64_t bytes = element_size(dtype);
     uintptr_t ahead = (uintptr_t)t->data + (uintptr_t)((base + tl.rows * t->row) * bytes);
     for (int64_t i = 0; i < length * bytes; i += 64) __builtin_prefetch((const void *)(ahead + (uintptr_t)i));
 }
@@ -120,6 +160,8 @@ NEVER_INLINE const float *read_tile(const call *c, const strided *t, int dtype, 
             fetch_ahead(t, dtype, tl, base, piece.length);
             if (dtype == FLOAT32)
                 copy_array((const float *)t->data + base, piece.length, to);
+            else if (is_integer(dtype))
+                convert_integers((const char *)t->data + base * element_size(dtype), dtype, 1, piece.length, to);
             else
                 widen_array((const uint16_t *)t->data + base, dtype, piece.length, to);
         }
@@ -128,9 +170,13 @@ NEVER_INLINE const float *read_tile(const call *c, const strided *t, int dtype, 
     uint16_t gathered[TILE];
     FOR_EACH_RUN(c, t, tl, r, done, length, base) {
         float *to = buffer + r * tl.count + done;
-        if (dtype == FLOAT32) {
+        if (dtype == FLOAT32 && t->inner == 1) {
+            copy_array((const float *)t->data + base, length, to);
+        } else if (dtype == FLOAT32) {
             const float *from = (const float *)t->data + base;
             for (int64_t i = 0; i < length; i++) to[i] = from[i * t->inner];
+        } else if (is_integer(dtype)) {
+            convert_integers((const char *)t->data + base * element_size(dtype), dtype, t->inner, length, to);
         } else {
             const uint16_t *from = (const uint16_t *)t->data + base;
             for (int64_t i = 0; i < length; i++) gathered[i] = from[i * t->inner];

@@ -3,6 +3,7 @@
    Polynomials are minimax fits (Lawson's iteration in 40-digit arithmetic); the bound beside each is its own error,
    before float32 rounding. They are summed in pairs (Estrin), which halves the wait of each step for the one before. */
 
+#define POLY3(x, x2, a, b, c, d) ((a + x * b) + x2 * (c + x * d))
 #define POLY4(x, x2, a, b, c, d, e) ((a + x * b) + x2 * ((c + x * d) + x2 * e))
 #define POLY6(x, x2, a, b, c, d, e, f, g) ((a + x * b) + x2 * ((c + x * d) + x2 * ((e + x * f) + x2 * g)))
 
@@ -13,29 +14,47 @@ typedef struct {
     vf expm1_less; /* exp(logvar) - 1 - logvar, exact near 0, never negative */
 } exponentials;
 
-/* With half = logvar/2 = n ln 2 + r and m = exp(r) - 1 = r + r^2 Q(r):  std = 2^n (1 + m), and for n = 0
-   exp(logvar) - 1 = 2m + m^2,  exp(logvar) - 1 - logvar = 2 r^2 Q(r) + m^2, where nothing cancels. Q: relative 6.3e-8. */
-ALWAYS_INLINE exponentials exponentials_of(vf logvar) {
-    /* Beyond these bounds exp is 0 or infinite anyway. */
-    vf half = at_most(at_least(logvar * 0.5f, -104.0f), 89.0f);
+/* x = n ln 2 + r:  exp x = 2^n (1 + m), m = exp(r) - 1 = r + r^2 Q(r). Q: relative 6.3e-8. */
+typedef struct {
+    vf n, m, r2q;
+} power;
+
+/* Beyond these bounds exp is 0 or infinite anyway. */
+#define LOWEST_POWER -104.0f
+#define HIGHEST_POWER 89.0f
+
+ALWAYS_INLINE power power_of(vf x) {
     const float round_to_integer = 12582912.0f; /* 1.5 * 2^23 */
-    vf n = half * 1.44269504f + round_to_integer - round_to_integer;
-    vf r = half - n * 0.693359375f; /* ln 2 in two parts */
+    vf n = x * 1.44269504f + round_to_integer - round_to_integer;
+    vf r = x - n * 0.693359375f; /* ln 2 in two parts */
     r = r - n * -2.12194440e-4f;
     vf r2 = r * r;
     vf r2q = r2 * POLY4(r, r2, 0.5f, 0.16666576f, 0.041666374f, 0.0083631817f, 0.0013941124f);
-    vf m = r + r2q;
-    vf std = times_power_of_two(1.0f + m, n);
-    vf variance_less_1 = std * std - 1.0f;
-    mask small = equal(n, splat(0.0f));
+    return (power){n, r + r2q, r2q};
+}
+
+ALWAYS_INLINE vf value_of(power p) { return times_power_of_two(1.0f + p.m, p.n); }
+
+/* For n = 0, exp(logvar) - 1 = 2m + m^2 and exp(logvar) - 1 - logvar = 2 r^2 Q(r) + m^2, where nothing cancels. */
+ALWAYS_INLINE exponentials exponentials_of(vf logvar) {
+    power p = power_of(at_most(at_least(logvar * 0.5f, LOWEST_POWER), HIGHEST_POWER));
+    vf std = value_of(p), variance_less_1 = std * std - 1.0f;
+    mask small = equal(p.n, splat(0.0f));
     return (exponentials){
         .std = std,
-        .expm1 = choose(small, m * m + (m + m), variance_less_1),
-        .expm1_less = choose(small, m * m + (r2q + r2q), variance_less_1 - logvar),
+        .expm1 = choose(small, p.m * p.m + (p.m + p.m), variance_less_1),
+        .expm1_less = choose(small, p.m * p.m + (p.r2q + p.r2q), variance_less_1 - logvar),
     };
 }
 
-ALWAYS_INLINE vf exp_of(vf x) { return exponentials_of(x + x).std; }
+ALWAYS_INLINE vf exp_of(vf x) { return value_of(power_of(at_most(at_least(x, LOWEST_POWER), HIGHEST_POWER))); }
+
+ALWAYS_INLINE vf absolute(vf x) { return (vf)((vu)x & 0x7fffffffu); }
+
+/* exp(-|x|) */
+ALWAYS_INLINE vf exp_of_minus_size(vf x) {
+    return value_of(power_of(at_least((vf)((vu)x | 0x80000000u), LOWEST_POWER)));
+}
 
 /* -2 log(1 + f) = f^2 (1 - f P(f)) - 2f for 1 + f in [sqrt(1/2), sqrt(2)): 3.2e-8. This is what stands before - 2f. */
 ALWAYS_INLINE vf curve_of_log(vf f) {
@@ -60,8 +79,6 @@ ALWAYS_INLINE vf log_of(vf x) {
     return choose(less(splat(0.0f), x), value, not_positive);
 }
 
-ALWAYS_INLINE vf absolute(vf x) { return (vf)((vu)x & 0x7fffffffu); }
-
 /* tanh x = x + x^3 T(x^2) for |x| < 0.625: relative 4.4e-9; beyond, 1 - 2 / (exp(2|x|) + 1) with the sign of x. */
 ALWAYS_INLINE vf tanh_of(vf x) {
     vf x2 = x * x, size = absolute(x);
@@ -71,18 +88,17 @@ ALWAYS_INLINE vf tanh_of(vf x) {
     return choose(less(size, splat(0.625f)), x + x * x2 * t, signed_large);
 }
 
-/* log(1 + exp x) = max(x, 0) + log(1 + u), u = exp(-|x|); 1 + u is 1 + f, or 2 (1 + f) from sqrt(2) on. */
+/* log(1 + exp x) = max(x, 0) + log(1 + u), u = exp(-|x|) and log(1 + u) = u L(u). L: relative 3.0e-8. */
 ALWAYS_INLINE vf softplus_of(vf x) {
-    vf u = exp_of(-absolute(x));
-    mask halved = less(splat(0.41421356f), u);
-    vf f = choose(halved, 0.5f * u - 0.5f, u);
-    vf log_power = choose(halved, splat(0.69314718f), splat(0.0f));
-    return at_least(x, 0.0f) + (log_power + (f - 0.5f * curve_of_log(f)));
+    vf u = exp_of_minus_size(x), u2 = u * u, u4 = u2 * u2;
+    vf low = POLY3(u, u2, 0.99999997f, -0.49999493f, 0.33319097f, -0.24842982f);
+    vf high = POLY3(u, u2, 0.19106006f, -0.13663245f, 0.078225942f, -0.029505232f) + u4 * 0.0052326927f;
+    return at_least(x, 0.0f) + u * (low + u4 * high);
 }
 
 /* 1 / (1 + exp(-x)). */
 ALWAYS_INLINE vf sigmoid_of(vf x) {
-    vf u = exp_of(-absolute(x));
+    vf u = exp_of_minus_size(x);
     return choose(less(x, splat(0.0f)), u, splat(1.0f)) / (1.0f + u);
 }
 

@@ -1,0 +1,49 @@
+"""Likelihoods p(x|z): what a decoder's output says about the data, fused, as functions and as modules.
+
+Each module has the same three methods, where ``parameters`` is the decoder's output (a tensor, or a tuple of tensors
+where the distribution has several parameters) and x the data:
+
+    log_prob(parameters, x)                  log p(x|z) of each sample in nats, summed over the event; shape (B,)
+    mean(parameters)                         E[x|z], of the shape of x
+    sample(parameters, generator=None)       x ~ p(x|z), of the shape of x
+
+Data are (B, *event), row b is sample b; parameters of several draws, (K, B, *event), give (K, B). Sums are float32 even
+for bfloat16 and float16 (float64 stays float64): 784 pixels of a few bits each do not add up in bfloat16. No method
+reads a value back from the device. `fastvae.likelihoods.functional` has what the functions share.
+"""
+
+from .base import Likelihood
+from .counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from .functional import (
+    bernoulli_log_prob,
+    continuous_bernoulli_log_prob,
+    discretized_logistic_mixture_log_prob,
+    gaussian_log_prob,
+    laplace_log_prob,
+    negative_binomial_log_prob,
+    poisson_log_prob,
+    zero_inflated_negative_binomial_log_prob,
+)
+from .images import DiscretizedLogisticMixture
+from .pixels import Bernoulli, ContinuousBernoulli
+from .reals import Gaussian, Laplace
+
+__all__ = [
+    "Bernoulli",
+    "ContinuousBernoulli",
+    "DiscretizedLogisticMixture",
+    "Gaussian",
+    "Laplace",
+    "Likelihood",
+    "NegativeBinomial",
+    "Poisson",
+    "ZeroInflatedNegativeBinomial",
+    "bernoulli_log_prob",
+    "continuous_bernoulli_log_prob",
+    "discretized_logistic_mixture_log_prob",
+    "gaussian_log_prob",
+    "laplace_log_prob",
+    "negative_binomial_log_prob",
+    "poisson_log_prob",
+    "zero_inflated_negative_binomial_log_prob",
+]

@@ -1,0 +1,101 @@
+"""The likelihood of 8-bit images: a discretized mixture of logistics."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..arguments import is_integer
+from ..kernels.likelihoods import channels_of_mixture
+from ..kernels.reference.mixture import Components, mixed_means, split
+from .base import check_parts, check_sampling
+from .functional import LOWEST_LOG_SCALE, discretized_logistic_mixture_log_prob
+
+
+class DiscretizedLogisticMixture(nn.Module):
+    """8-bit images: every level of every channel has a probability, as PixelCNN++, NVAE and VDVAE have it.
+
+    log p(x|z) is that of `discretized_logistic_mixture_log_prob`, which says what the channels of the decoder's output
+    are; there are ``parameter_channels`` of them.
+
+    Args:
+        components: logistics in the mixture of each pixel.
+        channels: of the images, 1 or 3.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind; the message names it.
+
+    >>> import torch
+    >>> from fastvae.likelihoods import DiscretizedLogisticMixture
+    >>> likelihood = DiscretizedLogisticMixture(components=10)
+    >>> likelihood.parameter_channels
+    100
+    >>> likelihood.log_prob(torch.zeros(2, 100, 8, 8), torch.rand(2, 3, 8, 8)).shape
+    torch.Size([2])
+    """
+
+    takes_draws = True
+
+    def __init__(self, components: int = 10, channels: int = 3) -> None:
+        super().__init__()
+        for name, value in (("components", components), ("channels", channels)):
+            if not is_integer(value):
+                raise TypeError(f"{name} is a {type(value).__name__}, expected an int")
+        if components < 1:
+            raise ValueError(f"components is {components}, expected 1 or more")
+        if channels not in (1, 3):
+            raise ValueError(f"channels is {channels}, expected 1 or 3")
+        self.components = int(components)
+        self.channels = int(channels)
+        self.parameter_channels = channels_of_mixture(self.channels, self.components)
+
+    def log_prob(self, parameters: Tensor, x: Tensor, *, reduction: str = "sample", check: bool = False) -> Tensor:
+        """`discretized_logistic_mixture_log_prob` of the decoder's output: (B,) in nats."""
+        (given,) = check_parts(parameters, ("parameters",))
+        return discretized_logistic_mixture_log_prob(
+            given, x, components=self.components, reduction=reduction, check=check
+        )
+
+    def _split(self, parameters: Tensor) -> Components:
+        (given,) = check_parts(parameters, ("parameters",))
+        if given.dim() < 2 or given.shape[1] != self.parameter_channels:
+            raise ValueError(
+                f"parameters has shape {tuple(given.shape)}, expected (batch, {self.parameter_channels}, *spatial)"
+            )
+        return split(given.to(torch.promote_types(given.dtype, torch.float32)), self.channels, self.components)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """The mean before it is cut into levels, in [0, 1]: (B, channels, *spatial), in the parameters' dtype."""
+        parts = self._split(parameters)
+        means = parts.means
+        if parts.coefficients is not None:
+            # The mean of each component: green and blue depend on the mean of what comes before them.
+            factors = torch.tanh(parts.coefficients)
+            green = means[:, 1] + factors[:, 0] * means[:, 0]
+            blue = means[:, 2] + factors[:, 1] * means[:, 0] + factors[:, 2] * green
+            means = torch.stack((means[:, 0], green, blue), 1)
+        mixed = (torch.softmax(parts.logits, 1).unsqueeze(1) * means).sum(2)
+        return (0.5 * mixed + 0.5).clamp(0.0, 1.0).to(parameters.dtype)
+
+    def sample(self, parameters: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Levels k / 255 in [0, 1], (B, channels, *spatial), in the parameters' dtype. Not differentiable."""
+        check_sampling(parameters, generator)
+        parts = self._split(parameters.detach())
+        chosen = _one_of(parts.logits, generator)
+        levels: list[Tensor] = []
+        for channel in range(self.channels):
+            before = torch.stack([*levels, *[torch.zeros_like(parts.logits[:, 0])] * (self.channels - channel)], 1)
+            mean = (mixed_means(before, parts)[:, channel] * chosen).sum(1)
+            scale = torch.exp((parts.log_scales[:, channel] * chosen).sum(1).clamp_min(LOWEST_LOG_SCALE))
+            u = torch.rand(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+            drawn = (mean + scale * torch.logit(u, eps=2**-24)).clamp(-1.0, 1.0)
+            levels.append(torch.round(127.5 * (drawn + 1.0)) / 127.5 - 1.0)
+        return (0.5 * torch.stack(levels, 1) + 0.5).to(parameters.dtype)
+
+
+def _one_of(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One component of each pixel, chosen by the mixture's weights: 1 for it, 0 for the others, (B, M, ...)."""
+    last = logits.movedim(1, -1)
+    index = torch.multinomial(torch.softmax(last, -1).reshape(-1, last.shape[-1]), 1, generator=generator)
+    return F.one_hot(index.view(last.shape[:-1]), last.shape[-1]).movedim(-1, 1).to(logits.dtype)

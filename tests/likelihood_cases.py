@@ -1,0 +1,123 @@
+"""Every likelihood with data and parameters to try it on, and its formula as people write it in PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastvae.kernels.likelihoods import MIXTURE, Density, channels_of_mixture
+
+COMPONENTS = 3
+
+
+class Case(NamedTuple):
+    density: Density
+    formula: Callable[..., Tensor]  # of x and the parameters, log p of each coordinate
+    shapes: tuple[str, ...] = ("full",)  # of the parameters: "full", "shared" or "one"
+
+
+def bernoulli(x, logits):
+    return -F.binary_cross_entropy_with_logits(logits, x, reduction="none")
+
+
+def continuous_bernoulli(x, logits):
+    """As torch.distributions has it, with its Taylor series around 1/2."""
+    return torch.distributions.ContinuousBernoulli(logits=logits, validate_args=False).log_prob(x)
+
+
+def gaussian(x, mean, logvar):
+    return -0.5 * ((x - mean) ** 2 / torch.exp(logvar) + logvar + math.log(2 * math.pi))
+
+
+def clamped_gaussian(x, mean, logvar):
+    return gaussian(x, mean, logvar.clamp(-1.0, 0.5))
+
+
+def laplace(x, mean, logscale):
+    return -(x - mean).abs() / torch.exp(logscale) - logscale - math.log(2)
+
+
+def poisson(x, log_rate):
+    return x * log_rate - torch.exp(log_rate) - torch.lgamma(x + 1)
+
+
+def negative_binomial(x, mean, theta, eps=1e-8):
+    log_total = torch.log(theta + mean + eps)
+    at_zero = theta * (torch.log(theta + eps) - log_total)
+    rise = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    return at_zero + x * (torch.log(mean + eps) - log_total) + rise
+
+
+def zero_inflated(x, mean, theta, logits, eps=1e-8):
+    at_zero = theta * (torch.log(theta + eps) - torch.log(theta + mean + eps))
+    zero = F.softplus(at_zero - logits) - F.softplus(-logits)
+    return torch.where(x < eps, zero, negative_binomial(x, mean, theta) - logits - F.softplus(-logits))
+
+
+def mixture(x, parameter):
+    """By probabilities of bins, which float64 has digits enough for."""
+    y = 2 * x - 1
+    channels, m = x.shape[1], COMPONENTS
+    logits, rest = parameter[:, :m], parameter[:, m:].unflatten(1, (channels, -1, m))
+    means, scales = rest[:, :, 0], torch.exp(rest[:, :, 1].clamp_min(-7.0))
+    if channels == 3:
+        k = torch.tanh(rest[:, :, 2])
+        red, green = y[:, 0].unsqueeze(1), y[:, 1].unsqueeze(1)
+        of_green, of_blue = k[:, 0] * red, k[:, 1] * red + k[:, 2] * green
+        means = means + torch.stack((torch.zeros_like(of_green), of_green, of_blue), 1)
+    y = y.unsqueeze(2)
+    upper = torch.where(y > 0.999, 1.0, torch.sigmoid((y + 1 / 255 - means) / scales))
+    lower = torch.where(y < -0.999, 0.0, torch.sigmoid((y - 1 / 255 - means) / scales))
+    return torch.logsumexp(torch.log_softmax(logits, 1) + torch.log(upper - lower).sum(1), 1)
+
+
+COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
+UNIT = ("bernoulli", "continuous_bernoulli", MIXTURE)
+
+CASES = {
+    "bernoulli": Case(Density("bernoulli"), bernoulli),
+    "continuous Bernoulli": Case(Density("continuous_bernoulli"), continuous_bernoulli),
+    "Gaussian": Case(Density("gaussian"), gaussian, ("full", "full")),
+    "Gaussian, shared variance": Case(Density("gaussian"), gaussian, ("full", "shared")),
+    "Gaussian, one variance": Case(Density("gaussian"), gaussian, ("full", "one")),
+    "Gaussian, clamped": Case(Density("gaussian", -1.0, 0.5), clamped_gaussian, ("full", "full")),
+    "Laplace": Case(Density("laplace"), laplace, ("full", "full")),
+    "Laplace, one scale": Case(Density("laplace"), laplace, ("full", "one")),
+    "Poisson": Case(Density("poisson"), poisson),
+    "negative binomial": Case(Density("negative_binomial"), negative_binomial, ("full", "shared")),
+    "negative binomial, theta of each": Case(Density("negative_binomial"), negative_binomial, ("full", "full")),
+    "zero-inflated": Case(Density("zero_inflated_negative_binomial"), zero_inflated, ("full", "shared", "full")),
+    "zero-inflated, shared": Case(Density("zero_inflated_negative_binomial"), zero_inflated, ("full", "one", "shared")),
+    "mixture": Case(Density(MIXTURE, -7.0, components=COMPONENTS), mixture),
+}
+
+
+def draw(case: Case, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """x in float32 and the parameters in ``dtype``."""
+    kind = case.density.kind
+    if kind == MIXTURE:
+        x = torch.randint(0, 256, shape) / 255
+        x[:, :, :1] = torch.randint(0, 2, x[:, :, :1].shape).float()  # the ends have a formula of their own
+        parameter = torch.randn(shape[0], channels_of_mixture(shape[1], COMPONENTS), *shape[2:])
+        parameter[:, COMPONENTS:] *= 0.5
+        return x, (parameter.to(dtype),)
+    sizes = {"full": shape, "shared": (1, *shape[1:]), "one": (1,) * len(shape)}
+    parameters = [torch.randn(sizes[name]) for name in case.shapes]
+    if kind in COUNTS[1:]:
+        parameters[:2] = [torch.exp(2 * parameter) for parameter in parameters[:2]]
+    x = torch.randn(shape)
+    if kind in COUNTS:
+        x = torch.poisson(torch.rand(shape) * torch.randint(0, 2, shape) * 6)
+    elif kind in UNIT:
+        x = torch.rand(shape)
+    return x, tuple(parameter.to(dtype) for parameter in parameters)
+
+
+def shapes_of(case: Case) -> tuple[tuple[int, ...], ...]:
+    """Of x: short rows, and an event of several dimensions."""
+    return ((2, 3, 4, 5), (3, 1, 6)) if case.density.kind == MIXTURE else ((9, 10), (2, 3, 4, 5))
