@@ -38,6 +38,7 @@ bench: $(VENV)/installed
 	mkdir -p build $(RESULTS)
 	$(RUN) -m pytest bench -x --benchmark-quiet --benchmark-json=build/suite.json
 	mv build/suite.json $(RESULTS)/suite.json
+	$(RUN) -m bench.likelihoods --results $(RESULTS)
 	$(RUN) -m bench.training --results $(RESULTS)
 	$(RUN) -m bench.kernel_alone --results $(RESULTS)
 	$(RUN) -m bench.scaling --results $(RESULTS)

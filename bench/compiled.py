@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastvae.kernels.family import PLAIN, Options
+from fastvae.kernels.likelihoods import Density
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -33,6 +34,8 @@ _POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
 }
 
 
@@ -93,6 +96,13 @@ LATENTS = {
     "iwae_50": Latent(reduction=None, num_samples=50),
 }
 
+# Of a likelihood, how much there is of each parameter: "full", of every row, or "shared" by the rows.
+LIKELIHOODS = {
+    "bernoulli": ("full",),
+    "gaussian": ("full", "full"),
+    "negative_binomial": ("full", "shared"),
+}
+
 
 def _backward_of(op: str) -> tuple[str, bool]:
     return op.removesuffix("_backward"), op.endswith("_backward")
@@ -111,6 +121,8 @@ def op_launch(op: str, shape: tuple[int, ...], dtype: torch.dtype, like: torch.T
 
     if _backward_of(op)[0] in LATENTS:
         return _latent_launch(op, tensor)
+    if _backward_of(op)[0] in LIKELIHOODS:
+        return _likelihood_launch(op, tensor)
     return _plain_launch(op, tensor)
 
 
@@ -134,6 +146,19 @@ def _latent_launch(op: str, tensor: Callable[[], torch.Tensor]) -> Any:
     gradients = (grad_z if sampled else None, grad_kl, grad_log_q, grad_log_p)
     return describe_backward(
         *gradients, mu, tensor(), *priors, seed, 0, draws, reduction, options, prior is not None
+    ).launch
+
+
+def _likelihood_launch(op: str, tensor: Callable[[], torch.Tensor]) -> Any:
+    from fastvae.kernels.triton.likelihood_launch import describe_backward, describe_forward
+
+    name, backward = _backward_of(op)
+    x, density = tensor(), Density(name)
+    parameters = tuple([tensor() if given == "full" else tensor()[:1] for given in LIKELIHOODS[name]])
+    if not backward:
+        return describe_forward(x, parameters, "sample", density).launch
+    return describe_backward(
+        torch.empty(x.shape[0]), x, parameters, "sample", density, (True,) * len(parameters)
     ).launch
 
 
@@ -174,10 +199,11 @@ PLAIN_OPS = (
     "gaussian_kl_backward",
 )
 LATENT_OPS = (*LATENTS, *(f"{name}_backward" for name in LATENTS))
-OPS = (*PLAIN_OPS, *LATENT_OPS)
+LIKELIHOOD_OPS = (*LIKELIHOODS, *(f"{name}_backward" for name in LIKELIHOODS))
+OPS = (*PLAIN_OPS, *LATENT_OPS, *LIKELIHOOD_OPS)
 
 # A short latent, a long one, packed ones: an image's in channels_last, and rows of two halves; rows so long that only
-# the loop counts; and two of which many draws are made.
+# the loop counts; two of which many draws are made; and two kinds of data, images of digits and counts of genes.
 SHAPES = {
     "4096x16": (4096, 16),
     "512x4096": (512, 4096),
@@ -186,12 +212,16 @@ SHAPES = {
     "64x65536": (64, 65536),
     "1024x50": (1024, 50),
     "1024x256": (1024, 256),
+    "1024x784": (1024, 784),
+    "1024x4000": (1024, 4000),
 }
 
 
 def is_shipped(op: str, shape_name: str) -> bool:
     """Whether an op is looked at in one of SHAPES: what is unlike the other ops in it."""
     name, _ = _backward_of(op)
+    if name in LIKELIHOODS or shape_name in ("1024x784", "1024x4000"):
+        return name in LIKELIHOODS and shape_name in ("1024x784", "1024x4000", "64x65536")
     of_draws = name in LATENTS and LATENTS[name].num_samples is not None
     if shape_name in ("1024x50", "1024x256") or of_draws:
         return of_draws and shape_name in ("1024x50", "1024x256")

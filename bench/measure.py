@@ -74,8 +74,12 @@ def make_step(case: Case, name: str, tensors: Tensors) -> Step:
     return Step(function, arguments, case.incoming(tensors, outputs))
 
 
-def make_steps(case: Case, names: Sequence[str], tensors: Tensors) -> dict[str, Step]:
+def keep_released_memory() -> None:
     torch.empty(_LARGEST_KEPT_BYTES, dtype=torch.uint8)
+
+
+def make_steps(case: Case, names: Sequence[str], tensors: Tensors) -> dict[str, Step]:
+    keep_released_memory()
     return {name: make_step(case, name, tensors) for name in names}
 
 

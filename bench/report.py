@@ -31,8 +31,13 @@ HOW_MEMORY = """Bytes kept for backward beyond the inputs. Peak: of memory durin
 its own, beyond the inputs and incoming gradients; in brackets that and the inputs, in units of the least that any
 implementation holds: the inputs, z and the two gradients. Good to a quarter of a megabyte."""
 
-HOW_TRAINING = """The 784-400-20 VAE of examples/digits.py with Adam: a whole training step, and how much of it the
-latent op is, forward and backward, timed by itself in turns with whole steps."""
+HOW_TRAINING = """The 784-400-20 VAE of examples/digits.py with Adam: a whole training step with the fused latent op and
+likelihood and with plain ones, and how much of it the latent op is, forward and backward, timed by itself in turns with
+whole steps."""
+
+HOW_LIKELIHOODS = """Log-likelihoods in float32 with the gradients of all parameters: forward and backward, the time of
+an element of x. Counts have a share of zeros and one theta for each gene; mixture: ten logistics, three channels. Kept
+for backward: beyond x and the parameters."""
 
 HOW_KERNEL = """The CPU kernels in float32, outputs allocated beforehand, and a copy by PyTorch of as many bytes as the
 kernel reads and writes."""
@@ -59,6 +64,8 @@ def full_report(results: Mapping[str, Any]) -> str:
         parts.append("Not on this machine: " + ", ".join(f"{k} ({v})" for k, v in machine["left_out"].items()) + ".")
     parts += ["![Speed against eager by shape](suite.png)", tables.full(suite)]
     parts += ["## Memory", HOW_MEMORY, tables.memory(suite)]
+    if "likelihoods" in results:
+        parts += ["## Likelihoods", HOW_LIKELIHOODS, tables.likelihoods(results["likelihoods"])]
     if "training" in results:
         parts += ["## Training step", HOW_TRAINING, tables.training(results["training"])]
     if "kernel_alone" in results:
@@ -69,16 +76,20 @@ def full_report(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def summary_report(suite: Mapping[str, Any]) -> str:
-    """What the README shows."""
+def summary_report(results: Mapping[str, Any]) -> str:
+    """What the README shows, of the JSON files by name."""
+    suite = results["suite"]
     first, second = tables.summary(suite), tables.more_ops(suite)
+    third = tables.short_likelihoods(results["likelihoods"]) if "likelihoods" in results else ""
     lines = [
         "x: times as fast as eager PyTorch, timed in turns. Kept for backward: beyond the inputs. Memory in the first",
         f"table is that at {tables.SUMMARY[-1].shape_name}: its peak in units of the inputs, z and their gradients, "
         "which nothing does without. Made by",
         f"`make bench` ([all results](bench/results/results.md)): {machine_line(suite['machine_info'])}",
     ]
-    return "\n".join([first, "", second, "", *lines, *([HOW_BUSY] if " ?" in first + second else [])])
+    shown = [table for table in (first, second, third) if table]
+    busy = [HOW_BUSY] if any(" ?" in table for table in shown) else []
+    return "\n\n".join([*shown, "\n".join([*lines, *busy])])
 
 
 def replace_between_markers(text: str, block: str) -> str:
@@ -92,7 +103,7 @@ def replace_between_markers(text: str, block: str) -> str:
 
 def load(folder: Path) -> dict[str, Any]:
     """The JSON files of the folder that are reported, by name; raises ValueError without a suite.json."""
-    paths = {name: folder / f"{name}.json" for name in ("suite", "training", "kernel_alone", "scaling")}
+    paths = {name: folder / f"{name}.json" for name in ("suite", "likelihoods", "training", "kernel_alone", "scaling")}
     if not paths["suite"].is_file():
         raise ValueError(f"--results is {folder}, expected a folder with suite.json, which `make bench` writes")
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
@@ -116,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not options.readme.is_file():
                 raise ValueError(f"--readme is {options.readme}, expected a file")
             try:
-                readme = replace_between_markers(options.readme.read_text(), summary_report(results["suite"]))
+                readme = replace_between_markers(options.readme.read_text(), summary_report(results))
             except ValueError as error:
                 raise ValueError(f"--readme is {options.readme}: {error}") from None
     except ValueError as error:

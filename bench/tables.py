@@ -163,6 +163,46 @@ def memory(suite: Mapping[str, Any]) -> str:
     return markdown(["case", *names], [[case, *(row.get(name, "") for name in names)] for case, row in rows.items()])
 
 
+def likelihoods(result: Mapping[str, Any]) -> str:
+    """Nanoseconds an element, with what is kept for backward."""
+    contenders = ("eager", "fastvae", "fastvae reference")
+    rows = [
+        [
+            f"{row['likelihood']}{mark(row['elsewhere'])}",
+            row["shape"],
+            "" if row["zeros"] is None else f"{row['zeros']:.0%}",
+            *(
+                f"{1e9 * row['seconds'][name] / row['elements']:.3g} ns, {times(row['speed_against_eager'][name])}"
+                for name in contenders
+            ),
+            *(size(row["saved_bytes"][name]) for name in ("eager", "fastvae")),
+        ]
+        for row in result["rows"]
+    ]
+    kept = ["kept for backward, eager", "kept, fastvae"]
+    return markdown(["log-likelihood", "shape", "zeros", *(f"{name}, an element" for name in contenders), *kept], rows)
+
+
+# The third short table: a likelihood of images, one of real values, and those of counts where most are 0.
+SHORT_LIKELIHOODS = ("bernoulli", "gaussian", "negative_binomial", "zero_inflated")
+
+
+def short_likelihoods(result: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            row["likelihood"].replace("_", " "),
+            row["shape"] + ("" if row["zeros"] is None else f", {row['zeros']:.0%} zeros"),
+            f"{duration(row['seconds']['fastvae'])}, {times(row['speed_against_eager']['fastvae'])}",
+            f"{duration(row['seconds']['eager'])}, x1.0{mark(row['elsewhere'])}",
+            *(size(row["saved_bytes"][name]) for name in ("fastvae", "eager")),
+        ]
+        for row in result["rows"]
+        if row["likelihood"] in SHORT_LIKELIHOODS
+    ]
+    header = ["log-likelihood", "shape", "fastvae", "eager", "kept for backward, fastvae", "kept for backward, eager"]
+    return markdown(header, rows)
+
+
 def training(result: Mapping[str, Any]) -> str:
     rows = [
         [
@@ -175,7 +215,7 @@ def training(result: Mapping[str, Any]) -> str:
         ]
         for row in result["rows"]
     ]
-    header = ["batch", "step, eager latent op", "step, fastvae", "speed", "latent op's share, eager", "with fastvae"]
+    header = ["batch", "step, eager", "step, fastvae", "speed", "latent op's share, eager", "with fastvae"]
     return markdown(header, rows)
 
 

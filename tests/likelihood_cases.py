@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from bench import eager_likelihoods as eager
 from fastvae.kernels.likelihoods import MIXTURE, Density, channels_of_mixture
 
 COMPONENTS = 3
@@ -21,46 +20,18 @@ class Case(NamedTuple):
     shapes: tuple[str, ...] = ("full",)  # of the parameters: "full", "shared" or "one"
 
 
-def bernoulli(x, logits):
-    return -F.binary_cross_entropy_with_logits(logits, x, reduction="none")
-
-
-def continuous_bernoulli(x, logits):
-    """As torch.distributions has it, with its Taylor series around 1/2."""
-    return torch.distributions.ContinuousBernoulli(logits=logits, validate_args=False).log_prob(x)
-
-
-def gaussian(x, mean, logvar):
-    return -0.5 * ((x - mean) ** 2 / torch.exp(logvar) + logvar + math.log(2 * math.pi))
-
-
 def clamped_gaussian(x, mean, logvar):
-    return gaussian(x, mean, logvar.clamp(-1.0, 0.5))
-
-
-def laplace(x, mean, logscale):
-    return -(x - mean).abs() / torch.exp(logscale) - logscale - math.log(2)
-
-
-def poisson(x, log_rate):
-    return x * log_rate - torch.exp(log_rate) - torch.lgamma(x + 1)
-
-
-def negative_binomial(x, mean, theta, eps=1e-8):
-    log_total = torch.log(theta + mean + eps)
-    at_zero = theta * (torch.log(theta + eps) - log_total)
-    rise = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
-    return at_zero + x * (torch.log(mean + eps) - log_total) + rise
-
-
-def zero_inflated(x, mean, theta, logits, eps=1e-8):
-    at_zero = theta * (torch.log(theta + eps) - torch.log(theta + mean + eps))
-    zero = F.softplus(at_zero - logits) - F.softplus(-logits)
-    return torch.where(x < eps, zero, negative_binomial(x, mean, theta) - logits - F.softplus(-logits))
+    return eager.gaussian(x, mean, logvar.clamp(-1.0, 0.5))
 
 
 def mixture(x, parameter):
     """By probabilities of bins, which float64 has digits enough for."""
+    if parameter.dtype == torch.float64:
+        return _mixture_of_bins(x, parameter)
+    return eager.discretized_logistic_mixture(x, parameter, COMPONENTS)
+
+
+def _mixture_of_bins(x, parameter):
     y = 2 * x - 1
     channels, m = x.shape[1], COMPONENTS
     logits, rest = parameter[:, :m], parameter[:, m:].unflatten(1, (channels, -1, m))
@@ -80,19 +51,23 @@ COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 UNIT = ("bernoulli", "continuous_bernoulli", MIXTURE)
 
 CASES = {
-    "bernoulli": Case(Density("bernoulli"), bernoulli),
-    "continuous Bernoulli": Case(Density("continuous_bernoulli"), continuous_bernoulli),
-    "Gaussian": Case(Density("gaussian"), gaussian, ("full", "full")),
-    "Gaussian, shared variance": Case(Density("gaussian"), gaussian, ("full", "shared")),
-    "Gaussian, one variance": Case(Density("gaussian"), gaussian, ("full", "one")),
+    "bernoulli": Case(Density("bernoulli"), eager.bernoulli),
+    "continuous Bernoulli": Case(Density("continuous_bernoulli"), eager.continuous_bernoulli),
+    "Gaussian": Case(Density("gaussian"), eager.gaussian, ("full", "full")),
+    "Gaussian, shared variance": Case(Density("gaussian"), eager.gaussian, ("full", "shared")),
+    "Gaussian, one variance": Case(Density("gaussian"), eager.gaussian, ("full", "one")),
     "Gaussian, clamped": Case(Density("gaussian", -1.0, 0.5), clamped_gaussian, ("full", "full")),
-    "Laplace": Case(Density("laplace"), laplace, ("full", "full")),
-    "Laplace, one scale": Case(Density("laplace"), laplace, ("full", "one")),
-    "Poisson": Case(Density("poisson"), poisson),
-    "negative binomial": Case(Density("negative_binomial"), negative_binomial, ("full", "shared")),
-    "negative binomial, theta of each": Case(Density("negative_binomial"), negative_binomial, ("full", "full")),
-    "zero-inflated": Case(Density("zero_inflated_negative_binomial"), zero_inflated, ("full", "shared", "full")),
-    "zero-inflated, shared": Case(Density("zero_inflated_negative_binomial"), zero_inflated, ("full", "one", "shared")),
+    "Laplace": Case(Density("laplace"), eager.laplace, ("full", "full")),
+    "Laplace, one scale": Case(Density("laplace"), eager.laplace, ("full", "one")),
+    "Poisson": Case(Density("poisson"), eager.poisson),
+    "negative binomial": Case(Density("negative_binomial"), eager.negative_binomial, ("full", "shared")),
+    "negative binomial, theta of each": Case(Density("negative_binomial"), eager.negative_binomial, ("full", "full")),
+    "zero-inflated": Case(
+        Density("zero_inflated_negative_binomial"), eager.zero_inflated_negative_binomial, ("full", "shared", "full")
+    ),
+    "zero-inflated, shared": Case(
+        Density("zero_inflated_negative_binomial"), eager.zero_inflated_negative_binomial, ("full", "one", "shared")
+    ),
     "mixture": Case(Density(MIXTURE, -7.0, components=COMPONENTS), mixture),
 }
 

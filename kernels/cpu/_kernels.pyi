@@ -87,6 +87,42 @@ def latent_backward(
 ) -> bool:
     """As backward; the prior's gradients have the prior's shapes."""
 
+def likelihood_forward(
+    x: Tensor,
+    first: Tensor,
+    second: Tensor | None,
+    third: Tensor | None,
+    log_prob: Tensor,
+    density: bytes,
+    seed: None,
+    dtype: int,
+    row_offset: int,
+    reduction: int,
+    threads: int,
+    /,
+) -> bool:
+    """Write log p, reduced; False if two event indices do not do for these strides."""
+
+def likelihood_backward(
+    grad: Tensor,
+    x: Tensor,
+    first: Tensor,
+    second: Tensor | None,
+    third: Tensor | None,
+    grad_first: Tensor | None,
+    grad_second: Tensor | None,
+    grad_third: Tensor | None,
+    density: bytes,
+    seed: None,
+    dtype: int,
+    row_offset: int,
+    reduction: int,
+    threads: int,
+    /,
+) -> bool:
+    """Write the gradients that are given; each has its parameter's shape."""
+
+def gammas(arguments: int, n: int, lgamma: int, digamma: int, /) -> None: ...
 def use_exchange(capsule: object, /) -> bool: ...
 def words(counters: int, n: int, seed: int, words: int, /) -> None: ...
 def instruction_set() -> str | None: ...
