@@ -15,8 +15,10 @@ SOURCES := pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.c ke
 demo: $(VENV)/installed
 	$(RUN) -m examples.digits
 
+# Processes that share the tests; each computes on one thread.
+WORKERS ?= 2
 test: $(VENV)/installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(WORKERS)
 
 test-slow: $(VENV)/installed
 	$(RUN) -m pytest -m slow

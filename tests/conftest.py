@@ -14,6 +14,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait for each other's
+    torch.set_num_threads(1)
+
 import fastvae
 
 from .gpu_marker import (  # noqa: F401  (pytest finds its hooks here)

@@ -44,9 +44,15 @@ ARRAYS = {
     "sample_and_kl_std_backward": 5,
     "sample_and_kl_softplus_backward": 5,
     "sample_and_kl_soft_clamp_backward": 5,
+    "bernoulli": 2,
+    "gaussian": 3,
+    "negative_binomial": 3,
+    "bernoulli_backward": 3,
+    "gaussian_backward": 5,
+    "negative_binomial_backward": 4,
 }
-PLAIN, DRAWN = 7, 2
-OTHERS = len(ARRAYS) - PLAIN
+PLAIN, DRAWN, LIKELIHOODS = 7, 2, 6
+OTHERS = len(ARRAYS) - PLAIN - LIKELIHOODS
 
 
 @pytest.fixture(scope="module", params=TARGETS)
@@ -67,7 +73,7 @@ def compiled(request, tmp_path_factory) -> list[dict]:
 
 
 def test_every_op_compiles_to_a_binary(compiled):
-    assert len(compiled) == 2 * (4 * PLAIN - 1 + 2 * OTHERS + 2 * DRAWN + 2)
+    assert len(compiled) == 2 * (4 * PLAIN - 1 + 2 * OTHERS + 2 * DRAWN + 2 + 3 * LIKELIHOODS)
     assert all(entry["binary_bytes"] > 1000 for entry in compiled)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -197,6 +198,12 @@ def _packed_density(density: Density, *dtypes: torch.dtype) -> bytes:
     return struct.pack("i2fi4i", KINDS.index(density.kind), density.low, density.high, density.components, *codes)
 
 
+def _others(of_parameters: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
+    """The second and the third; None where there are fewer."""
+    second, third = [*of_parameters[1:], None, None][:2]
+    return second, third
+
+
 def likelihood_forward(x: Tensor, parameters: tuple[Tensor, ...], reduction: str, density: Density) -> Tensor:
     pixels = x[:, 0] if density.kind == MIXTURE else parameters[0]
     if reduction == "channel":
@@ -205,10 +212,10 @@ def likelihood_forward(x: Tensor, parameters: tuple[Tensor, ...], reduction: str
         log_prob = torch.empty_like(pixels, dtype=torch.float32)
     else:
         log_prob = x.new_empty(x.shape[:1] if reduction == "sample" else (), dtype=torch.float32)
-    first, second, third = (*parameters, None, None)[:3]
+    packed = _packed_density(density, x.dtype, *[given.dtype for given in parameters])
     if not _kernels.likelihood_forward(
-        x, first, second, third, log_prob, _packed_density(density, x.dtype, *[given.dtype for given in parameters]),
-        None, _DTYPES[first.dtype], 0, _reduction_over(pixels, reduction), torch.get_num_threads(),
+        x, parameters[0], *_others(parameters), log_prob, packed, None, _DTYPES[parameters[0].dtype], 0,
+        _reduction_over(pixels, reduction), torch.get_num_threads(),
     ):  # fmt: skip
         dense = likelihood_forward(x.contiguous(), tuple(_contiguous(*parameters)), reduction, density)
         log_prob.copy_(dense)
@@ -226,12 +233,11 @@ def likelihood_backward(
     gradients = tuple(
         [torch.empty_like(given) if wanted else None for given, wanted in zip(parameters, wants, strict=True)]
     )
-    first, second, third = (*parameters, None, None)[:3]
-    pixels = x[:, 0] if density.kind == MIXTURE else first
+    pixels = x[:, 0] if density.kind == MIXTURE else parameters[0]
+    packed = _packed_density(density, x.dtype, *[given.dtype for given in parameters])
     if not _kernels.likelihood_backward(
-        grad, x, first, second, third, *(*gradients, None, None)[:3],
-        _packed_density(density, x.dtype, *[given.dtype for given in parameters]), None, _DTYPES[first.dtype], 0,
-        _reduction_over(pixels, reduction), torch.get_num_threads(),
+        grad, x, parameters[0], *_others(parameters), gradients[0], *_others(gradients), packed, None,
+        _DTYPES[parameters[0].dtype], 0, _reduction_over(pixels, reduction), torch.get_num_threads(),
     ):  # fmt: skip
         grad, x, *dense_parameters = _contiguous(grad, x, *parameters)
         dense = likelihood_backward(grad, x, tuple(dense_parameters), reduction, density, wants)

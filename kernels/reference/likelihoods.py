@@ -102,7 +102,8 @@ def likelihood_backward(
     converted = tuple(given.to(compute) for given in parameters)
     if density.kind == MIXTURE:
         y = mixture.levels(x, compute)
-        gradients = mixture.gradient(grad_kl_elementwise(grad, y[:, 0], reduction).to(compute), y, *converted, density)
+        each = grad_kl_elementwise(grad, y[:, 0], reduction).to(compute)
+        gradients: tuple[Tensor, ...] = (mixture.gradient(each, y, converted[0], density),)
     else:
         each = grad_kl_elementwise(grad, parameters[0], reduction).to(compute)
         gradients = tuple(each * one for one in derivatives(x.to(compute), converted, density))

@@ -78,7 +78,7 @@ def log_prob(y: Tensor, parameter: Tensor, density: Density) -> Tensor:
     return torch.logsumexp(torch.log_softmax(parts.logits, 1) + of_components, 1)
 
 
-def gradient(grad: Tensor, y: Tensor, parameter: Tensor, density: Density) -> tuple[Tensor]:
+def gradient(grad: Tensor, y: Tensor, parameter: Tensor, density: Density) -> Tensor:
     """Of the parameter; ``grad`` is that of each pixel's log p, (B, ...)."""
     parts = split(parameter, y.shape[1], density.components)
     found = bins(y, parts, density)
@@ -99,4 +99,4 @@ def gradient(grad: Tensor, y: Tensor, parameter: Tensor, density: Density) -> tu
         red, green = y[:, 0].unsqueeze(1), y[:, 1].unsqueeze(1)
         through = torch.stack((of_means[:, 1] * red, of_means[:, 2] * red, of_means[:, 2] * green), 1)
         each.append(through * (1.0 - torch.tanh(parts.coefficients).square()))
-    return (torch.cat((of_logits, torch.stack(each, 2).flatten(1, 3)), 1),)
+    return torch.cat((of_logits, torch.stack(each, 2).flatten(1, 3)), 1)

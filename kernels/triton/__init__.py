@@ -1,7 +1,8 @@
 """The Triton backend: GPUs of NVIDIA and AMD, and CPU tensors under Triton's interpreter (TRITON_INTERPRET=1).
 
-`gaussian` has the two kernels of plain latents, `latents_forward` and `latents_backward` those of the family; `philox`,
-`functions`, `parameterisation` and `latents` have what they are made of. `launch` and `latent_launch` decide launch
+`gaussian` has the two kernels of plain latents, `latents_forward` and `latents_backward` those of the family,
+`likelihoods` those of log p(x|z) and `mixture` those of its mixtures; `philox`, `functions`, `parameterisation`,
+`latents` and `special` have what they are made of. `launch`, `latent_launch` and `likelihood_launch` decide launch
 shapes and start them.
 """
 
@@ -12,6 +13,7 @@ import torch
 # Triton itself is imported here, at the backend's first use and not before: an ImportError means it is not installed.
 from .latent_launch import latent_backward, latent_forward
 from .launch import INTERPRETED, backward, forward, noise
+from .likelihood_launch import likelihood_backward, likelihood_forward
 
 __all__ = [
     "backward",
@@ -19,6 +21,8 @@ __all__ = [
     "forward",
     "latent_backward",
     "latent_forward",
+    "likelihood_backward",
+    "likelihood_forward",
     "noise",
     "unavailable",
 ]

@@ -65,7 +65,7 @@ class Plan(NamedTuple):
         return self.tiles if self.down else self.shared.grid[1]
 
 
-_NOTHING_TO_DO = Plan(Shares(1, 1, 1, 1, (0, 0)), False, 0)
+NOTHING_TO_DO = Plan(Shares(1, 1, 1, 1, (0, 0)), False, 0)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -80,7 +80,7 @@ def plan_of(
 ) -> Plan:
     """``channel``: so many coordinates at a time are summed, so that no program may have its part in two of them."""
     if rows * event == 0:
-        return _NOTHING_TO_DO
+        return NOTHING_TO_DO
     rows_a_tile, columns = tile_shape(rows, event, dtype, TILE_ELEMENTS, draws_to_share)
     if with_shared_prior and columns >= wide_columns(dtype):
         rows_a_tile, columns = ROWS_WITH_SHARED_PRIOR, wide_columns(dtype)
@@ -129,11 +129,15 @@ def kind_of_prior(prior: Tensor | None, shape: torch.Size) -> int:
     return (ONE if prior.numel() == 1 else SHARED).value
 
 
+def as_loaded(kind: int, plan: Plan, dtype: torch.dtype) -> int:
+    """A row that a narrow tile's rows share is loaded for each of them."""
+    return FULL.value if kind == SHARED.value and plan.shared.columns < wide_columns(dtype) else kind
+
+
 def _constants(options: Options, kinds: tuple[int, int], plan: Plan, dtype: torch.dtype) -> dict[str, Any]:
     """The constants that both kernels have."""
     constants = {name.upper(): value for name, value in options._asdict().items()}
-    by_row = plan.shared.columns >= wide_columns(dtype)
-    prior_mu, prior_scale = (FULL.value if kind == SHARED.value and not by_row else kind for kind in kinds)
+    prior_mu, prior_scale = (as_loaded(kind, plan, dtype) for kind in kinds)
     return {**constants, "PRIOR_MU": prior_mu, "PRIOR_SCALE": prior_scale, "DOWN": plan.down}
 
 
@@ -196,7 +200,7 @@ def describe_forward(
             row_offset,
             plan.shared._replace(grid=(*plan.shared.grid, draw_programs)),
             more=(plan.tiles, draws, -(-draws // draw_programs)),
-            draw_strides=(z_draw,),
+            slice_strides=(z_draw,),
             unroll=2 if draws == 1 and not plan.down else 1,
             WITH_Z=z is not None,
             KL=(SUMS if sums is not None else NO_KL if elementwise is None else ELEMENTWISE).value,
@@ -297,7 +301,7 @@ def describe_backward(
             row_offset,
             plan.shared,
             more=(draws, *_draw_and_row(grad_log_q), *_draw_and_row(grad_log_p)),
-            draw_strides=(grad_z_draw,),
+            slice_strides=(grad_z_draw,),
             unroll=2 if draws == 1 and not plan.down else 1,
             WITH_Z=grad_z is not None,
             KL=kl.value,

@@ -119,19 +119,25 @@ def make_launch(
     tensors: tuple[Tensor | None, ...],
     view: RowsView,
     strides: tuple[Strides, ...],
-    row_offset: int,
+    row_offset: int | None,
     shared: Shares,
     more: tuple[int | None, ...] = (),
-    draw_strides: tuple[int, ...] = (),
+    slice_strides: tuple[int, ...] = (),
     unroll: int = 2,
     **constants: Any,
 ) -> Launch:
-    """A start of one of the kernels: what they all take, and ``more`` that one of them takes."""
+    """A start of one of the kernels: what they all take, and ``more`` that one of them takes.
+
+    ``row_offset``: None for kernels that draw no noise. ``slice_strides``: from a draw to the next, or a channel.
+    """
     event = view.outer * view.inner
-    unit = math.gcd(shared.group, event, *[row for row, _, _ in strides], *draw_strides)
-    scalars = (view.rows, event // unit, view.inner, row_offset, shared.tiles_a_program, *more)
+    unit = math.gcd(shared.group, event, *[row for row, _, _ in strides], *slice_strides)
+    scalars = [view.rows, event // unit, view.inner, shared.tiles_a_program]
+    if row_offset is not None:
+        scalars.insert(3, row_offset)
+        constants["GROUP"] = shared.group
     flat_strides = [stride for row, outer, inner in strides for stride in (row // unit, outer, inner)]
-    flat_strides = [*(stride // unit for stride in draw_strides), *flat_strides]
+    flat_strides = [*(stride // unit for stride in slice_strides), *flat_strides]
     constants.update(
         UNIT=unit,
         WIDE=event >= WIDE_EVENT,
@@ -139,11 +145,10 @@ def make_launch(
         MASKED=view.rows % shared.rows_a_program != 0 or event % shared.columns != 0,
         ROWS=shared.rows_a_program,
         COLUMNS=shared.columns,
-        GROUP=shared.group,
         UNROLL=min(unroll, shared.tiles_a_program),
         HARDWARE=_hardware_of(next(tensor.device for tensor in tensors if tensor is not None)),
     )
-    return Launch(kernel, shared.grid, (*tensors, *scalars, *flat_strides), constants)
+    return Launch(kernel, shared.grid, (*tensors, *scalars, *more, *flat_strides), constants)
 
 
 def forward_launch(

@@ -1,0 +1,78 @@
+"""What likelihoods are made of beside exponentials: logarithms near 1, and gamma functions of counts.
+
+Gamma functions are computed at y >= 1, with 1 added to what may be less, and with minimax polynomials S and D in place
+of Stirling's series (off by 1.1e-8 and 2.9e-8):
+
+    lgamma(y)  = (y - 1/2) log y - y + log(2 pi) / 2 + S(1/y)         lgamma(y)  = lgamma(y + 1) - log y
+    digamma(y) = log y + D(1/y)                                       digamma(y) = digamma(y + 1) - 1/y
+
+Neither is here by itself: likelihoods need differences of two of them, in which the logarithms, which are large, have
+to be put together before they are rounded.
+"""
+
+import triton
+import triton.language as tl
+
+from .parameterisation import LOG2_E, log, reciprocal
+from .philox import log1p_near_0
+
+LN_2: tl.constexpr = tl.constexpr(0.693147181)
+HALF_LOG_2_PI: tl.constexpr = tl.constexpr(0.9189385332046727)
+
+
+@triton.jit
+def exp(x):
+    """exp(x) for rates, which may be large: exp2 of a rounded product would be off by |x| 2^-24 of itself."""
+    whole = tl.floor(x * LOG2_E + 0.5)
+    whole = tl.where(tl.abs(whole - 0.5) < 127.0, whole, 0.0)  # others have no float32 of their own
+    rest = (x - whole * 0.693359375) + whole * 2.1219444e-4  # the first product is exact
+    scale = ((whole.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+    return tl.exp2(rest * LOG2_E) * scale
+
+
+@triton.jit
+def log_ratio(ratio, excess):
+    """log(ratio) of a normal ratio > 0, from excess = ratio - 1 where it is near 1 and would have lost that difference.
+
+    Off by 1e-7 of itself, with HARDWARE and without: lg2 would be off by 2^-22, however near 0 the result.
+    """
+    exponent = (ratio.to(tl.int32, bitcast=True) - 0x3F3504F3) >> 23
+    scale = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
+    f = tl.where(exponent == 0, excess, ratio * scale - 1.0)
+    return exponent.to(tl.float32) * LN_2 + log1p_near_0(f)
+
+
+@triton.jit
+def stirling(inverse):
+    """S: lgamma(y) less its logarithm and what stands beside it, from inverse = 1/y <= 1."""
+    square = inverse * inverse
+    s = 0.00018382764 - square * 4.3557731e-05
+    s = -0.00039073417 + square * s
+    s = 0.00075244531 + square * s
+    s = -0.0027737368 + square * s
+    s = 0.083333217 + square * s
+    return inverse * s
+
+
+@triton.jit
+def stirling_slope(inverse):
+    """D: digamma(y) - log y, from inverse = 1/y <= 1."""
+    square = inverse * inverse
+    s = 0.0010693232 - square * 0.00025009774
+    s = -0.0021913035 + square * s
+    s = 0.0035395771 + square * s
+    s = -0.0082830898 + square * s
+    s = 0.083331227 + square * s
+    return -inverse * (0.5 + inverse * s)
+
+
+@triton.jit
+def log_factorial(x, HARDWARE: tl.constexpr):
+    """lgamma(x + 1), x >= 0, by that of y = x + 2.
+
+    With HARDWARE, the logarithm of (x + 1) / y is lg2's, since its 2^-22 are not multiplied by a count.
+    """
+    y = x + 2.0
+    inverse = reciprocal(y, HARDWARE)
+    small = stirling(inverse) - log((x + 1.0) * inverse, HARDWARE) + (HALF_LOG_2_PI - 1.5)
+    return (x + 0.5) * (log_ratio(y, x + 1.0) - 1.0) + small
