@@ -1,11 +1,12 @@
 """fastvae: the latent arithmetic of variational autoencoders as fused kernels for CPU and GPU.
 
 The ops are functions (`sample_and_kl`, `sample_and_kl_packed`, `sample_and_log_prob`, `reparameterize`, `gaussian_kl`,
-`noise`) with gradients; `fastvae.nn` and `fastvae.likelihoods` build models on them. `backends` tells what runs where,
+`noise`) with gradients; `fastvae.nn`, `fastvae.likelihoods` and `fastvae.priors` build models on them,
+`fastvae.objectives` and `fastvae.schedules` train them, `fastvae.monitors` watches. `backends` tells what runs where,
 `use_backend` chooses.
 """
 
-from . import likelihoods, nn
+from . import likelihoods, monitors, nn, objectives, priors, schedules
 from .distributions import DiagonalGaussian
 from .functional import (
     gaussian_kl,
@@ -24,11 +25,15 @@ __all__ = [
     "backends",
     "gaussian_kl",
     "likelihoods",
+    "monitors",
     "nn",
     "noise",
+    "objectives",
+    "priors",
     "reparameterize",
     "sample_and_kl",
     "sample_and_kl_packed",
     "sample_and_log_prob",
+    "schedules",
     "use_backend",
 ]

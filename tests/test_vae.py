@@ -13,6 +13,7 @@ from torch import nn
 import fastvae
 from fastvae.likelihoods import Bernoulli, Gaussian
 from fastvae.nn import VAE, MLPDecoder, MLPEncoder
+from fastvae.priors import LearnedGaussian
 
 SHAPE = (1, 4, 5)
 
@@ -309,6 +310,31 @@ def test_an_encoder_without_logvar_is_refused():
         VAE(nn.Identity(), nn.Identity(), Gaussian()).elbo(torch.zeros(2, 3))
 
 
+class _Returns(nn.Module):
+    def __init__(self, value: object) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ((torch.zeros(2, 3),) * 3, TypeError, r"encoder returned 3 values, expected the pair \(mu, logvar\)"),
+        (None, TypeError, r"encoder returned NoneType, expected the pair \(mu, logvar\)"),
+        (torch.zeros(4), TypeError, r"or moments \(B, 2C, ...\); its shape is \(4,\)"),
+        ((torch.zeros(2, 3), torch.zeros(2, 4)), ValueError, r"logvar has shape \(2, 4\), mu has \(2, 3\)"),
+        (torch.zeros(2, 8), ValueError, r"encoder returned mu of shape \(2, 4\), expected \(batch, 3\)"),
+        ((torch.zeros(2, 4),) * 2, ValueError, r"encoder returned mu of shape \(2, 4\), expected \(batch, 3\)"),
+    ],
+)
+def test_an_encoders_output_that_is_none_is_refused(value, error, message):
+    with pytest.raises(error, match=message):
+        VAE(_Returns(value), nn.Identity(), Gaussian(), latent_shape=3).elbo(torch.zeros(2, 3))
+
+
 def test_a_seed_that_would_rule_nothing_is_refused():
     with pytest.raises(ValueError, match="seed was given with sample=False"):
         _vae().reconstruct(_x(), seed=0)
@@ -342,6 +368,17 @@ def test_generate_refuses_a_number_that_is_none(n, error, message):
         (lambda: VAE(nn.Identity(), nn.Identity(), Bernoulli), TypeError, "likelihood is a type, expected"),
         (lambda: VAE(nn.Identity(), nn.Identity(), Bernoulli(), latent_shape=(2, 0)), ValueError, "latent_shape is"),
         (lambda: VAE(nn.Identity(), nn.Identity(), Bernoulli(), latent_shape="2"), TypeError, "latent_shape is '2'"),
+        (
+            lambda: VAE(nn.Identity(), nn.Identity(), Bernoulli(), prior=nn.Identity()),
+            TypeError,
+            r"prior is a Identity, expected a fastvae\.priors\.Prior or None",
+        ),
+        (
+            lambda: VAE(MLPEncoder(3, 8, 2), nn.Identity(), Bernoulli(), prior=LearnedGaussian(3)),
+            ValueError,
+            r"prior has latent_shape \(3,\), expected \(2,\), the model's",
+        ),
+        (lambda: MLPEncoder(3, 8, 2, condition_dim=0), ValueError, "condition_dim is 0, expected a positive int"),
         (lambda: MLPEncoder(0, 8, 2), ValueError, "input_shape is 0, expected a positive int"),
         (lambda: MLPEncoder((), 8, 2), ValueError, r"input_shape is \(\), expected at least one size"),
         (lambda: MLPEncoder(3, (8, -1), 2), ValueError, r"hidden\[1\] is -1, expected a positive int"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..sizes import check_sizes
 from .base import Parameters, check_parts, check_sampling
 from .functional import (
     negative_binomial_log_prob,
@@ -57,13 +57,7 @@ class _OverdispersedCounts(nn.Module):
         if features is None:
             self.register_parameter("log_theta", None)
             return
-        try:
-            shape = tuple(map(operator.index, features if isinstance(features, Sequence) else (features,)))
-        except TypeError:
-            raise TypeError(f"features is {features!r}, expected an int, a sequence of ints or None") from None
-        if any(size < 1 for size in shape):
-            raise ValueError(f"features is {features!r}, expected positive sizes")
-        self.log_theta = nn.Parameter(torch.zeros(shape))
+        self.log_theta = nn.Parameter(torch.zeros(check_sizes("features", features)))
 
     def _parts(self, parameters: Parameters, *others: str) -> tuple[Tensor, ...]:
         """The mean, theta, and what else the decoder gives."""

@@ -29,13 +29,13 @@ from ..arguments import (
     check_reduction,
     check_tensor,
     fit_to_rows,
-    is_integer,
     refuse_first,
     requested_backend,
 )
 from ..autograd import LogLikelihood, apply
 from ..kernels.likelihoods import MIXTURE, Density, channels_of_mixture
 from ..options import check_clamp
+from ..sizes import check_count
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
@@ -198,10 +198,7 @@ def discretized_logistic_mixture_log_prob(
     torch.Size([2])
     """
     _check_inputs(x, [("parameters", parameters)])
-    if not is_integer(components):
-        raise TypeError(f"components is a {type(components).__name__}, expected an int")
-    if components < 1:
-        raise ValueError(f"components is {components}, expected 1 or more")
+    check_count("components", components, 1)
     if x.dim() < 2 or x.shape[1] not in (1, 3):
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, 1 or 3, *spatial)")
     draws = parameters.dim() == x.dim() + 1

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..arguments import is_integer
 from ..kernels.likelihoods import channels_of_mixture
 from ..kernels.reference.mixture import Components, mixed_means, split
+from ..sizes import check_count
 from .base import check_parts, check_sampling
 from .functional import LOWEST_LOG_SCALE, discretized_logistic_mixture_log_prob
 
@@ -39,11 +39,8 @@ class DiscretizedLogisticMixture(nn.Module):
 
     def __init__(self, components: int = 10, channels: int = 3) -> None:
         super().__init__()
-        for name, value in (("components", components), ("channels", channels)):
-            if not is_integer(value):
-                raise TypeError(f"{name} is a {type(value).__name__}, expected an int")
-        if components < 1:
-            raise ValueError(f"components is {components}, expected 1 or more")
+        check_count("components", components, 1)
+        check_count("channels", channels, 1)
         if channels not in (1, 3):
             raise ValueError(f"channels is {channels}, expected 1 or 3")
         self.components = int(components)

@@ -1,14 +1,13 @@
-"""An encoder and a decoder of plain linear layers, ready for `fastvae.nn.VAE`."""
+"""An encoder and a decoder of plain linear layers, ready for the models of `fastvae.nn`."""
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from ..arguments import check_tensor
+from .sizes import check_condition_dim, check_rows, event_shape, join_condition, positive_size, positive_sizes
 
 
 class MLPEncoder(nn.Module):
@@ -19,6 +18,7 @@ class MLPEncoder(nn.Module):
         hidden: width of the hidden layers, one int or one for each layer.
         latent_dim: size of z.
         activation: makes the activation module that follows each hidden layer.
+        condition_dim: size of a condition that stands beside x, None without one: q(z|x, c).
 
     Raises:
         TypeError, ValueError: a size is not an int, or not positive; the message names the argument.
@@ -30,6 +30,8 @@ class MLPEncoder(nn.Module):
     (torch.Size([8, 20]), torch.Size([8, 20]))
     """
 
+    packs_moments = True
+
     def __init__(
         self,
         input_shape: int | Sequence[int],
@@ -37,17 +39,30 @@ class MLPEncoder(nn.Module):
         latent_dim: int,
         *,
         activation: Callable[[], nn.Module] = nn.ReLU,
+        condition_dim: int | None = None,
     ) -> None:
         super().__init__()
-        self.input_shape = _shape("input_shape", input_shape)
-        self.latent_dim = _size("latent_dim", latent_dim)
-        # One last layer for both halves: one matrix product, and views that the fused ops read without a copy.
-        self.layers = _mlp(math.prod(self.input_shape), _sizes("hidden", hidden), 2 * self.latent_dim, activation)
+        self.input_shape = event_shape("input_shape", input_shape)
+        self.latent_dim = positive_size("latent_dim", latent_dim)
+        self.condition_dim = check_condition_dim(condition_dim)
+        inputs = math.prod(self.input_shape) + self.condition_dim
+        # One last layer for both halves: one matrix product, and one tensor that the fused ops read in place.
+        self.layers = _mlp(inputs, positive_sizes("hidden", hidden), 2 * self.latent_dim, activation)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """mu and logvar, (B, latent_dim) each, in the module's dtype, of x (B, *input_shape)."""
-        _check_rows("x", x, self.input_shape)
-        mu, logvar = self.layers(x.flatten(1)).chunk(2, dim=1)
+    def forward(
+        self, x: Tensor, condition: Tensor | None = None, *, packed: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """mu and logvar, (B, latent_dim) each, in the module's dtype, of x (B, *input_shape).
+
+        Args:
+            condition: (B, condition_dim).
+            packed: give both as the one tensor that they are the halves of, (B, 2 latent_dim).
+        """
+        check_rows("x", x, self.input_shape)
+        moments = self.layers(join_condition(x.flatten(1), condition, self.condition_dim))
+        if packed:
+            return moments
+        mu, logvar = moments.chunk(2, dim=1)
         return mu, logvar
 
 
@@ -59,6 +74,7 @@ class MLPDecoder(nn.Module):
         hidden: width of the hidden layers, one int or one for each layer.
         output_shape: shape of one x without the batch, an int for a vector.
         activation: makes the activation module that follows each hidden layer.
+        condition_dim: size of a condition that stands beside z, None without one: p(x|z, c).
 
     Raises:
         TypeError, ValueError: a size is not an int, or not positive; the message names the argument.
@@ -76,16 +92,23 @@ class MLPDecoder(nn.Module):
         output_shape: int | Sequence[int],
         *,
         activation: Callable[[], nn.Module] = nn.ReLU,
+        condition_dim: int | None = None,
     ) -> None:
         super().__init__()
-        self.latent_dim = _size("latent_dim", latent_dim)
-        self.output_shape = _shape("output_shape", output_shape)
-        self.layers = _mlp(self.latent_dim, _sizes("hidden", hidden), math.prod(self.output_shape), activation)
+        self.latent_dim = positive_size("latent_dim", latent_dim)
+        self.output_shape = event_shape("output_shape", output_shape)
+        self.condition_dim = check_condition_dim(condition_dim)
+        widths = positive_sizes("hidden", hidden)
+        self.layers = _mlp(self.latent_dim + self.condition_dim, widths, math.prod(self.output_shape), activation)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """The likelihood's parameters, (B, *output_shape), in the module's dtype, of z (B, latent_dim)."""
-        _check_rows("z", z, (self.latent_dim,))
-        return self.layers(z).unflatten(1, self.output_shape)
+    def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The likelihood's parameters, (B, *output_shape), in the module's dtype, of z (B, latent_dim).
+
+        Args:
+            condition: (B, condition_dim).
+        """
+        check_rows("z", z, (self.latent_dim,))
+        return self.layers(join_condition(z, condition, self.condition_dim)).unflatten(1, self.output_shape)
 
 
 def _mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
@@ -94,34 +117,3 @@ def _mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: Callable[
         layers += [nn.Linear(inputs, width), activation()]
         inputs = width
     return nn.Sequential(*layers, nn.Linear(inputs, outputs))
-
-
-def _size(name: str, size: int) -> int:
-    try:
-        given = operator.index(size)
-    except TypeError:
-        raise TypeError(f"{name} is {size!r}, expected a positive int") from None
-    if given < 1:
-        raise ValueError(f"{name} is {given}, expected a positive int")
-    return given
-
-
-def _sizes(name: str, sizes: int | Sequence[int]) -> tuple[int, ...]:
-    """The sizes as a tuple; one int counts as one size."""
-    if isinstance(sizes, Sequence) and not isinstance(sizes, str):
-        return tuple(_size(f"{name}[{i}]", size) for i, size in enumerate(sizes))
-    return (_size(name, sizes),)
-
-
-def _shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
-    sizes = _sizes(name, shape)
-    if not sizes:
-        raise ValueError(f"{name} is {shape!r}, expected at least one size")
-    return sizes
-
-
-def _check_rows(name: str, tensor: Tensor, event: tuple[int, ...]) -> None:
-    check_tensor(name, tensor)
-    if tensor.shape[1:] != event:
-        expected = ", ".join(["batch", *map(str, event)])
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected ({expected})")

@@ -1,32 +1,30 @@
-"""The variational autoencoder: an encoder, a decoder and a likelihood around the fused latent op.
+"""The variational autoencoder: an encoder, a decoder, a likelihood and a prior around the fused latent op.
 
-    prior z ~ N(0, I),   decoder p(x|z),   encoder q(z|x) = N(mu(x), diag exp(logvar(x)))
+    prior z ~ p(z), N(0, I) by default,   decoder p(x|z),   encoder q(z|x) = N(mu(x), diag exp(logvar(x)))
     log p(x) >= ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z))
 
-(Kingma & Welling, arXiv 1312.6114, section 2.2.) Everything is in nats and per sample: row b of a result belongs to
-row b of x, and means and sums over the batch are left to the caller.
+(Kingma & Welling, arXiv 1312.6114, section 2.2.) What it shares with the other models is in `fastvae.nn.model`.
 """
 
 from __future__ import annotations
 
-import itertools
-import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_tensor, is_integer, seed_tensor
-from ..functional import noise, reparameterize, sample_and_kl
+from ..arguments import check_tensor
 from ..likelihoods import Likelihood
+from ..likelihoods.base import Parameters
+from ..priors import Prior, StandardNormal
+from ..sizes import check_count, latent_shape_of
+from .decoding import decode, log_prob_of_draws
+from .model import LatentVariableModel, LogWeights, Shaping, check_module, check_shaping
+from .posterior import Encoded, Gaussian, Posterior, draw_with_kl, draws_with_log_prob, encode
 
-
-class Posterior(NamedTuple):
-    """q(z|x) = N(mu, diag exp(logvar)); both (B, *latent_shape)."""
-
-    mu: Tensor
-    logvar: Tensor
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class VAEOutput(NamedTuple):
@@ -37,30 +35,23 @@ class VAEOutput(NamedTuple):
     mu: Tensor
     logvar: Tensor
     kl: Tensor
-    """KL(q(z|x) || N(0, I)) in nats, (B,), 0 or more."""
-    parameters: Tensor
+    """KL(q(z|x) || p(z)) in nats, (B,): 0 or more, unless the prior has no closed form for it."""
+    parameters: Parameters
     """The decoder's output, the parameters of p(x|z)."""
 
 
-class ELBO(NamedTuple):
-    """The bound and its two parts, in nats, (B,) each: elbo = reconstruction - kl."""
-
-    elbo: Tensor
-    reconstruction: Tensor
-    """log p(x|z) at one z drawn from q(z|x)."""
-    kl: Tensor
-    """KL(q(z|x) || N(0, I)), 0 or more."""
-
-
-class VAE(nn.Module):
-    """A VAE of any encoder, decoder and likelihood; training minimises ``-vae.elbo(x).elbo.mean()``.
+class VAE(LatentVariableModel):
+    """A VAE of any encoder, decoder, likelihood and prior; training minimises ``-vae.elbo(x).elbo.mean()``.
 
     Args:
-        encoder: module with ``encoder(x) -> (mu, logvar)``, both (B, *latent_shape); logvar is log sigma^2.
+        encoder: module with ``encoder(x) -> (mu, logvar)``, both (B, *latent_shape), where logvar is log sigma^2; or
+            ``encoder(x) -> moments``, one tensor (B, 2C, ...) whose halves along dimension 1 they are: it is read in
+            place, and its gradient written in one piece.
         decoder: module with ``decoder(z) -> parameters``, the parameters of p(x|z) that the likelihood takes.
-        likelihood: `fastvae.likelihoods.Bernoulli`, `Gaussian`, or a module with the same methods.
-        latent_shape: shape of one z, which `generate` must know; ``encoder.latent_shape`` or ``encoder.latent_dim`` if
-            None.
+        likelihood: one of `fastvae.likelihoods`, or a module with the same methods.
+        prior: one of `fastvae.priors`; N(0, I) if None.
+        latent_shape: shape of one z, which `generate` must know; the prior's, ``encoder.latent_shape`` or
+            ``encoder.latent_dim`` if None.
 
     Seeds work as in `fastvae.sample_and_kl`: ``seed`` (an int, or one int64 element on x's device) fixes the draw on
     every device, ``generator`` or torch's default one rules it otherwise, and ``row_offset``, the index of row 0 in the
@@ -78,173 +69,146 @@ class VAE(nn.Module):
     torch.Size([3, 784])
     """
 
+    prior: nn.Module | None
+
     def __init__(
         self,
         encoder: nn.Module,
         decoder: nn.Module,
         likelihood: Likelihood,
         *,
+        prior: Prior | None = None,
         latent_shape: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         for name, module in (("encoder", encoder), ("decoder", decoder), ("likelihood", likelihood)):
-            if not isinstance(module, nn.Module):
-                raise TypeError(f"{name} is a {type(module).__name__}, expected a torch.nn.Module")
+            check_module(name, module)
+        if prior is not None and not isinstance(prior, Prior):
+            raise TypeError(f"prior is a {type(prior).__name__}, expected a fastvae.priors.Prior or None")
         self.encoder = encoder
         self.decoder = decoder
         self.likelihood = likelihood
-        self.latent_shape = _latent_shape(encoder, latent_shape)
+        shape = latent_shape_of(encoder, latent_shape)
+        if prior is not None:
+            if shape not in (None, prior.latent_shape):
+                raise ValueError(f"prior has latent_shape {prior.latent_shape}, expected {shape}, the model's")
+            shape = prior.latent_shape
+        elif shape is not None:
+            prior = StandardNormal(shape).to(self._like())
+        self.prior = prior
+        self.latent_shape = shape
 
-    def encode(self, x: Tensor) -> Posterior:
+    def encode(self, x: Tensor, *, condition: Tensor | int | None = None) -> Posterior:
         """The posterior q(z|x) of x (B, *event).
 
         Raises:
             TypeError, ValueError: x is not a floating-point tensor with a batch dimension, or the encoder did not
-                return the two tensors (mu, logvar).
+                return mu and logvar.
         """
         check_tensor("x", x)
-        posterior = self.encoder(x)
-        if not isinstance(posterior, (tuple, list)) or len(posterior) != 2:
-            came = f"{len(posterior)} values" if isinstance(posterior, (tuple, list)) else type(posterior).__name__
-            raise TypeError(f"encoder returned {came}, expected the pair (mu, logvar)")
-        return Posterior(*posterior)
+        mu, logvar, _ = self._posterior(x, self._check_condition(condition, x))
+        return Posterior(mu, logvar)
 
     def forward(
         self,
         x: Tensor,
         *,
+        condition: Tensor | int | None = None,
         seed: int | Tensor | None = None,
         generator: torch.Generator | None = None,
         row_offset: int = 0,
-    ) -> VAEOutput:
+        per_coordinate: bool = False,
+        **shaping: Unpack[Shaping],
+    ) -> VAEOutput | tuple[VAEOutput, tuple[Tensor, ...]]:
         """Encode x (B, *event), draw z with its KL in one fused pass, decode z.
 
+        Args:
+            condition: of each row of x, for a `ConditionalVAE`.
+            seed, generator, row_offset: see the class.
+            per_coordinate: return the KL of each coordinate too, averaged over the batch and detached.
+            reduction, beta, capacity, free_bits, free_bits_group, free_bits_over: of the KL, as for
+                `fastvae.sample_and_kl`.
+
+        Returns:
+            VAEOutput; with ``per_coordinate`` the pair of it and a tuple of one tensor, (*latent_shape).
+
         Raises:
             TypeError, ValueError: an argument is of the wrong kind; the message names it.
         """
-        mu, logvar = self.encode(x)
-        z, kl = sample_and_kl(mu, logvar, seed=seed, generator=generator, row_offset=row_offset)
-        return VAEOutput(z, mu, logvar, kl, self.decoder(z))
+        check_tensor("x", x)
+        check_shaping(shaping)
+        given = self._check_condition(condition, x)
+        posterior = self._posterior(x, given)
+        z, kl, *each = draw_with_kl(
+            posterior, self._prior(given), seed=seed, generator=generator, row_offset=row_offset,
+            per_coordinate=per_coordinate, **shaping,
+        )  # fmt: skip
+        output = VAEOutput(z, posterior.mu, posterior.logvar, kl, decode(self.decoder, z, given))
+        return (output, tuple(each)) if per_coordinate else output
 
-    def elbo(
+    def log_weights(
         self,
         x: Tensor,
+        num_samples: int,
         *,
+        condition: Tensor | int | None = None,
+        hold_posterior: bool = False,
         seed: int | Tensor | None = None,
         generator: torch.Generator | None = None,
         row_offset: int = 0,
-    ) -> ELBO:
-        """The evidence lower bound of each row of x (B, *event), in nats, with one draw of z: an unbiased estimate.
+    ) -> LogWeights:
+        """log p(x|z_k) + log p(z_k) - log q(z_k|x) of K draws z_k ~ q(z|x) for each row of x (B, *event).
 
-            elbo = log p(x|z) - KL(q(z|x) || N(0, I)),   z ~ q(z|x)
+        (Burda et al., arXiv 1509.00519, equation 8, which `fastvae.objectives.IWAE` makes of it.)
 
-        (arXiv 1312.6114, equation 7 with L = 1.) Arguments and errors as for `forward`; x must also be what the
-        likelihood takes.
+        Args:
+            num_samples: K.
+            hold_posterior: the gradient of log q and of log p reaches the posterior's mu and logvar through z alone
+                (Tucker et al., arXiv 1810.04152, equation 7).
+            all others: as for `forward`; the same seed gives draw 0 as there.
+
+        Raises:
+            TypeError, ValueError: an argument is of the wrong kind; the message names it.
         """
-        # Through __call__, so that hooks and wrappers of forward see this pass too.
-        output = self(x, seed=seed, generator=generator, row_offset=row_offset)
-        reconstruction = self.likelihood.log_prob(output.parameters, x)
-        return ELBO(reconstruction - output.kl, reconstruction, output.kl)
+        check_tensor("x", x)
+        check_count("num_samples", num_samples, 1)
+        given = self._check_condition(condition, x)
+        z, log_q, log_p = draws_with_log_prob(
+            self._posterior(x, given), self._prior(given), num_samples, hold_posterior=hold_posterior,
+            seed=seed, generator=generator, row_offset=row_offset,
+        )  # fmt: skip
+        log_likelihood = log_prob_of_draws(self.likelihood, self.decoder, z, x, given)
+        return LogWeights(log_likelihood + log_p - log_q, (z,))
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, *, condition: Tensor | int | None = None) -> Tensor:
         """E[x|z], the mean image of z (B, *latent_shape)."""
-        return self.likelihood.mean(self.decoder(z))
-
-    def reconstruct(
-        self,
-        x: Tensor,
-        *,
-        sample: bool = False,
-        seed: int | Tensor | None = None,
-        generator: torch.Generator | None = None,
-        row_offset: int = 0,
-    ) -> Tensor:
-        """x (B, *event) through the code and back: the mean image E[x|z].
-
-        Args:
-            sample: draw z from the posterior, as training does, instead of taking its mean.
-            seed, generator, row_offset: of that draw.
-
-        Raises:
-            ValueError: a seed, generator or row_offset without ``sample=True``, where it would rule nothing.
-        """
-        if not sample:
-            for name, value in (("seed", seed), ("generator", generator), ("row_offset", row_offset or None)):
-                if value is not None:
-                    raise ValueError(
-                        f"{name} was given with sample=False, where nothing is drawn; expected it left out"
-                    )
-            return self.decode(self.encode(x).mu)
-        mu, logvar = self.encode(x)
-        return self.decode(reparameterize(mu, logvar, seed=seed, generator=generator, row_offset=row_offset))
-
-    def generate(
-        self,
-        n: int,
-        *,
-        seed: int | Tensor | None = None,
-        generator: torch.Generator | None = None,
-        sample: bool = False,
-    ) -> Tensor:
-        """n new images, z ~ N(0, I) through the decoder, on the model's device and in its dtype.
-
-        Args:
-            n: how many.
-            seed: of z, which is then the same on every device: `fastvae.noise` of this seed.
-            generator: to draw the seed from; the default one of the device if None.
-            sample: draw x ~ p(x|z) instead of returning the mean image E[x|z]. Its noise is torch's own: a seed fixes
-                it too, but for one kind of device.
-
-        Raises:
-            TypeError, ValueError: an argument is of the wrong kind; the message names it.
-            RuntimeError: the latent shape is not known.
-        """
-        if self.latent_shape is None:
-            raise RuntimeError(
-                "the shape of z is not known; expected VAE(..., latent_shape=...) or an encoder with latent_shape or"
-                " latent_dim"
-            )
-        if not is_integer(n):
-            raise TypeError(f"n is a {type(n).__name__}, expected an int")
-        if n < 0:
-            raise ValueError(f"n is {n}, expected 0 or more")
-        like = self._like()
-        z_seed = seed_tensor(seed, generator, like.device)
-        parameters = self.decoder(noise(z_seed, (n, *self.latent_shape), dtype=like.dtype))
-        if not sample:
-            return self.likelihood.mean(parameters)
-        if seed is not None:
-            # Not the seed itself: on a GPU torch's generator is Philox keyed by its seed, as the noise of z is.
-            generator = torch.Generator(like.device).manual_seed((int(seed) ^ _PIXEL_STREAM) % 2**63)
-        return self.likelihood.sample(parameters, generator)
-
-    def _like(self) -> Tensor:
-        """A tensor with the model's device and dtype: a weight of the decoder, if it has one."""
-        for tensor in itertools.chain(self.decoder.parameters(), self.parameters(), self.buffers()):
-            if tensor.is_floating_point():
-                return tensor
-        return torch.empty(0)
+        check_tensor("z", z)
+        return self.likelihood.mean(decode(self.decoder, z, self._check_condition(condition, z)))
 
     def extra_repr(self) -> str:
         return f"latent_shape={self.latent_shape}"
 
+    @property
+    def _exact_kl(self) -> bool:
+        return not isinstance(self.prior, Prior) or self.prior.closed_form
 
-_PIXEL_STREAM = 0x706978656C73  # "pixels"
+    def _posterior(self, x: Tensor, condition: Tensor | None) -> Encoded:
+        posterior = encode("encoder", self.encoder, x, condition)
+        if self.latent_shape is not None and posterior.mu.shape[1:] != self.latent_shape:
+            expected = ", ".join(["batch", *map(str, self.latent_shape)])
+            raise ValueError(f"encoder returned mu of shape {tuple(posterior.mu.shape)}, expected ({expected})")
+        return posterior
 
+    def _prior(self, condition: Tensor | None) -> Prior | Gaussian | None:
+        return self.prior if isinstance(self.prior, Prior) else None
 
-def _latent_shape(encoder: nn.Module, given: int | Sequence[int] | None) -> tuple[int, ...] | None:
-    name, shape = "latent_shape", given
-    if shape is None:
-        for name in ("latent_shape", "latent_dim"):
-            shape = getattr(encoder, name, None)
-            if shape is not None:
-                break
-        else:
-            return None
-    try:
-        sizes = tuple(map(operator.index, shape if isinstance(shape, Sequence) else (shape,)))
-    except TypeError:
-        raise TypeError(f"{name} is {shape!r}, expected an int or a sequence of ints") from None
-    if any(size < 1 for size in sizes):
-        raise ValueError(f"{name} is {shape!r}, expected positive sizes")
-    return sizes
+    def _mean_code(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        return self._posterior(x, condition).mu
+
+    def _prior_code(self, n: int, seed: Tensor, condition: Tensor | None) -> Tensor:
+        if not isinstance(self.prior, Prior):
+            raise RuntimeError(
+                "the shape of z is not known; expected VAE(..., latent_shape=...) or an encoder with latent_shape or"
+                " latent_dim"
+            )
+        return self.prior.sample(n, seed=seed).to(self._like())

@@ -1,0 +1,159 @@
+"""The conditional VAE: encoder, decoder and, if wanted, the prior see a condition c beside x and z.
+
+    log p(x|c) >= E_q[log p(x|z, c)] - KL(q(z|x, c) || p(z|c)),   z ~ q(z|x, c)
+
+(Sohn, Lee & Yan, "Learning Structured Output Representation using Deep Conditional Generative Models", NIPS 2015,
+equation 4, where x is called y and c is x.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..arguments import check_tensor, dtype_name, is_integer, refuse_first, seed_tensor
+from ..functional import noise, reparameterize
+from ..likelihoods import Likelihood
+from ..priors import Prior
+from ..sizes import check_count
+from .decoding import log_prob_of_draws
+from .model import check_module
+from .posterior import Gaussian, encode
+from .vae import VAE
+
+
+class ConditionalVAE(VAE):
+    """A VAE whose every method takes ``condition=``: the classes or the properties that the images are to have.
+
+    Args:
+        encoder: module with ``encoder(x, condition) -> (mu, logvar)`` or moments, as for `VAE`.
+        decoder: module with ``decoder(z, condition) -> parameters``.
+        likelihood: as for `VAE`.
+        num_classes: if given, conditions are classes: int64 numbers from 0 to num_classes - 1, (B,), or one int for
+            all rows; the modules see them one-hot, (B, num_classes). If None, conditions are real vectors, or what else
+            the modules take: floating-point tensors (B, ...).
+        prior: p(z|c), a module with ``prior(condition) -> (mu, logvar)`` or moments, against which the KL is computed
+            in the same pass; or p(z), one of `fastvae.priors`; N(0, I) if None.
+        latent_shape: as for `VAE`.
+
+    A condition has x's dtype (classes get it) and device. Classes out of range are refused on the CPU; on a GPU, where
+    a look at them would stop the device, they end in its own assertion.
+
+    >>> import torch
+    >>> from fastvae.likelihoods import Bernoulli
+    >>> from fastvae.nn import ConditionalVAE, MLPDecoder, MLPEncoder
+    >>> encoder = MLPEncoder(784, 400, 20, condition_dim=10)
+    >>> decoder = MLPDecoder(20, 400, 784, condition_dim=10)
+    >>> prior = MLPEncoder(10, [], 20)
+    >>> vae = ConditionalVAE(encoder, decoder, Bernoulli(), num_classes=10, prior=prior)
+    >>> x, digit = torch.rand(8, 784).round(), torch.arange(8)
+    >>> loss = -vae.elbo(x, condition=digit).elbo.mean()
+    >>> vae.generate(3, condition=7).shape
+    torch.Size([3, 784])
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        *,
+        num_classes: int | None = None,
+        prior: nn.Module | None = None,
+        latent_shape: int | Sequence[int] | None = None,
+    ) -> None:
+        if prior is None or isinstance(prior, Prior):
+            super().__init__(encoder, decoder, likelihood, prior=prior, latent_shape=latent_shape)
+        else:
+            check_module("prior", prior)
+            super().__init__(encoder, decoder, likelihood, latent_shape=latent_shape)
+            self.prior = prior
+        if num_classes is not None:
+            check_count("num_classes", num_classes, 1)
+        self.num_classes = num_classes
+
+    def log_likelihood_under_prior(
+        self,
+        x: Tensor,
+        num_samples: int,
+        *,
+        condition: Tensor | int | None = None,
+        seed: int | Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """log p(x|z_k, c) in nats, (K, B), with z_k ~ p(z|c): one set of K noises for all rows of x.
+
+        Otherwise as `VAE.log_likelihood_under_prior`.
+        """
+        check_tensor("x", x)
+        check_count("num_samples", num_samples, 1)
+        given = self._check_condition(condition, x)
+        prior, z_seed = self._prior(given), seed_tensor(seed, generator, x.device)
+        if isinstance(prior, tuple):
+            mu, logvar = prior
+            eps = noise(z_seed, (num_samples, *mu.shape[1:]), dtype=mu.dtype)
+            z = mu + torch.exp(0.5 * logvar) * eps.unsqueeze(1)
+        else:
+            shared = self._prior_code(num_samples, z_seed, None)
+            z = shared.unsqueeze(1).expand(num_samples, len(x), *shared.shape[1:])
+        return log_prob_of_draws(self.likelihood, self.decoder, z, x, given)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, num_classes={self.num_classes}"
+
+    def _prior(self, condition: Tensor | None) -> Prior | Gaussian | None:
+        if self.prior is None or isinstance(self.prior, Prior):
+            return super()._prior(condition)
+        assert condition is not None  # or it would have been refused
+        mu, logvar, _ = encode("prior", self.prior, condition)
+        return mu, logvar
+
+    def _prior_code(self, n: int, seed: Tensor, condition: Tensor | None) -> Tensor:
+        prior = self._prior(condition)
+        if isinstance(prior, tuple):
+            return reparameterize(*prior, seed=seed)
+        return super()._prior_code(n, seed, condition)
+
+    def _check_condition(self, condition: Tensor | int | None, like: Tensor) -> Tensor:
+        if condition is None:
+            expected = "a tensor (batch, ...)" if self.num_classes is None else _CLASSES
+            raise TypeError(f"condition is None, expected {expected}")
+        if self.num_classes is not None:
+            return _one_hot(condition, self.num_classes, like)
+        if not isinstance(condition, Tensor):
+            raise TypeError(f"condition is a {type(condition).__name__}, expected a torch.Tensor")
+        check_tensor("condition", condition)
+        if condition.dtype != like.dtype:
+            came, expected = dtype_name(condition.dtype), dtype_name(like.dtype)
+            raise TypeError(f"condition is {came}, expected {expected}, as the data or the model")
+        _check_place(condition, like)
+        return condition
+
+
+_CLASSES = "int64 classes (batch,) or one int"
+
+
+def _one_hot(classes: Tensor | int, num_classes: int, like: Tensor) -> Tensor:
+    """(B, num_classes), in the dtype of ``like``."""
+    if is_integer(classes):
+        classes = torch.full((len(like),), int(classes), device=like.device)
+    if not isinstance(classes, Tensor):
+        raise TypeError(f"condition is a {type(classes).__name__}, expected {_CLASSES}")
+    if classes.dtype != torch.int64 or classes.dim() != 1:
+        came = f"{dtype_name(classes.dtype)} of shape {tuple(classes.shape)}"
+        raise TypeError(f"condition is {came}, expected {_CLASSES}")
+    _check_place(classes, like)
+    if classes.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = (classes < 0) | (classes >= num_classes)
+        refuse_first("condition", classes, wrong, f"a class from 0 to {num_classes - 1}")
+    return F.one_hot(classes, num_classes).to(like.dtype)
+
+
+def _check_place(condition: Tensor, like: Tensor) -> None:
+    if condition.device != like.device:
+        raise ValueError(f"condition is on {condition.device}, expected it on {like.device}")
+    if len(condition) != len(like):
+        raise ValueError(f"condition has shape {tuple(condition.shape)}, expected {len(like)} rows")
