@@ -189,7 +189,7 @@ def test_nan_stays_nan(case, kernels, device):
 
 
 def test_the_same_bits_again(case, kernels, device):
-    shape = (40, 3, 11) if case.density.kind == MIXTURE else (300, 70)
+    shape = (40, 3, 11) if case.density.kind == MIXTURE else (150, 33)
     x, parameters = draw(case, shape)
     grad = grad_like(case, x, parameters, "sample")
     first = run(kernels, device, case.density, x, parameters, "sample", grad)
@@ -205,7 +205,7 @@ def test_the_same_bits_again(case, kernels, device):
 
 @pytest.mark.parametrize("case", SHARING, indirect=True)
 def test_a_shared_gradient_is_summed_over_a_large_batch(case, kernels, device):
-    assert_close(case, kernels, device, *draw(case, (400, 130)), "sample")
+    assert_close(case, kernels, device, *draw(case, (200, 40)), "sample")
 
 
 @pytest.mark.parametrize("case", COUNTING, indirect=True)
