@@ -118,7 +118,11 @@ WRONG_ARITHMETIC = (
     Fault("run.h", "(double)c->event * log_2_pi", "0.0"),
     Fault("run.h", "i * c->tile < end", "i * c->tile + c->tile < end"),
     Fault("vector_math.h", "choose(small, p.m * p.m + (p.m + p.m), variance_less_1)", "variance_less_1"),
-    Fault("vector_math.h", "choose(small, p.m * p.m + (p.r2q + p.r2q), variance_less_1 - logvar)", "variance_less_1 - logvar"),
+    Fault(
+        "vector_math.h",
+        "choose(small, p.m * p.m + (p.r2q + p.r2q), variance_less_1 - logvar)",
+        "variance_less_1 - logvar",
+    ),
     Fault("vector_math.h", "f = choose(equal_integers(exponent, (vi){0} + 32), below_1, f);", ""),
     Fault("vector_math.h", "splat(0.625f)", "splat(1.25f)"),
     Fault("vector_math.h", "choose(equal(x, splat(infinity)), x, n", "choose(equal(x, splat(infinity)), value, n"),

@@ -37,7 +37,14 @@ ADDRESS_AND_UNDEFINED = ("-fsanitize=address,undefined,float-cast-overflow", *ST
 MEMORY = ("-fsanitize=memory", *STRICT)
 OPTIONS = {"ASAN_OPTIONS": "detect_stack_use_after_return=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
-PYTHON_TESTS = ("tests/test_ops.py", "tests/test_noise.py", "tests/test_autograd.py", "tests/test_latents_cpu.py")
+PYTHON_TESTS = (
+    "tests/test_ops.py",
+    "tests/test_noise.py",
+    "tests/test_autograd.py",
+    "tests/test_latents_cpu.py",
+    "tests/test_likelihoods_cpu.py",
+    "tests/test_likelihood_kernels.py",
+)
 
 Finished = subprocess.CompletedProcess[str]
 
@@ -69,7 +76,8 @@ def python_tests() -> Iterator[Finished]:
         CFLAGS=flags,
         LDFLAGS=flags,
     )
-    shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("tests", "bench"):  # the tests compare with the formulas of the benchmarks
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "results"))
     shutil.copy(ROOT / "pyproject.toml", copy)
     if not list((copy / "fastvae" / "kernels" / "cpu").glob("_kernels.*.so")):
         raise RuntimeError(f"the extension does not build:\n{built.stdout}")
