@@ -53,7 +53,8 @@ ALWAYS_INLINE derivatives derivatives_of(int kind, vf x, vf first, vf second, co
         return (derivatives){of_mean, choose(clamped, zero, 0.5f * (difference * of_mean - 1.0f))};
     }
     vf of_mean = choose(less(difference, zero), -inverse, inverse);
-    of_mean = choose(equal(difference, zero), zero, of_mean + (difference - difference)); /* NaN stays NaN */
+    of_mean = choose(equal(difference, zero), zero, of_mean);
+    of_mean = choose(equal(difference, difference), of_mean, difference); /* NaN stays NaN */
     return (derivatives){of_mean, choose(clamped, zero, absolute(difference) * inverse - 1.0f)};
 }
 

@@ -12,7 +12,8 @@ typedef struct {
 } kind;
 
 static const char *const reduction_names[] = {"without kl", "none", "sample", "sum", "batchmean", "channel"};
-static const char *const dtype_names[] = {"float32", "bfloat16", "float16"};
+static const char *const dtype_names[] = {"float32", "bfloat16", "float16", "uint8",
+                                          "int8",    "int16",    "int32",   "int64"};
 
 static int far_rows, calls_on_threads;
 
@@ -74,7 +75,7 @@ static void run(call *c, unit_range *work, int how_many, tensor *const *outputs)
         if (!run_call(c, work, threads)) fail("no memory for the sums");
         calls_on_threads += threads > 1;
         for (int i = 0; large && i < how_many; i++) {
-            size_t bytes = outputs[i]->block ? bytes_of_block(outputs[i]) : 0;
+            size_t bytes = outputs[i]->block && !is_far(outputs[i]) ? bytes_of_block(outputs[i]) : 0;
             if (threads == 1 && bytes > 0) {
                 alone[i] = malloc(bytes);
                 memcpy(alone[i], outputs[i]->block, bytes);

@@ -11,6 +11,7 @@
 #include <omp.h>
 #endif
 
+#include "likelihoods.h"
 #include "parameters.h"
 #include "singled_out.h"
 
@@ -87,6 +88,7 @@ static void check_shape(shape s, int index, int dtype, int extreme, int64_t effo
             check_latent_backward(&l);
             free_latent_problem(&l);
         }
+        check_likelihoods(&p);
     }
     free(p.eps);
 }
@@ -141,6 +143,7 @@ int main(int argc, char **argv) {
     check_rare_draws();
     check_high_rows();
     check_parameters();
+    check_gammas();
     for (int dtype = BFLOAT16; dtype <= FLOAT16; dtype++) {
         check_rounding(dtype);
         check_values_are_kept(dtype);
@@ -155,6 +158,6 @@ int main(int argc, char **argv) {
     for (int i = 0; i < QUANTITIES; i++) printf("%s %s %.2f", i > 0 ? "," : "", quantity_names[i], worst[i]);
     printf("\n");
     if (!calls_on_threads) printf("left out: several threads (no OpenMP in this build)\n");
-    if (!far_rows) printf("left out: rows more than 2^31 elements apart (not asked for, or no 60 GiB to map)\n");
+    if (!far_rows) printf("left out: rows more than 2^31 elements apart (not asked for, or no 80 GiB to map)\n");
     return failures > 0;
 }

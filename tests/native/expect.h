@@ -8,13 +8,17 @@
 
 #define MOST_FAILURES 10 /* then it gives up */
 
-static char subject[400]; /* what is being checked, for messages */
+static char subject[600]; /* what is being checked, for messages */
 static int64_t comparisons, failures;
 
-enum { Z, KL, KL_SUM, GRAD_MU, GRAD_LOGVAR, NOISE, MEAN_KL, LOG_PROBABILITY, GRAD_PRIOR, QUANTITIES };
+enum {
+    Z, KL, KL_SUM, GRAD_MU, GRAD_LOGVAR, NOISE, MEAN_KL, LOG_PROBABILITY, GRAD_PRIOR, LIKELIHOOD, LIKELIHOOD_SUM,
+    GRAD_PARAMETER, GRAD_SHARED, LGAMMA, DIGAMMA, QUANTITIES
+};
 static const char *const quantity_names[QUANTITIES] = {
-    "z",   "kl",      "sum of kl",       "gradient of mu",     "gradient of logvar",
-    "eps", "mean kl", "log-probability", "gradient of a prior",
+    "z", "kl", "sum of kl", "gradient of mu", "gradient of logvar", "eps", "mean kl", "log-probability",
+    "gradient of a prior", "log-likelihood", "sum of log-likelihoods", "gradient of a parameter",
+    "gradient of a shared parameter", "lgamma", "digamma",
 };
 static double worst[QUANTITIES]; /* largest error in float32, as a part of what is allowed */
 
@@ -30,7 +34,7 @@ __attribute__((format(printf, 1, 2))) static void fail(const char *format, ...) 
 
 /* Reads an output's element and leaves poison in its place: so an element that was not written is noticed, and at the
    end whatever is not poison is something that a kernel wrote where it must not. Returns whether there was a value. */
-static int take_element(tensor *t, int quantity, int64_t row, int64_t d, uint32_t *bits) {
+static int take_element(tensor *t, int quantity, int64_t row, int64_t d, uint64_t *bits) {
     *bits = get_bits(t, row, d);
     comparisons++;
     if (*bits == poison_of(t->dtype)) {
@@ -43,7 +47,7 @@ static int take_element(tensor *t, int quantity, int64_t row, int64_t d, uint32_
 
 /* The element is the exact value up to the tolerance, and then rounded to its dtype once. */
 static void expect(tensor *t, int quantity, int64_t row, int64_t d, double exact, double tolerance) {
-    uint32_t bits;
+    uint64_t bits;
     if (!take_element(t, quantity, row, d, &bits)) return;
     double got = decode(bits, t->dtype);
     int right;

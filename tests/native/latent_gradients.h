@@ -45,7 +45,7 @@ static exact_gradients gradients_at(const latent_problem *l, const incoming *g, 
         of_std = sum(of_std, product(of_drawn, eps));
     }
     exact_gradients found = {of_mu, parameter_gradient(&e.scale, of_std, of_logvar, o), of_prior_mu, {0.0, 0.0}};
-    if (l->prior_mu == NO_PRIOR) return found;
+    if (l->prior_mu == ABSENT) return found;
     found.prior_scale = parameter_gradient(&e.prior, exactly(0.0), of_prior_logvar, o);
     if (o->residual) {
         found.prior_mu = sum(found.prior_mu, found.mu);
@@ -54,23 +54,10 @@ static exact_gradients gradients_at(const latent_problem *l, const incoming *g, 
     return found;
 }
 
-/* A gradient of the prior, from the sums that its elements are. */
-static void check_prior_gradient(tensor *grad, int prior, const long_sum *of_columns) {
-    for (int64_t d = 0; prior != FULL_PRIOR && d < event_of(grad->shape); d++)
-        expect_approximately(grad, GRAD_PRIOR, 0, d, sum_of(of_columns[d]));
-}
-
-static void place_prior_gradient(const tensor *grad, int prior, int64_t inner, strided *of_all, column_sums *sums) {
-    if (prior == FULL_PRIOR)
-        *of_all = grad->view;
-    else
-        *sums = view_of_sums(grad, prior, inner, 1.0);
-}
-
 static void check_latent_backward(const latent_problem *l) {
     const problem *p = l->p;
     const shape s = p->shape, rows_of_draws = {draws_of(l) * s.rows, 1, 1};
-    incoming g = {.of_prior = l->prior_mu != NO_PRIOR && one_of(3) > 0};
+    incoming g = {.of_prior = l->prior_mu != ABSENT && one_of(3) > 0};
     if (l->with_z && one_of(4)) g.z = input(all_draws(s, draws_of(l)), p->dtype, 4);
     if (l->log_probs && one_of(4)) g.log_q = input(rows_of_draws, FLOAT32, 5);
     if (l->log_probs && one_of(4)) g.log_p = input(rows_of_draws, FLOAT32, 6);
@@ -89,30 +76,27 @@ static void check_latent_backward(const latent_problem *l) {
     c.grad_mu = grad_mu.view;
     c.grad_scale = grad_scale.view;
     if (g.of_prior) {
-        grad_prior_mu = output(shape_of_prior(s, l->prior_mu), p->dtype, 9);
-        grad_prior_scale = output(shape_of_prior(s, l->prior_scale), p->dtype, 10);
-        place_prior_gradient(&grad_prior_mu, l->prior_mu, s.inner, &c.grad_prior_mu, &c.columns[OF_PRIOR_MU]);
-        place_prior_gradient(&grad_prior_scale, l->prior_scale, s.inner, &c.grad_prior_scale,
+        grad_prior_mu = output(shape_of_shared(s, l->prior_mu), p->dtype, 9);
+        grad_prior_scale = output(shape_of_shared(s, l->prior_scale), p->dtype, 10);
+        place_gradient(&grad_prior_mu, l->prior_mu, s.inner, &c.grad_prior_mu, &c.columns[OF_PRIOR_MU]);
+        place_gradient(&grad_prior_scale, l->prior_scale, s.inner, &c.grad_prior_scale,
                              &c.columns[OF_PRIOR_SCALE]);
     }
     describe_latent("backward", l);
     tensor *const outputs[] = {&grad_mu, &grad_scale, &grad_prior_mu, &grad_prior_scale};
     run(&c, isa->latent_backward, COUNT(outputs), outputs);
 
-    long_sum *of_mu = calloc((size_t)event_of(s) + 1, sizeof(long_sum));
-    long_sum *of_scale = calloc((size_t)event_of(s) + 1, sizeof(long_sum));
+    long_sum *of_mu = new_sums(event_of(s)), *of_scale = new_sums(event_of(s));
     FOR_EACH_ELEMENT(p, row, d) {
         exact_gradients e = gradients_at(l, &g, row, d);
         expect_approximately(&grad_mu, GRAD_MU, row, d, e.mu);
         expect_approximately(&grad_scale, GRAD_LOGVAR, row, d, e.scale);
         if (!g.of_prior) continue;
-        if (l->prior_mu == FULL_PRIOR) expect_approximately(&grad_prior_mu, GRAD_PRIOR, row, d, e.prior_mu);
-        if (l->prior_scale == FULL_PRIOR) expect_approximately(&grad_prior_scale, GRAD_PRIOR, row, d, e.prior_scale);
-        add_to(&of_mu[l->prior_mu == ONE_PRIOR ? 0 : d], e.prior_mu);
-        add_to(&of_scale[l->prior_scale == ONE_PRIOR ? 0 : d], e.prior_scale);
+        check_gradient(&grad_prior_mu, GRAD_PRIOR, l->prior_mu, row, d, e.prior_mu, of_mu);
+        check_gradient(&grad_prior_scale, GRAD_PRIOR, l->prior_scale, row, d, e.prior_scale, of_scale);
     }
-    if (g.of_prior) check_prior_gradient(&grad_prior_mu, l->prior_mu, of_mu);
-    if (g.of_prior) check_prior_gradient(&grad_prior_scale, l->prior_scale, of_scale);
+    if (g.of_prior) check_summed_gradient(&grad_prior_mu, GRAD_PRIOR, l->prior_mu, of_mu);
+    if (g.of_prior) check_summed_gradient(&grad_prior_scale, GRAD_PRIOR, l->prior_scale, of_scale);
     for (int i = 0; i < COUNT(outputs); i++) {
         if (outputs[i]->block) expect_nothing_else(outputs[i], i < 2 ? GRAD_MU + i : GRAD_PRIOR);
         free_tensor(outputs[i]);

@@ -2,11 +2,8 @@
 #ifndef LATENTS_H
 #define LATENTS_H
 
-#include "calls.h"
 #include "latent_formulas.h"
-
-enum { NO_PRIOR, FULL_PRIOR, SHARED_PRIOR, ONE_PRIOR }; /* of the posterior's shape, of one row, of one element */
-static const char *const prior_names[] = {"no", "full", "shared", "one"};
+#include "reduced.h"
 
 typedef struct {
     const problem *p;
@@ -17,8 +14,6 @@ typedef struct {
     int64_t *seed;
     double *eps; /* of all draws, times the temperature */
 } latent_problem;
-
-static int one_of(int n) { return (int)((next_uniform() + 1.0) / 2.0 * n); }
 
 static int64_t draws_of(const latent_problem *l) { return l->draws ? l->draws : 1; }
 
@@ -31,31 +26,10 @@ static void fill_scale(tensor *t, const options *o) {
         }
 }
 
-static shape shape_of_prior(shape s, int prior) {
-    if (prior == FULL_PRIOR) return s;
-    return prior == SHARED_PRIOR ? (shape){1, s.outer, s.inner} : (shape){1, 1, 1};
-}
-
-/* Rows and, of one element, coordinates share what there is. */
-static void share(tensor *t, int prior) {
-    if (prior != FULL_PRIOR) t->view.row = 0;
-    if (prior == ONE_PRIOR) t->view.outer = t->view.inner = 0;
-}
-
-static tensor prior_tensor(const problem *p, int prior, int index) {
-    if (prior == NO_PRIOR) return (tensor){0};
-    return input(shape_of_prior(p->shape, prior), p->dtype, index);
-}
-
-static double prior_at(const tensor *t, int prior, int64_t row, int64_t d) {
-    if (prior == NO_PRIOR) return 0.0;
-    return get(t, prior == FULL_PRIOR ? row : 0, prior == ONE_PRIOR ? 0 : d);
-}
-
 static exact_latent latent_at(const latent_problem *l, int64_t row, int64_t d) {
-    double prior_mu = prior_at(&l->prior_mu_tensor, l->prior_mu, row, d);
-    double prior_scale = prior_at(&l->prior_scale_tensor, l->prior_scale, row, d);
-    return latent_of(get(&l->mu, row, d), get(&l->scale, row, d), l->prior_mu != NO_PRIOR, prior_mu, prior_scale,
+    double prior_mu = shared_at(&l->prior_mu_tensor, l->prior_mu, row, d);
+    double prior_scale = shared_at(&l->prior_scale_tensor, l->prior_scale, row, d);
+    return latent_of(get(&l->mu, row, d), get(&l->scale, row, d), l->prior_mu != ABSENT, prior_mu, prior_scale,
                      &l->options);
 }
 
@@ -77,19 +51,16 @@ static options random_options(int with_prior) {
     return o;
 }
 
-/* Where units have several tiles there is always a sum that they are for. */
-#define LARGE 50000
-
 static latent_problem new_latent_problem(const problem *p) {
     latent_problem l = {.p = p, .draws = one_of(4), .reduction = one_of(6), .with_z = one_of(4) > 0};
-    l.kl_mean = p->shape.rows * event_of(p->shape) > LARGE || one_of(2);
+    l.kl_mean = is_large(p) || one_of(2);
     if (one_of(3)) l.prior_mu = 1 + one_of(3), l.prior_scale = 1 + one_of(3);
     l.log_probs = l.with_z && one_of(2);
-    l.options = random_options(l.prior_mu != NO_PRIOR);
+    l.options = random_options(l.prior_mu != ABSENT);
     l.mu = input(p->shape, p->dtype, 0);
     l.scale = input(p->shape, p->dtype, 1);
-    l.prior_mu_tensor = prior_tensor(p, l.prior_mu, 2);
-    l.prior_scale_tensor = prior_tensor(p, l.prior_scale, 3);
+    l.prior_mu_tensor = shared_tensor(p, p->dtype, l.prior_mu, 2);
+    l.prior_scale_tensor = shared_tensor(p, p->dtype, l.prior_scale, 3);
     fill(&l.mu, p, 2.0, NULL, 0, 1);
     fill_scale(&l.scale, &l.options);
     if (l.prior_mu) fill(&l.prior_mu_tensor, p, 2.0, NULL, 0, 1);
@@ -115,16 +86,13 @@ static void free_latent_problem(latent_problem *l) {
 
 static call latent_call(const latent_problem *l) {
     call c = call_of(l->p, l->with_z ? l->seed : NULL, (kind){l->with_z, l->reduction});
-    tensor prior_mu = l->prior_mu_tensor, prior_scale = l->prior_scale_tensor;
-    share(&prior_mu, l->prior_mu);
-    share(&prior_scale, l->prior_scale);
     c.options = l->options;
     c.draws = draws_of(l);
     c.mu = l->mu.view;
     c.scale = l->scale.view;
-    c.prior_mu = prior_mu.view;
-    c.prior_scale = prior_scale.view;
-    if (l->reduction == PER_CHANNEL) c.channels = l->p->shape.outer, c.channel_size = l->p->shape.inner;
+    c.prior_mu = shared_view(&l->prior_mu_tensor, l->prior_mu);
+    c.prior_scale = shared_view(&l->prior_scale_tensor, l->prior_scale);
+    plan_channels(&c, l->p->shape);
     return c;
 }
 
@@ -137,7 +105,7 @@ static void describe_latent(const char *direction, const latent_problem *l) {
              isa->name, direction, (long long)s.rows, (long long)s.outer, (long long)s.inner, dtype_names[l->p->dtype],
              scale_names[o->scale], clamp_names[o->clamp], o->floor, o->residual ? " residual," : "", o->temperature,
              o->free_bits, (long long)l->draws, l->with_z ? "with" : "without", reduction_names[l->reduction],
-             prior_names[l->prior_mu], prior_names[l->prior_scale], (long long)turn);
+             sharing_names[l->prior_mu], sharing_names[l->prior_scale], (long long)turn);
 }
 
 /* All draws of a tensor, as one with as many times the rows. */
@@ -153,22 +121,13 @@ static row_values row_view_of_draws(const tensor *t, shape s) {
     return (row_values){(const float *)t->view.data, s.rows * t->view.row, t->view.row};
 }
 
-static column_sums view_of_sums(const tensor *t, int prior, int64_t inner, double divisor) {
-    column_sums s = {.out = t->view, .dtype = t->dtype, .single = prior == ONE_PRIOR, .divisor = divisor};
-    s.out.row = 0;
-    if (s.single) s.out.outer = inner, s.out.inner = 1;
-    return s;
-}
-
 static void check_latent_forward(const latent_problem *l) {
     const problem *p = l->p;
     const shape s = p->shape;
-    int64_t event = event_of(s), draws = draws_of(l), channel_size = l->reduction == PER_CHANNEL ? s.inner : event;
-    tensor z = {0}, kl = {0}, mean = {0}, log_q = {0}, log_p = {0};
+    int64_t event = event_of(s), draws = draws_of(l);
+    tensor z = {0}, kl = reduced_output(s, l->reduction, 5), mean = {0}, log_q = {0}, log_p = {0};
     call c = latent_call(l);
     if (l->with_z) z = output(all_draws(s, draws), p->dtype, 4);
-    if (l->reduction == ELEMENTWISE) kl = output(s, FLOAT32, 5);
-    else if (l->reduction != NO_KL) kl = new_tensor(shape_of_kl(s, l->reduction), FLOAT32, DENSE);
     if (l->kl_mean) mean = new_tensor((shape){1, s.outer, s.inner}, FLOAT32, DENSE);
     if (l->log_probs) log_q = new_tensor((shape){draws * s.rows, 1, 1}, FLOAT32, DENSE);
     if (l->log_probs) log_p = new_tensor((shape){draws * s.rows, 1, 1}, FLOAT32, DENSE);
@@ -176,22 +135,18 @@ static void check_latent_forward(const latent_problem *l) {
     c.kl = kl.view;
     c.log_q = (float *)log_q.view.data;
     c.log_p = (float *)log_p.view.data;
-    if (event > 0) c.columns[KL_MEAN] = view_of_sums(&mean, SHARED_PRIOR, s.inner, (double)s.rows);
+    if (event > 0) c.columns[KL_MEAN] = view_of_sums(&mean, SHARED, s.inner, (double)s.rows);
     describe_latent("forward", l);
     run(&c, isa->latent_forward, 5, (tensor *const[]){&z, &kl, &mean, &log_q, &log_p});
 
-    long_sum *of_columns = calloc((size_t)event + 1, sizeof(long_sum)), total = {0};
-    long_sum *of_channels = calloc((size_t)(s.rows * s.outer) + 1, sizeof(long_sum));
-    long_sum *of_log_q = calloc((size_t)(draws * s.rows) + 1, sizeof(long_sum));
-    long_sum *of_log_p = calloc((size_t)(draws * s.rows) + 1, sizeof(long_sum));
+    reduced of_kl = begin_reduced(s, l->reduction);
+    long_sum *of_columns = new_sums(event), *of_log_q = new_sums(draws * s.rows), *of_log_p = new_sums(draws * s.rows);
     FOR_EACH_ELEMENT(p, row, d) {
         exact_latent e = latent_at(l, row, d);
         approximate counted = e.kl;
         counted.value = fmax(counted.value, l->options.free_bits);
-        if (l->reduction == ELEMENTWISE) expect_approximately(&kl, KL, row, d, counted);
         add_to(&of_columns[d], e.kl);
-        add_to(&of_channels[l->reduction == PER_CHANNEL ? row * s.outer + d / channel_size : row], counted);
-        add_to(&total, counted);
+        add_term(&of_kl, &kl, KL, row, d, counted);
         for (int64_t k = 0; l->with_z && k < draws; k++) {
             approximate eps = scaled_eps_at(l, k, row, d), step = product(e.scale.std, eps);
             approximate distance = sum(e.difference, step), weighted = product(product(distance, distance), e.inverse);
@@ -200,12 +155,7 @@ static void check_latent_forward(const latent_problem *l) {
             add_to(&of_log_p[k * s.rows + row], sum(weighted, e.prior.logvar));
         }
     }
-    if (l->reduction == PER_SAMPLE || l->reduction == PER_CHANNEL)
-        for (int64_t row = 0; row < s.rows; row++)
-            for (int64_t i = 0; i < event_of(kl.shape); i++)
-                expect_approximately(&kl, KL_SUM, row, i, sum_of(of_channels[row * event_of(kl.shape) + i]));
-    if (l->reduction == SUM) expect_approximately(&kl, KL_SUM, 0, 0, sum_of(total));
-    if (l->reduction == BATCHMEAN) expect_approximately(&kl, KL_SUM, 0, 0, scaled(1.0 / (double)s.rows, sum_of(total)));
+    expect_reduced(&of_kl, &kl, KL_SUM);
     for (int64_t d = 0; l->kl_mean && d < event; d++)
         expect_approximately(&mean, MEAN_KL, 0, d, scaled(1.0 / (double)s.rows, sum_of(of_columns[d])));
     approximate constant = exactly((double)event * log(2.0 * acos(-1.0)));
@@ -219,7 +169,7 @@ static void check_latent_forward(const latent_problem *l) {
         if (all[i]->block) expect_nothing_else(all[i], quantities[i]);
         free_tensor(all[i]);
     }
-    free(of_columns), free(of_channels), free(of_log_q), free(of_log_p);
+    free(of_columns), free(of_log_q), free(of_log_p);
 }
 
 #endif

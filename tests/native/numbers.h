@@ -16,7 +16,17 @@ typedef struct {
 
 static half_format format_of(int dtype) { return dtype == BFLOAT16 ? (half_format){7, 127} : (half_format){10, 15}; }
 
-static int bytes_of(int dtype) { return dtype == FLOAT32 ? 4 : 2; }
+static int bytes_of(int dtype) {
+    switch (dtype) {
+    case UINT8:
+    case INT8: return 1;
+    case BFLOAT16:
+    case FLOAT16:
+    case INT16: return 2;
+    case INT64: return 8;
+    default: return 4;
+    }
+}
 
 static double decode_half(uint32_t bits, half_format f) {
     int exponent = (int)(bits >> f.fraction) & (2 * f.bias + 1);
@@ -56,8 +66,17 @@ static float float_of_bits(uint32_t bits) {
     return value;
 }
 
-static double decode(uint32_t bits, int dtype) {
-    return dtype == FLOAT32 ? (double)float_of_bits(bits) : decode_half(bits, format_of(dtype));
+/* The low bytes of `bits` are the element. */
+static double decode(uint64_t bits, int dtype) {
+    switch (dtype) {
+    case FLOAT32: return (double)float_of_bits((uint32_t)bits);
+    case UINT8: return (double)(uint8_t)bits;
+    case INT8: return (double)(int8_t)bits;
+    case INT16: return (double)(int16_t)bits;
+    case INT32: return (double)(int32_t)bits;
+    case INT64: return (double)(int64_t)bits;
+    default: return decode_half((uint32_t)bits, format_of(dtype));
+    }
 }
 
 /* What float32 makes of a double: values beyond its range become infinite (in C they may do anything). */
@@ -66,7 +85,8 @@ static double as_float(double value) {
     return fabs(value) >= limit ? copysign(INFINITY, value) : (double)(float)value;
 }
 
-static uint32_t encode(double value, int dtype) {
+static uint64_t encode(double value, int dtype) {
+    if (dtype >= UINT8) return (uint64_t)(int64_t)value;
     return dtype == FLOAT32 ? bits_of_float((float)as_float(value)) : encode_half(value, format_of(dtype));
 }
 

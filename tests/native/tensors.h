@@ -78,15 +78,15 @@ static void *element(const tensor *t, int64_t row, int64_t d) {
     return (unsigned char *)t->view.data + index * bytes_of(t->dtype);
 }
 
-/* Poison is a NaN of every dtype that no arithmetic gives: all bits set. */
+/* Poison is a NaN of every floating dtype that no arithmetic gives: all bits set. */
 static uint32_t poison_of(int dtype) { return dtype == FLOAT32 ? 0xffffffffu : 0xffffu; }
 
-static void set_bits(tensor *t, int64_t row, int64_t d, uint32_t bits) {
+static void set_bits(tensor *t, int64_t row, int64_t d, uint64_t bits) {
     memcpy(element(t, row, d), &bits, (size_t)bytes_of(t->dtype)); /* the low bytes: all targets are little-endian */
 }
 
-static uint32_t get_bits(const tensor *t, int64_t row, int64_t d) {
-    uint32_t bits = 0;
+static uint64_t get_bits(const tensor *t, int64_t row, int64_t d) {
+    uint64_t bits = 0;
     memcpy(&bits, element(t, row, d), (size_t)bytes_of(t->dtype));
     return bits;
 }
@@ -117,7 +117,7 @@ static void *promised_memory(size_t bytes) {
 }
 
 static int far_rows_are_possible(void) {
-    size_t bytes = (size_t)60 << 30; /* all tensors of a call together */
+    size_t bytes = (size_t)80 << 30; /* all tensors of a call together */
     void *found = promised_memory(bytes);
     if (found) munmap(found, bytes);
     return found != NULL;

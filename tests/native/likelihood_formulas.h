@@ -1,0 +1,134 @@
+/* The family of likelihoods as likelihoods.py words it, for one coordinate, with the error that float32 may have: the
+   log-probability, and its derivative by each parameter. */
+#ifndef LIKELIHOOD_FORMULAS_H
+#define LIKELIHOOD_FORMULAS_H
+
+#include "gammas.h"
+
+#define MOST_COMPONENTS 3
+#define MOST_VALUES (10 * MOST_COMPONENTS) /* parameters of one coordinate */
+
+typedef struct {
+    approximate log_prob, by[MOST_VALUES];
+} exact_likelihood;
+
+static approximate log1p_of(approximate x) { return function_of(x, log1p(x.value), 1.0 / (1.0 + x.value), FUNCTION); }
+
+/* log(l / tanh(l/2)), and its derivative 1/l - 1/sinh l; near 0 their series, where double itself loses digits. */
+static approximate log_normalizer_of(double l) {
+    double value = fabs(l) < 1e-4 ? log(2.0) + l * l / 12 : log(l / tanh(0.5 * l));
+    return (approximate){value, nearly(value, FUNCTION) + 4 * ROUNDING};
+}
+
+static approximate normalizer_gradient_of(double l) {
+    if (fabs(l) < 0.01) return with_rounding(l / 6 - l * l * l * 7 / 360, FUNCTION * fabs(l) / 6);
+    return (approximate){1.0 / l - 1.0 / sinh(l), fabs(l) < 0.5 ? FUNCTION * fabs(l) / 6 : FUNCTION / fabs(l)};
+}
+
+static approximate bounded(double raw, const density *d) {
+    return exactly(raw < d->low ? d->low : raw > d->high ? d->high : raw); /* NaN stays */
+}
+
+static approximate inside_bounds(approximate grad, double raw, const density *d) {
+    return raw < d->low || raw > d->high ? exactly(0.0) : grad;
+}
+
+static exact_likelihood of_bernoulli(int kind, double x, double l) {
+    approximate at = exactly(l), data = exactly(x);
+    exact_likelihood e = {difference(product(data, at), softplus_of(at)), {difference(data, sigmoid_of(at))}};
+    if (kind == CONTINUOUS_BERNOULLI) {
+        e.log_prob = sum(e.log_prob, log_normalizer_of(l));
+        e.by[0] = sum(e.by[0], normalizer_gradient_of(l));
+    }
+    return e;
+}
+
+static exact_likelihood of_gaussian(double x, const double *values, const density *d) {
+    approximate logvar = bounded(values[1], d), distance = difference(exactly(x), exactly(values[0]));
+    approximate by_mean = product(distance, exp_of(scaled(-1.0, logvar))), squared = product(distance, by_mean);
+    approximate constant = with_rounding(log(2.0 * acos(-1.0)), 0.0);
+    return (exact_likelihood){
+        scaled(-0.5, sum(sum(squared, logvar), constant)),
+        {by_mean, inside_bounds(scaled(0.5, difference(squared, exactly(1.0))), values[1], d)},
+    };
+}
+
+static exact_likelihood of_laplace(double x, const double *values, const density *d) {
+    approximate logscale = bounded(values[1], d), distance = difference(exactly(x), exactly(values[0]));
+    approximate inverse = exp_of(scaled(-1.0, logscale));
+    double sign = isnan(distance.value) ? NAN : (distance.value > 0.0) - (distance.value < 0.0);
+    approximate size = product((approximate){fabs(distance.value), distance.error}, inverse);
+    return (exact_likelihood){
+        scaled(-1.0, sum(sum(size, logscale), with_rounding(log(2.0), 0.0))),
+        {sign == 0.0 ? exactly(0.0) : scaled(sign, inverse), inside_bounds(difference(size, exactly(1.0)), values[1], d)},
+    };
+}
+
+static exact_likelihood of_poisson(double x, double r) {
+    approximate data = exactly(x), rate = exp_of(exactly(r));
+    rate.value = as_float(rate.value);
+    approximate fixed = lgamma_of(sum(data, exactly(1.0)));
+    return (exact_likelihood){difference(difference(product(data, exactly(r)), rate), fixed), {difference(data, rate)}};
+}
+
+static int is_zero(double x) { return fabs(x) < 1e-8; }
+
+/* What does not depend on the count: the negative binomial's log-probability of 0. */
+static exact_likelihood binomial_zero(double mean, double theta) {
+    const approximate eps = exactly(1e-8f), m = exactly(mean), t = exactly(theta);
+    approximate shifted = inverse_of(sum(t, eps)), total = inverse_of(sum(sum(t, m), eps));
+    approximate log_ratio = log1p_of(product(m, shifted)), by_theta = product(product(t, m), product(shifted, total));
+    return (exact_likelihood){
+        scaled(-theta, log_ratio),
+        {scaled(-theta, total), difference(by_theta, log_ratio)},
+    };
+}
+
+static exact_likelihood of_negative_binomial(double x, double mean, double theta) {
+    const approximate eps = exactly(1e-8f), data = exactly(x), m = exactly(mean), t = exactly(theta);
+    exact_likelihood e = binomial_zero(mean, theta);
+    if (is_zero(x)) return e;
+    approximate total = inverse_of(sum(sum(t, m), eps)), taken = product(data, total);
+    approximate log_power = product(data, log_of(product(sum(m, eps), total)));
+    e.log_prob = sum(e.log_prob, sum(log_power, lgamma_of_counts(x, theta)));
+    e.by[0] = sum(e.by[0], difference(product(data, inverse_of(sum(m, eps))), taken));
+    e.by[1] = sum(e.by[1], difference(digamma_rise(x, theta), taken));
+    return e;
+}
+
+/* softplus(a) - softplus(b) */
+static approximate softplus_difference(approximate a, approximate b) {
+    double size = fmax(a.value, 0.0) + fmax(b.value, 0.0) + exp(-fabs(a.value)) + exp(-fabs(b.value));
+    double value = softplus_of(a).value - softplus_of(b).value;
+    return (approximate){value, nearly(size, FUNCTION) + a.error + b.error};
+}
+
+static exact_likelihood of_zero_inflated(double x, double mean, double theta, double l) {
+    approximate logits = exactly(l);
+    exact_likelihood e = of_negative_binomial(x, mean, theta);
+    if (!is_zero(x)) {
+        e.log_prob = difference(e.log_prob, softplus_of(logits));
+        e.by[2] = scaled(-1.0, sigmoid_of(logits));
+        return e;
+    }
+    approximate binomial = difference(e.log_prob, logits), minus_logits = scaled(-1.0, logits);
+    approximate counted = sigmoid_of(binomial);
+    e.log_prob = softplus_difference(binomial, minus_logits);
+    e.by[0] = product(counted, e.by[0]);
+    e.by[1] = product(counted, e.by[1]);
+    e.by[2] = difference(sigmoid_of(minus_logits), counted);
+    return e;
+}
+
+static exact_likelihood likelihood_of(const density *d, double x, const double *values) {
+    switch (d->kind) {
+    case GAUSSIAN: return of_gaussian(x, values, d);
+    case LAPLACE: return of_laplace(x, values, d);
+    case POISSON: return of_poisson(x, values[0]);
+    case NEGATIVE_BINOMIAL: return of_negative_binomial(x, values[0], values[1]);
+    case ZERO_INFLATED: return of_zero_inflated(x, values[0], values[1], values[2]);
+    default: return of_bernoulli(d->kind, x, values[0]);
+    }
+}
+
+#endif

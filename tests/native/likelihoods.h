@@ -1,0 +1,190 @@
+/* Calls of likelihood_forward and likelihood_backward on fresh tensors, each with options that chance picks. */
+#ifndef LIKELIHOODS_H
+#define LIKELIHOODS_H
+
+#include "likelihood_values.h"
+#include "reduced.h"
+
+#define KINDS (MIXTURE + 1)
+static const char *const likelihood_names[KINDS] = {
+    "bernoulli", "continuous bernoulli", "gaussian", "laplace", "poisson", "negative binomial", "zero-inflated", "mixture",
+};
+static const int parameters_of[KINDS] = {1, 1, 2, 2, 1, 2, 3, 1};
+
+typedef struct {
+    const problem *p;
+    density density;
+    int reduction, channels; /* channels: of a mixture's image, else 1 */
+    int sharing[MOST_PARAMETERS];
+    tensor x, parameters[MOST_PARAMETERS];
+} likelihood_problem;
+
+/* How many events follow one another in a row of x, and of the first parameter. */
+static shape with_channels(shape s, int channels) { return (shape){s.rows, channels * s.outer, s.inner}; }
+
+static int channels_of_parameter(const likelihood_problem *l) {
+    return l->density.kind == MIXTURE ? channels_of_mixture(l->channels, l->density.components) : 1;
+}
+
+static strided view_of_channels(const tensor *t, shape s) {
+    strided view = t->view;
+    view.draw = s.outer * view.outer;
+    return view;
+}
+
+static density random_density(int kind) {
+    density d = {kind, -INFINITY, INFINITY, 0};
+    if ((kind == GAUSSIAN || kind == LAPLACE) && one_of(2)) d.low = -1.0f, d.high = 0.5f;
+    if (kind == MIXTURE) d.low = -7.0f, d.components = 1 + one_of(MOST_COMPONENTS);
+    return d;
+}
+
+static int random_dtype(int usual, int how_many) { return one_of(2) ? usual : one_of(how_many); }
+
+static likelihood_problem new_likelihood_problem(const problem *p, int kind) {
+    likelihood_problem l = {.p = p, .density = random_density(kind), .reduction = ELEMENTWISE + one_of(5), .channels = 1};
+    if (kind == MIXTURE && one_of(2)) l.channels = 3;
+    l.x = input(with_channels(p->shape, l.channels), random_dtype(FLOAT32, INT64 + 1), 0);
+    fill_data(&l.x, p, kind);
+    if (kind == MIXTURE) {
+        l.sharing[0] = FULL;
+        l.parameters[0] = input(with_channels(p->shape, channels_of_parameter(&l)), random_dtype(p->dtype, FLOAT16 + 1), 1);
+        fill_mixture(&l.parameters[0], p, l.channels, l.density.components);
+        return l;
+    }
+    for (int i = 0; i < parameters_of[kind]; i++) {
+        l.sharing[i] = i == 0 ? FULL : is_large(p) ? SHARED + one_of(2) : FULL + one_of(3);
+        l.parameters[i] = shared_tensor(p, random_dtype(p->dtype, FLOAT16 + 1), l.sharing[i], 1 + i);
+        fill_parameter(&l.parameters[i], p, &l.density, i, &l.x);
+    }
+    return l;
+}
+
+static void free_likelihood_problem(likelihood_problem *l) {
+    free_tensor(&l->x);
+    for (int i = 0; i < MOST_PARAMETERS; i++) free_tensor(&l->parameters[i]);
+}
+
+static call likelihood_call(const likelihood_problem *l) {
+    const shape s = l->p->shape;
+    call c = call_of(l->p, NULL, (kind){0, l->reduction});
+    plan_channels(&c, s);
+    c.density = l->density;
+    c.image_channels = l->channels;
+    c.x = view_of_channels(&l->x, s);
+    c.x_dtype = l->x.dtype;
+    for (int i = 0; i < MOST_PARAMETERS; i++) {
+        if (l->sharing[i]) c.parameters[i] = shared_view(&l->parameters[i], l->sharing[i]);
+        c.parameter_dtypes[i] = l->parameters[i].dtype;
+    }
+    if (l->density.kind == MIXTURE) {
+        c.draws = channels_of_parameter(l);
+        c.parameters[0] = view_of_channels(&l->parameters[0], s);
+    }
+    return c;
+}
+
+static void describe_likelihood(const char *direction, const likelihood_problem *l) {
+    const shape s = l->p->shape;
+    int end = snprintf(subject, sizeof subject, "%s %s %s %lldx(%lldx%lld)%s, %s, bounds %g and %g, %d channels of %d components; x %s %s",
+                       isa->name, likelihood_names[l->density.kind], direction, (long long)s.rows, (long long)s.outer,
+                       (long long)s.inner, l->p->extreme ? " extreme" : "", reduction_names[l->reduction],
+                       l->density.low, l->density.high, l->channels, l->density.components, dtype_names[l->x.dtype],
+                       layout_names[l->x.layout]);
+    for (int i = 0; i < MOST_PARAMETERS; i++)
+        if (l->sharing[i])
+            end += snprintf(subject + end, sizeof subject - (size_t)end, ", %s %s %s", sharing_names[l->sharing[i]],
+                            dtype_names[l->parameters[i].dtype], layout_names[l->parameters[i].layout]);
+}
+
+/* The derivatives are of `given` times the log-probability. */
+static exact_likelihood likelihood_at(const likelihood_problem *l, int64_t row, int64_t d, approximate given) {
+    int64_t event = event_of(l->p->shape);
+    double values[MOST_VALUES];
+    if (l->density.kind != MIXTURE) {
+        for (int i = 0; i < parameters_of[l->density.kind]; i++)
+            values[i] = shared_at(&l->parameters[i], l->sharing[i], row, d);
+        exact_likelihood e = likelihood_of(&l->density, as_float(get(&l->x, row, d)), values);
+        for (int i = 0; i < parameters_of[l->density.kind]; i++) e.by[i] = product(given, e.by[i]);
+        return e;
+    }
+    approximate y[MOST_CHANNELS];
+    for (int i = 0; i < l->channels; i++) y[i] = level_of(get(&l->x, row, d + i * event), l->x.dtype);
+    for (int i = 0; i < channels_of_parameter(l); i++) values[i] = get(&l->parameters[0], row, d + i * event);
+    return mixture_of(&l->density, l->channels, y, values, given);
+}
+
+static void check_likelihood_forward(const likelihood_problem *l) {
+    tensor log_prob = reduced_output(l->p->shape, l->reduction, 4);
+    call c = likelihood_call(l);
+    c.kl = log_prob.view;
+    describe_likelihood("forward", l);
+    run(&c, isa->likelihood_forward, 1, (tensor *const[]){&log_prob});
+    reduced expected = begin_reduced(l->p->shape, l->reduction);
+    FOR_EACH_ELEMENT(l->p, row, d)
+        add_term(&expected, &log_prob, LIKELIHOOD, row, d, likelihood_at(l, row, d, exactly(1.0)).log_prob);
+    expect_reduced(&expected, &log_prob, LIKELIHOOD_SUM);
+    expect_nothing_else(&log_prob, LIKELIHOOD);
+    free_tensor(&log_prob);
+}
+
+/* A mixture's gradient is one tensor of many channels, those of other likelihoods are as many as the parameters. */
+static tensor new_gradient(const likelihood_problem *l, int i) {
+    if (l->density.kind == MIXTURE && i == 0)
+        return output(with_channels(l->p->shape, channels_of_parameter(l)), l->parameters[0].dtype, 5);
+    if (!l->sharing[i] || one_of(4) == 0) return (tensor){0}; /* not wanted */
+    return output(shape_of_shared(l->p->shape, l->sharing[i]), l->parameters[i].dtype, 5 + i);
+}
+
+static void check_likelihood_backward(const likelihood_problem *l) {
+    const shape s = l->p->shape;
+    tensor grad = gradient_of_kl(s, l->reduction), grads[MOST_PARAMETERS];
+    long_sum *sums[MOST_PARAMETERS];
+    fill(&grad, l->p, 3.0, (const double[]){NAN, 1e3, -1e3, 0.0}, 4, 11);
+    call c = likelihood_call(l);
+    c.grad_kl = view_of_grad_kl(&grad, l->reduction);
+    for (int i = 0; i < MOST_PARAMETERS; i++) {
+        grads[i] = new_gradient(l, i);
+        sums[i] = new_sums(event_of(s));
+        if (grads[i].block) place_gradient(&grads[i], l->sharing[i], s.inner, &c.grad_parameters[i], &c.columns[i ? OF_PARAMETER(i) : 0]);
+    }
+    if (l->density.kind == MIXTURE) c.grad_parameters[0] = view_of_channels(&grads[0], s);
+    describe_likelihood("backward", l);
+    tensor *const outputs[] = {&grads[0], &grads[1], &grads[2]};
+    run(&c, isa->likelihood_backward, COUNT(outputs), outputs);
+    FOR_EACH_ELEMENT(l->p, row, d) {
+        approximate given = with_rounding(grad_kl_at(l->p, &grad, l->reduction, row, d), 0.0);
+        exact_likelihood e = likelihood_at(l, row, d, given);
+        for (int i = 0; l->density.kind == MIXTURE && i < channels_of_parameter(l); i++)
+            expect_approximately(&grads[0], GRAD_PARAMETER, row, d + i * event_of(s), e.by[i]);
+        for (int i = 0; l->density.kind != MIXTURE && i < MOST_PARAMETERS; i++)
+            if (grads[i].block)
+                check_gradient(&grads[i], GRAD_PARAMETER, l->sharing[i], row, d, e.by[i], sums[i]);
+    }
+    for (int i = 0; i < MOST_PARAMETERS; i++) {
+        if (grads[i].block) {
+            check_summed_gradient(&grads[i], GRAD_SHARED, l->sharing[i], sums[i]);
+            expect_nothing_else(&grads[i], GRAD_PARAMETER);
+        }
+        free_tensor(&grads[i]);
+        free(sums[i]);
+    }
+    free_tensor(&grad);
+}
+
+/* Every kind, or of large problems, where that would take long, the next one or two. */
+static void check_likelihoods(const problem *p) {
+    static const int sharing_kinds[] = {GAUSSIAN, LAPLACE, NEGATIVE_BINOMIAL, ZERO_INFLATED};
+    static int next;
+    int64_t elements = p->shape.rows * event_of(p->shape);
+    int how_many = elements < 1000 ? KINDS : elements < LARGE ? 2 : 1;
+    for (int i = 0; i < how_many; i++, next++) {
+        int kind = is_large(p) ? sharing_kinds[next % COUNT(sharing_kinds)] : next % KINDS;
+        likelihood_problem l = new_likelihood_problem(p, kind);
+        check_likelihood_forward(&l);
+        check_likelihood_backward(&l);
+        free_likelihood_problem(&l);
+    }
+}
+
+#endif
