@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 from collections.abc import Sequence
@@ -20,6 +21,24 @@ def check_options(
     floor: float,
     residual: bool,
     temperature: float = 1.0,
+) -> Options:
+    """The options, each checked. Calls repeat theirs: what has passed once is looked up."""
+    arguments = (scale, clamp, soft_clamp, floor, residual, temperature)
+    if not torch.compiler.is_compiling():
+        try:
+            return _checked_options(*arguments)
+        except TypeError:  # it is wrong, and this will be said again, or it is a list, which cannot be looked up
+            pass
+    return _check_options(*arguments)
+
+
+def _check_options(
+    scale: str,
+    clamp: Sequence[float] | None,
+    soft_clamp: float | None,
+    floor: float,
+    residual: bool,
+    temperature: float,
 ) -> Options:
     if scale not in SCALES:
         raise ValueError(f"scale is {scale!r}, expected one of {', '.join(map(repr, SCALES))}")
@@ -45,6 +64,9 @@ def check_options(
             raise ValueError("soft_clamp is 0.0, expected more than 0")
         return options._replace(clamp="soft", high=bound)
     return options
+
+
+_checked_options = functools.lru_cache(maxsize=256, typed=True)(_check_options)
 
 
 def check_clamp(clamp: Sequence[float]) -> tuple[float, float]:

@@ -102,7 +102,8 @@ def shaped_latent(
 ) -> tuple[Tensor, ...]:
     """z, the KL as ``shape`` wants it, and the KL per coordinate if that is wanted."""
     summed = shape.kernel_reduction(reduction)
-    options = options._replace(free_bits=shape.in_kernel())
+    if shape.free_bits:
+        options = options._replace(free_bits=shape.in_kernel())
     z, kl, kl_mean, _, _ = apply(
         Latent, first, second, *prior, seed, dim, row_offset, num_samples, summed, per_coordinate or summed is None,
         False, requested_backend(), *options

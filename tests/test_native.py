@@ -20,7 +20,8 @@ from .native.build import (
     instruction_sets,
     supports,
 )
-from .native.faults import FAULTS, Fault
+from .native.fault import Fault
+from .native.faults import FAULTS
 from .native.sanitize import ADDRESS_AND_UNDEFINED, OPTIONS
 
 

@@ -1,7 +1,9 @@
-/* Sampling and KL of diagonal Gaussians against the standard normal, forward and backward, tile by tile:
+/* One draw from diagonal Gaussians and their KL to the standard normal, forward and backward, tile by tile:
 
-     z  = mu + exp(logvar/2) eps                  kl = 1/2 (mu^2 + expm1(logvar) - logvar)
-     d mu = g_z + g_kl mu                         d logvar = 1/2 (g_z exp(logvar/2) eps + g_kl expm1(logvar)) */
+     z  = mu + std eps                            kl = 1/2 (mu^2 + expm1(logvar) - logvar)
+     d mu = g_z + g_kl mu                         d std = g_z eps,  d logvar = 1/2 g_kl expm1(logvar)
+
+   The usual latent: all that happens between a load and a store stays in registers. latent_forward.h has all others. */
 
 /* The noise itself. */
 static void ISA_NAME(noise)(const call *c, int64_t first, int64_t last) {
@@ -17,21 +19,48 @@ static void ISA_NAME(noise)(const call *c, int64_t first, int64_t last) {
     }
 }
 
+/* Whether a latent is one of these. Soft clamps are left out, which would double the kernels' size. */
+static inline int is_usual(const call *c) {
+    return !c->prior_mu.data && c->draws == 1 && c->options.clamp != CLAMP_SOFT && c->options.free_bits == 0.0f &&
+           !c->log_q && !c->grad_log_q.data && !c->grad_log_p.data && !c->columns[KL_MEAN].out.data;
+}
+
+/* function(scale, clamp, ...) with the call's own as constants, for each vector of n elements. */
+#define EACH_USUAL_VECTOR(o, n, function, ...)                         \
+    if ((o)->clamp == CLAMP_NONE)                                      \
+        EACH_VECTOR_OF_SCALE(o, n, function, CLAMP_NONE, __VA_ARGS__)  \
+    else                                                               \
+        EACH_VECTOR_OF_SCALE(o, n, function, CLAMP_HARD, __VA_ARGS__)
+
+/* A scale as it was given, clamped, and what the ops need of it. */
 typedef struct {
-    const float *mu, *logvar, *eps;
+    vf raw, x;
+    exponentials of;
+} resolved;
+
+ALWAYS_INLINE resolved resolve_vector(int scale, int clamp, const options *o, vf raw) {
+    vf x = clamp == CLAMP_NONE ? raw : clamped(raw, clamp, o);
+    exponentials e = of_scale(x, scale, o);
+    return (resolved){raw, x, e};
+}
+
+typedef struct {
+    const float *mu, *scale, *eps;
     float *z, *kl;
 } forward_arrays;
 
-ALWAYS_INLINE void forward_vector(int with_z, int with_kl, forward_arrays a, int64_t i, int64_t count) {
-    vf mu = load_some(a.mu + i, count), logvar = load_some(a.logvar + i, count);
-    exponentials s = exponentials_of(logvar);
-    if (with_z) store_some(a.z + i, mu + s.std * load_some(a.eps + i, count), count);
-    if (with_kl) store_some(a.kl + i, (mu * mu + s.expm1_less) * 0.5f, count);
+ALWAYS_INLINE void forward_vector(int scale, int clamp, int with_z, int with_kl, const options *o, forward_arrays a,
+                                  int64_t i, int64_t count) {
+    vf mu = load_some(a.mu + i, count);
+    resolved r = resolve_vector(scale, clamp, o, load_some(a.scale + i, count));
+    if (with_z) store_some(a.z + i, mu + r.of.std * (load_some(a.eps + i, count) * o->temperature), count);
+    if (with_kl) store_some(a.kl + i, (mu * mu + r.of.expm1_less) * 0.5f, count);
 }
 
 static void ISA_NAME(forward)(const call *c, int64_t first, int64_t last) {
-    float eps[TILE + NOISE_SLACK], mu[TILE], logvar[TILE], z[TILE], kl[TILE + LANES];
+    float eps[TILE + NOISE_SLACK], mu[TILE], scale[TILE], z[TILE], kl[TILE + LANES];
     noise_stream noise;
+    const options *o = &c->options;
     if (c->seed) begin_noise(&noise, c->seed);
     for (int64_t index = first; index < last; index++) {
         tile t = tile_at(c, index);
@@ -39,17 +68,18 @@ static void ISA_NAME(forward)(const call *c, int64_t first, int64_t last) {
         if (c->seed) fill_noise(eps, &noise, 0, c->row_offset + (uint64_t)t.row, t.rows, t.start, t.count);
         forward_arrays a = {
             .mu = read_tile(c, &c->mu, c->dtype, t, mu),
-            .logvar = read_tile(c, &c->scale, c->dtype, t, logvar),
+            .scale = read_tile(c, &c->scale, c->dtype, t, scale),
             .eps = eps,
             .z = c->seed ? begin_tile(c, &c->z, c->dtype, t, z) : NULL,
             .kl = c->reduction == ELEMENTWISE ? begin_tile(c, &c->kl, FLOAT32, t, kl) : kl,
         };
-        if (c->seed && c->reduction != NO_KL)
-            EACH_VECTOR(n, forward_vector, 1, 1, a);
-        else if (c->seed)
-            EACH_VECTOR(n, forward_vector, 1, 0, a);
-        else
-            EACH_VECTOR(n, forward_vector, 0, 1, a);
+        if (c->seed && c->reduction != NO_KL) {
+            EACH_USUAL_VECTOR(o, n, forward_vector, 1, 1, o, a);
+        } else if (c->seed) {
+            EACH_USUAL_VECTOR(o, n, forward_vector, 1, 0, o, a);
+        } else {
+            EACH_USUAL_VECTOR(o, n, forward_vector, 0, 1, o, a);
+        }
         if (c->seed) write_tile(c, &c->z, c->dtype, t, a.z, z);
         if (c->reduction == ELEMENTWISE)
             write_tile(c, &c->kl, FLOAT32, t, a.kl, kl);
@@ -59,40 +89,43 @@ static void ISA_NAME(forward)(const call *c, int64_t first, int64_t last) {
 }
 
 typedef struct {
-    const float *grad_z, *grad_kl, *mu, *logvar, *eps;
-    float *grad_mu, *grad_logvar;
+    const float *grad_z, *grad_kl, *mu, *scale, *eps;
+    float *grad_mu, *grad_scale;
 } backward_arrays;
 
-ALWAYS_INLINE void backward_vector(int with_z, int with_kl, backward_arrays a, int64_t i, int64_t count) {
-    exponentials s = exponentials_of(load_some(a.logvar + i, count));
-    vf grad_mu = {0}, grad_logvar = {0};
+ALWAYS_INLINE void backward_vector(int scale, int clamp, int with_z, int with_kl, const options *o, backward_arrays a,
+                                   int64_t i, int64_t count) {
+    resolved r = resolve_vector(scale, clamp, o, load_some(a.scale + i, count));
+    vf grad_mu = {0}, grad_scale = {0};
     if (with_z) {
         grad_mu = load_some(a.grad_z + i, count);
-        grad_logvar = grad_mu * s.std * load_some(a.eps + i, count);
+        grad_scale = through_std(grad_mu, r.x, r.of.std, scale) * (load_some(a.eps + i, count) * o->temperature);
     }
     if (with_kl) {
         vf grad_kl = load_some(a.grad_kl + i, count);
-        vf from_kl = grad_kl * load_some(a.mu + i, count);
-        grad_mu = with_z ? grad_mu + from_kl : from_kl;
-        grad_logvar = with_z ? grad_logvar + grad_kl * s.expm1 : grad_kl * s.expm1;
-        store_some(a.grad_mu + i, grad_mu, count);
+        grad_mu += grad_kl * load_some(a.mu + i, count);
+        grad_scale += through_logvar(0.5f * grad_kl * r.of.expm1, r.x, r.of.std, scale);
     }
-    store_some(a.grad_logvar + i, grad_logvar * 0.5f, count);
+    if (clamp != CLAMP_NONE) grad_scale = clamp_gradient_of(grad_scale, r.raw, r.x, clamp, o);
+    if (a.grad_mu) store_some(a.grad_mu + i, grad_mu, count);
+    store_some(a.grad_scale + i, grad_scale, count);
 }
 
 static void ISA_NAME(backward)(const call *c, int64_t first, int64_t last) {
     float eps[TILE + NOISE_SLACK], grad_kl[TILE + LANES];
-    float grad_z[TILE], mu[TILE], logvar[TILE], grad_mu[TILE], grad_logvar[TILE];
+    float grad_z[TILE], mu[TILE], scale[TILE], grad_mu[TILE], grad_scale[TILE];
     int with_z = c->grad_z.data != NULL, with_kl = c->grad_kl.data != NULL;
     noise_stream noise;
+    const options *o = &c->options;
     if (with_z) begin_noise(&noise, c->seed);
     for (int64_t index = first; index < last; index++) {
         tile t = tile_at(c, index);
         int64_t n = t.rows * t.count;
         backward_arrays a = {
-            .logvar = read_tile(c, &c->scale, c->dtype, t, logvar),
+            .scale = read_tile(c, &c->scale, c->dtype, t, scale),
             .eps = eps,
-            .grad_logvar = begin_tile(c, &c->grad_scale, c->dtype, t, grad_logvar),
+            .grad_mu = c->grad_mu.data ? begin_tile(c, &c->grad_mu, c->dtype, t, grad_mu) : NULL,
+            .grad_scale = begin_tile(c, &c->grad_scale, c->dtype, t, grad_scale),
         };
         if (with_z) {
             fill_noise(eps, &noise, 0, c->row_offset + (uint64_t)t.row, t.rows, t.start, t.count);
@@ -101,15 +134,15 @@ static void ISA_NAME(backward)(const call *c, int64_t first, int64_t last) {
         if (with_kl) {
             a.mu = read_tile(c, &c->mu, c->dtype, t, mu);
             a.grad_kl = read_grad_kl(c, t, grad_kl);
-            a.grad_mu = begin_tile(c, &c->grad_mu, c->dtype, t, grad_mu);
         }
-        if (with_z && with_kl)
-            EACH_VECTOR(n, backward_vector, 1, 1, a);
-        else if (with_z)
-            EACH_VECTOR(n, backward_vector, 1, 0, a);
-        else
-            EACH_VECTOR(n, backward_vector, 0, 1, a);
-        write_tile(c, &c->grad_scale, c->dtype, t, a.grad_logvar, grad_logvar);
-        if (with_kl) write_tile(c, &c->grad_mu, c->dtype, t, a.grad_mu, grad_mu);
+        if (with_z && with_kl) {
+            EACH_USUAL_VECTOR(o, n, backward_vector, 1, 1, o, a);
+        } else if (with_z) {
+            EACH_USUAL_VECTOR(o, n, backward_vector, 1, 0, o, a);
+        } else {
+            EACH_USUAL_VECTOR(o, n, backward_vector, 0, 1, o, a);
+        }
+        write_tile(c, &c->grad_scale, c->dtype, t, a.grad_scale, grad_scale);
+        if (a.grad_mu) write_tile(c, &c->grad_mu, c->dtype, t, a.grad_mu, grad_mu);
     }
 }

@@ -123,6 +123,10 @@ static inline void subtract_half_of_rows(const call *c, tile t, const row_values
 }
 
 static void ISA_NAME(latent_backward)(const call *c, int64_t first, int64_t last) {
+    if (is_usual(c) && (c->grad_z.data || c->grad_kl.data)) {
+        ISA_NAME(backward)(c, first, last);
+        return;
+    }
     gaussian_buffers buffers;
     gaussians g;
     noise_stream noise;

@@ -75,6 +75,10 @@ static inline void kl_tile(const call *c, tile t, const gaussians *g, float *kl_
 }
 
 static void ISA_NAME(latent_forward)(const call *c, int64_t first, int64_t last) {
+    if (is_usual(c)) {
+        ISA_NAME(forward)(c, first, last);
+        return;
+    }
     gaussian_buffers buffers;
     gaussians g;
     noise_stream noise;

@@ -64,6 +64,7 @@ static PyObject *py_forward(PyObject *self, PyObject *const *args, Py_ssize_t gi
     if (!take_rest(&c, &threads, args + 4, given, 9)) return NULL;
     if (!view_tensor(args[0], &mu) || !view_tensor(args[1], &logvar)) return NULL;
     if (!view_tensor(args[2], &z) || !view_tensor(args[3], &kl)) return NULL;
+    c.options.temperature = 1.0f;
     int elementwise = c.reduction == ELEMENTWISE;
     if (!plan_rows(&c, &mu, 3 + elementwise, (const tensor *[]){&mu, &logvar, &z, &kl},
                    (strided *[]){&c.mu, &c.scale, &c.z, &c.kl}))
@@ -80,6 +81,7 @@ static PyObject *py_backward(PyObject *self, PyObject *const *args, Py_ssize_t g
     if (!view_tensor(args[0], &grad_z) || !view_tensor(args[1], &grad_kl) || !view_tensor(args[2], &mu)) return NULL;
     if (!view_tensor(args[3], &logvar) || !view_tensor(args[4], &grad_mu) || !view_tensor(args[5], &grad_logvar))
         return NULL;
+    c.options.temperature = 1.0f;
     int elementwise = c.reduction == ELEMENTWISE;
     if (!plan_rows(&c, &logvar, 5 + elementwise, (const tensor *[]){&grad_z, &mu, &logvar, &grad_mu, &grad_logvar, &grad_kl},
                    (strided *[]){&c.grad_z, &c.mu, &c.scale, &c.grad_mu, &c.grad_scale, &c.grad_kl}))

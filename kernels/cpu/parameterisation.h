@@ -1,5 +1,5 @@
 /* How a scale parameter becomes std and logvar, and a gradient of these one of the parameter. A new parameterisation is
-   a case in scale_of and in scale_gradient_of; a new clamp is one in clamped and in clamp_gradient_of.
+   a case in scale_of, of_scale, through_std and through_logvar; a new clamp is one in clamped and in clamp_gradient_of.
 
    x is the clamped parameter. `scale` and `clamp` are constants where these are called, so each loop has one formula. */
 
@@ -19,15 +19,35 @@ ALWAYS_INLINE scale_values scale_of(vf x, int scale, const options *o) {
     return (scale_values){std, 2.0f * log_of(std)};
 }
 
-/* grad_std is not looked at, and std only by softplus, without with_std. */
-ALWAYS_INLINE vf scale_gradient_of(vf grad_std, vf grad_logvar, vf x, vf std, int scale, int with_std) {
-    vf direct = with_std ? grad_std : splat(0.0f);
+/* What sampling and the KL to the standard normal need of it, without a detour through logvar. */
+ALWAYS_INLINE exponentials of_scale(vf x, int scale, const options *o) {
     switch (scale) {
-    case SCALE_LOGVAR: return with_std ? 0.5f * std * direct + grad_logvar : grad_logvar;
-    case SCALE_LOGSTD: return with_std ? std * direct + 2.0f * grad_logvar : 2.0f * grad_logvar;
-    case SCALE_STD: return direct + 2.0f / x * grad_logvar;
-    case SCALE_VAR: return with_std ? 0.5f / std * direct + grad_logvar / x : grad_logvar / x;
-    default: return (direct + 2.0f / std * grad_logvar) * sigmoid_of(x);
+    case SCALE_LOGVAR: return exponentials_of(x);
+    case SCALE_LOGSTD: return exponentials_of(x + x);
+    case SCALE_STD: return exponentials_of_std(x);
+    case SCALE_VAR: return exponentials_of_variance(x);
+    default: return exponentials_of_std(softplus_of(x) + o->floor);
+    }
+}
+
+/* What the gradient of std, or of logvar, is for x; std is looked at by some only. */
+ALWAYS_INLINE vf through_std(vf grad, vf x, vf std, int scale) {
+    switch (scale) {
+    case SCALE_LOGVAR: return 0.5f * std * grad;
+    case SCALE_LOGSTD: return std * grad;
+    case SCALE_STD: return grad;
+    case SCALE_VAR: return 0.5f / std * grad;
+    default: return sigmoid_of(x) * grad;
+    }
+}
+
+ALWAYS_INLINE vf through_logvar(vf grad, vf x, vf std, int scale) {
+    switch (scale) {
+    case SCALE_LOGVAR: return grad;
+    case SCALE_LOGSTD: return 2.0f * grad;
+    case SCALE_STD: return 2.0f / x * grad;
+    case SCALE_VAR: return grad / x;
+    default: return 2.0f / std * sigmoid_of(x) * grad;
     }
 }
 
@@ -68,10 +88,11 @@ ALWAYS_INLINE void clamp_vector(int clamp, const options *o, const float *raw, f
 
 ALWAYS_INLINE void scale_gradient_vector(int scale, int with_std, const scale_arrays *s, const float *grad_std,
                                          const float *grad_logvar, float *grad, int64_t i, int64_t count) {
-    vf of_std = with_std ? load_some(grad_std + i, count) : splat(0.0f);
     vf std = STORES_STD(scale, with_std) ? load_some(s->std + i, count) : splat(0.0f);
-    vf x = load_some(s->x + i, count), of_logvar = load_some(grad_logvar + i, count);
-    store_some(grad + i, scale_gradient_of(of_std, of_logvar, x, std, scale, with_std), count);
+    vf x = load_some(s->x + i, count);
+    vf of_x = through_logvar(load_some(grad_logvar + i, count), x, std, scale);
+    if (with_std) of_x += through_std(load_some(grad_std + i, count), x, std, scale);
+    store_some(grad + i, of_x, count);
 }
 
 ALWAYS_INLINE void clamp_gradient_vector(int clamp, const options *o, const scale_arrays *s, float *grad, int64_t i,

@@ -11,6 +11,7 @@ static inline vf choose(mask m, vf a, vf b) { return (vf)_mm512_mask_blend_ps(m,
 static inline vf at_least(vf x, float bound) { return (vf)_mm512_max_ps(_mm512_set1_ps(bound), (__m512)x); }
 static inline vf at_most(vf x, float bound) { return (vf)_mm512_min_ps(_mm512_set1_ps(bound), (__m512)x); }
 static inline vf square_root(vf x) { return (vf)_mm512_sqrt_ps((__m512)x); }
+static inline vf multiply_add(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 static inline vf times_power_of_two(vf x, vf n) { return (vf)_mm512_scalef_ps((__m512)x, (__m512)n); }
 
 static inline vw multiply_low_words(vw a, uint32_t b) {

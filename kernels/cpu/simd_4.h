@@ -11,6 +11,9 @@ static inline vf choose(mask m, vf a, vf b) { return (vf)vbslq_f32((uint32x4_t)m
 static inline vf at_least(vf x, float bound) { return (vf)vmaxq_f32((float32x4_t)x, vdupq_n_f32(bound)); }
 static inline vf at_most(vf x, float bound) { return (vf)vminq_f32((float32x4_t)x, vdupq_n_f32(bound)); }
 static inline vf square_root(vf x) { return (vf)vsqrtq_f32((float32x4_t)x); }
+static inline vf multiply_add(vf a, vf b, vf c) {
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
 #define POWERS_OF_TWO_BY_PARTS
 
 static inline vw multiply_low_words(vw a, uint32_t b) {

@@ -11,6 +11,7 @@ static inline vf choose(mask m, vf a, vf b) { return (vf)_mm256_blendv_ps((__m25
 static inline vf at_least(vf x, float bound) { return (vf)_mm256_max_ps(_mm256_set1_ps(bound), (__m256)x); }
 static inline vf at_most(vf x, float bound) { return (vf)_mm256_min_ps(_mm256_set1_ps(bound), (__m256)x); }
 static inline vf square_root(vf x) { return (vf)_mm256_sqrt_ps((__m256)x); }
+static inline vf multiply_add(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 #define POWERS_OF_TWO_BY_PARTS
 
 static inline vw multiply_low_words(vw a, uint32_t b) {

@@ -29,8 +29,9 @@ ALWAYS_INLINE power power_of(vf x) {
     vf r = x - n * 0.693359375f; /* ln 2 in two parts */
     r = r - n * -2.12194440e-4f;
     vf r2 = r * r;
-    vf r2q = r2 * POLY4(r, r2, 0.5f, 0.16666576f, 0.041666374f, 0.0083631817f, 0.0013941124f);
-    return (power){n, r + r2q, r2q};
+    vf q = POLY4(r, r2, 0.5f, 0.16666576f, 0.041666374f, 0.0083631817f, 0.0013941124f);
+    /* In one rounding, said so: left to compilers that depends on what else is computed, and std with it. */
+    return (power){n, multiply_add(r2, q, r), r2 * q};
 }
 
 ALWAYS_INLINE vf value_of(power p) { return times_power_of_two(1.0f + p.m, p.n); }
@@ -65,18 +66,47 @@ ALWAYS_INLINE vf curve_of_log(vf f) {
 
 #define SQRT_HALF_BITS 0x3f3504f3
 
-/* log x: -inf at 0, NaN below. */
-ALWAYS_INLINE vf log_of(vf x) {
-    const float smallest_normal = 0x1p-126f, infinity = __builtin_inff();
-    mask subnormal = less(x, splat(smallest_normal));
+/* x = (1 + f) 2^n, for x > 0 and finite; the curve is that of f. */
+typedef struct {
+    vf n, f, curve;
+} logarithm;
+
+ALWAYS_INLINE logarithm logarithm_of(vf x) {
+    mask subnormal = less(x, splat(0x1p-126f));
     vf normal = choose(subnormal, x * 0x1p23f, x);
-    vi exponent = (vi)((vu)normal - SQRT_HALF_BITS) >> 23; /* normal = (1 + f) 2^exponent */
+    vi exponent = (vi)((vu)normal - SQRT_HALF_BITS) >> 23;
     vf f = (vf)((vu)normal - ((vu)exponent << 23)) - 1.0f;
     vf n = __builtin_convertvector(exponent, vf) - choose(subnormal, splat(23.0f), splat(0.0f));
-    vf value = f + (n * -2.12194440e-4f - 0.5f * curve_of_log(f)); /* ln 2 in two parts */
-    value = choose(equal(x, splat(infinity)), x, n * 0.693359375f + value);
+    return (logarithm){n, f, curve_of_log(f)};
+}
+
+/* log x: -inf at 0, NaN below. */
+ALWAYS_INLINE vf value_of_log(vf x, logarithm l) {
+    const float infinity = __builtin_inff();
+    vf value = l.f + (l.n * -2.12194440e-4f - 0.5f * l.curve); /* ln 2 in two parts */
+    value = choose(equal(x, splat(infinity)), x, l.n * 0.693359375f + value);
     vf not_positive = choose(equal(x, splat(0.0f)), splat(-infinity), splat(__builtin_nanf("")));
     return choose(less(splat(0.0f), x), value, not_positive);
+}
+
+ALWAYS_INLINE vf log_of(vf x) { return value_of_log(x, logarithm_of(x)); }
+
+ALWAYS_INLINE vf nan_if_negative(vf x, vf value) {
+    return choose(less(x, splat(0.0f)), splat(__builtin_nanf("")), value);
+}
+
+/* The same as exponentials_of, of std and of the variance themselves. For n = 0, std - 1 = f and
+   std^2 - 1 - 2 log std = f^2 + (2f - 2 log(1 + f)), where nothing cancels. */
+ALWAYS_INLINE exponentials exponentials_of_std(vf std) {
+    logarithm l = logarithm_of(std);
+    vf expm1 = nan_if_negative(std, (std - 1.0f) * (std + 1.0f)), far = expm1 - 2.0f * value_of_log(std, l);
+    return (exponentials){std, expm1, choose(equal(l.n, splat(0.0f)), l.f * l.f + l.curve, far)};
+}
+
+ALWAYS_INLINE exponentials exponentials_of_variance(vf variance) {
+    logarithm l = logarithm_of(variance);
+    vf expm1 = nan_if_negative(variance, variance - 1.0f), far = expm1 - value_of_log(variance, l);
+    return (exponentials){square_root(variance), expm1, choose(equal(l.n, splat(0.0f)), 0.5f * l.curve, far)};
 }
 
 /* tanh x = x + x^3 T(x^2) for |x| < 0.625: relative 4.4e-9; beyond, 1 - 2 / (exp(2|x|) + 1) with the sign of x. */

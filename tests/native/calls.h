@@ -47,6 +47,7 @@ static call call_of(const problem *p, const int64_t *seed, kind k) {
         .row_offset = p->row_offset,
         .seed = seed,
         .reduction = k.reduction,
+        .options = {.temperature = 1.0f},
         .channels = 1,
         .channel_size = event_of(p->shape),
     };

@@ -144,6 +144,7 @@ int main(int argc, char **argv) {
     check_high_rows();
     check_parameters();
     check_gammas();
+    check_mixture_of_whole_tiles();
     for (int dtype = BFLOAT16; dtype <= FLOAT16; dtype++) {
         check_rounding(dtype);
         check_values_are_kept(dtype);

@@ -6,32 +6,8 @@ and one that no longer fits the text is an error: it wants to be written anew.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
-
-from .build import KERNELS
-
-
-class Fault(NamedTuple):
-    file: str
-    old: str
-    new: str
-    position: int | None = None  # where the old text begins; None: wherever it is, once
-
-    def __str__(self) -> str:
-        return " ".join(f"{self.file}: {self.old} -> {self.new}".split())
-
-    def plant(self, kernels: Path) -> None:
-        """Bring the fault into a copy of the kernels."""
-        path = kernels / self.file
-        text = path.read_text()
-        if self.position is None:
-            assert text.count(self.old) == 1, f"{self.file} has {text.count(self.old)} times, expected once: {self.old}"
-        start = text.index(self.old, self.position or 0)
-        path.write_text(text[:start] + self.new + text[start + len(self.old) :])
-
+from .fault import Fault, constants
+from .likelihood_faults import LIKELIHOOD_FAULTS
 
 ONE_TOO_MANY_OR_TOO_FEW = (
     Fault("tiles.h", "memcpy(to, &value, sizeof(float) * (size_t)count)", "memcpy(to, &value, sizeof value)"),
@@ -125,13 +101,39 @@ WRONG_ARITHMETIC = (
     ),
     Fault("vector_math.h", "f = choose(equal_integers(exponent, (vi){0} + 32), below_1, f);", ""),
     Fault("vector_math.h", "splat(0.625f)", "splat(1.25f)"),
-    Fault("vector_math.h", "choose(equal(x, splat(infinity)), x, n", "choose(equal(x, splat(infinity)), value, n"),
+    Fault("vector_math.h", "choose(equal(x, splat(infinity)), x, l.n", "choose(equal(x, splat(infinity)), value, l.n"),
     Fault("philox.h", "#define ROUNDS 10", "#define ROUNDS 9"),
     Fault("parameterisation.h", "less_or_equal(splat(o->low), raw) & ", ""),
     Fault("parameterisation.h", "less_or_equal(splat(o->low), raw)", "less(splat(o->low), raw)"),
     Fault("parameterisation.h", " & less_or_equal(raw, splat(o->high))", ""),
     Fault("parameterisation.h", "less_or_equal(raw, splat(o->high))", "less(raw, splat(o->high))"),
-    Fault("parameterisation.h", "softplus_of(x) + o->floor", "softplus_of(x)"),
+    Fault("parameterisation.h", "std = softplus_of(x) + o->floor", "std = softplus_of(x)"),
+    Fault(
+        "parameterisation.h", "exponentials_of_std(softplus_of(x) + o->floor)", "exponentials_of_std(softplus_of(x))"
+    ),
+    Fault("gaussian.h", "!c->prior_mu.data && ", ""),
+    Fault("gaussian.h", "c->draws == 1 && ", ""),
+    Fault("gaussian.h", "c->options.clamp != CLAMP_SOFT && ", ""),
+    Fault("gaussian.h", "c->options.free_bits == 0.0f &&", "1 &&"),
+    Fault("gaussian.h", "!c->log_q && ", ""),
+    Fault("gaussian.h", "!c->grad_log_q.data && ", ""),
+    Fault("gaussian.h", "!c->columns[KL_MEAN].out.data", "1"),
+    Fault(
+        "gaussian.h", "(load_some(a.eps + i, count) * o->temperature), count);", "load_some(a.eps + i, count), count);"
+    ),
+    Fault("gaussian.h", "(load_some(a.eps + i, count) * o->temperature);", "load_some(a.eps + i, count);"),
+    Fault("gaussian.h", "if (clamp != CLAMP_NONE) grad_scale =", "if (0) grad_scale ="),
+    Fault("gaussian.h", "through_logvar(0.5f * grad_kl", "through_logvar(grad_kl"),
+    Fault("latent_backward.h", "if (is_usual(c) && (c->grad_z.data || c->grad_kl.data))", "if (is_usual(c))"),
+    Fault("vector_math.h", "l.f * l.f + l.curve", "l.curve"),
+    Fault("vector_math.h", "0.5f * l.curve, far", "l.curve, far"),
+    Fault("vector_math.h", "nan_if_negative(std, (std - 1.0f) * (std + 1.0f))", "(std - 1.0f) * (std + 1.0f)"),
+    Fault("vector_math.h", "nan_if_negative(variance, variance - 1.0f)", "variance - 1.0f"),
+    Fault(
+        "parameterisation.h",
+        "case SCALE_LOGSTD: return exponentials_of(x + x);",
+        "case SCALE_LOGSTD: return exponentials_of(x);",
+    ),
     Fault("latent_forward.h", "eps * eps + load_some(a.logvar + i, count)", "eps * eps"),
     Fault("latent_forward.h", "load(a.eps + i) * a.temperature", "load(a.eps + i)"),
     Fault("latent_backward.h", "load(a.eps + i) * a.temperature", "load(a.eps + i)"),
@@ -148,19 +150,6 @@ WRONG_ARITHMETIC = (
 )
 
 
-# Where one formula takes over from another, either is right around there: changes of these are larger, above.
-BETWEEN_FORMULAS = ("0.625f",)
-
-
-def constants(file: str, pattern: str, change: str) -> Iterator[Fault]:
-    """Every constant of a file, outside of its comments, with ``change`` in its place."""
-    text = (KERNELS / file).read_text()
-    comments = [found.span() for found in re.finditer(r"/\*.*?\*/", text, re.DOTALL)]
-    for found in re.finditer(pattern, text):
-        if found[0] not in BETWEEN_FORMULAS and not any(start <= found.start() < end for start, end in comments):
-            yield Fault(file, found[0], change.format(found[0]), found.start())
-
-
 FAULTS = (
     *ONE_TOO_MANY_OR_TOO_FEW,
     *TOO_SMALL_A_BUFFER,
@@ -171,4 +160,5 @@ FAULTS = (
     *constants("vector_math.h", r"\b0x1p-\d+f", "(0.5f * {})"),
     *constants("parameterisation.h", r"\b(?!0\.0f)\d+\.\d+f", "(0.5f * {})"),
     *constants("philox.h", r"\b0x[0-9A-F]{8}u", "({} ^ 2u)"),
+    *LIKELIHOOD_FAULTS,
 )

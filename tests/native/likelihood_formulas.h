@@ -5,11 +5,8 @@
 
 #include "gammas.h"
 
-#define MOST_COMPONENTS 3
-#define MOST_VALUES (10 * MOST_COMPONENTS) /* parameters of one coordinate */
-
 typedef struct {
-    approximate log_prob, by[MOST_VALUES];
+    approximate log_prob, by[MOST_PARAMETERS];
 } exact_likelihood;
 
 static approximate log1p_of(approximate x) { return function_of(x, log1p(x.value), 1.0 / (1.0 + x.value), FUNCTION); }
@@ -60,7 +57,10 @@ static exact_likelihood of_laplace(double x, const double *values, const density
     approximate size = product((approximate){fabs(distance.value), distance.error}, inverse);
     return (exact_likelihood){
         scaled(-1.0, sum(sum(size, logscale), with_rounding(log(2.0), 0.0))),
-        {sign == 0.0 ? exactly(0.0) : scaled(sign, inverse), inside_bounds(difference(size, exactly(1.0)), values[1], d)},
+        {
+            sign == 0.0 ? exactly(0.0) : scaled(sign, inverse),
+            inside_bounds(difference(size, exactly(1.0)), values[1], d),
+        },
     };
 }
 

@@ -8,7 +8,7 @@
 static const double extreme_logits[] = {
     0.0, -0.0, NAN, 1e-30, 0.4999999, 0.5, -0.5, 20.0, -20.0, 104.0, -104.0, 1e4, -1e4, INFINITY, -INFINITY,
 };
-static const double extreme_locations[] = {NAN, 0.0, 1e4, -1e4, 1e-40};
+static const double extreme_locations[] = {NAN, 0.0, 1e4, -1e4, 1e-40, INFINITY, -INFINITY};
 static const double extreme_scales[] = {NAN, 40.0, -40.0, 0.0, -0.0};
 static const double extreme_rates[] = {NAN, 80.0, -80.0, 89.0, -200.0, 0.0, -INFINITY};
 static const double extreme_positives[] = {0.0, 1e-30, NAN, 1e-8, 3.9999998, 4.0, 6e4};
@@ -93,7 +93,8 @@ static void fill_positive(tensor *t, const problem *p) {
 
 static double random_mixture_value(int channels, int components, int place, int extreme) {
     if (extreme && one_of(64) == 0) return NAN;
-    if (place < components) return extreme && components > 1 && place == 0 && one_of(8) == 0 ? -INFINITY : 3.0 * next_uniform();
+    if (extreme && place == 0 && components > 1 && one_of(8) == 0) return -INFINITY;
+    if (place < components) return 3.0 * next_uniform();
     switch ((place / components - 1) % parts_of(channels)) {
     case OF_MEAN: return extreme && one_of(16) == 0 ? 100.0 * next_uniform() : 1.2 * next_uniform();
     case OF_LOG_SCALE: return one_of(8) == 0 ? -7.0 - one_of(2) : 3.0 * next_uniform() - 2.0;

@@ -5,12 +5,16 @@
 #include "likelihood_formulas.h"
 
 #define MOST_CHANNELS 3
+#define MOST_COMPONENTS 3
+#define MOST_VALUES (10 * MOST_COMPONENTS) /* of one pixel */
 
 enum { OF_MEAN, OF_LOG_SCALE, OF_COEFFICIENT };
 
 static int parts_of(int channels) { return channels == 3 ? 3 : 2; }
 
-static int channels_of_mixture(int channels, int components) { return components * (1 + parts_of(channels) * channels); }
+static int channels_of_mixture(int channels, int components) {
+    return components * (1 + parts_of(channels) * channels);
+}
 
 /* Where a component's number for a channel of the image stands among the parameter's channels. */
 static int place_of(int channels, int components, int channel, int part, int m) {
@@ -24,7 +28,7 @@ static approximate level_of(double x, int x_dtype) {
     return difference(twice, exactly(1.0));
 }
 
-/* A level's part of a logistic: its logarithm, and the derivatives of that; by the mean it is by_scaled times inverse. */
+/* A level's part of a logistic: its logarithm, and the derivatives of that. By the mean it is by_scaled inverse. */
 typedef struct {
     approximate log_prob, by_scaled, inverse, by_log_scale;
 } exact_bin;
@@ -86,9 +90,9 @@ static exact_component component_of(const density *d, int channels, const approx
     return one;
 }
 
-/* The derivatives are of `given` times the log-probability: what is too small for float32 depends on the order. */
-static exact_likelihood mixture_of(const density *d, int channels, const approximate *y, const double *values,
-                                   approximate given) {
+/* The log-probability, and the derivatives of `given` times it: what is too small for float32 depends on the order. */
+static approximate mixture_of(const density *d, int channels, const approximate *y, const double *values,
+                              approximate given, approximate *by) {
     int n = d->components;
     exact_component components[MOST_COMPONENTS];
     approximate logits[MOST_COMPONENTS] = {0}, joint[MOST_COMPONENTS] = {0};
@@ -99,27 +103,27 @@ static exact_likelihood mixture_of(const density *d, int channels, const approxi
             joint[m] = sum(joint[m], components[m].bins[channel].log_prob);
     }
     approximate of_logits = log_of_sum(logits, n), of_joint = log_of_sum(joint, n);
-    exact_likelihood e = {.log_prob = difference(of_joint, of_logits)};
     for (int m = 0; m < n; m++) {
         const exact_component *one = &components[m];
-        approximate posterior = exp_of(difference(joint[m], of_joint)), prior = exp_of(difference(logits[m], of_logits));
+        approximate posterior = exp_of(difference(joint[m], of_joint));
+        approximate prior = exp_of(difference(logits[m], of_logits));
         approximate by_log_prob = product(given, posterior), by_mean[MOST_CHANNELS];
-        e.by[m] = product(given, difference(posterior, prior));
+        by[m] = product(given, difference(posterior, prior));
         for (int channel = 0; channel < channels; channel++) {
             const exact_bin *b = &one->bins[channel];
             by_mean[channel] = product(product(by_log_prob, b->by_scaled), b->inverse);
-            e.by[place_of(channels, n, channel, OF_MEAN, m)] = by_mean[channel];
+            by[place_of(channels, n, channel, OF_MEAN, m)] = by_mean[channel];
             int of_scale = place_of(channels, n, channel, OF_LOG_SCALE, m);
-            e.by[of_scale] = values[of_scale] < d->low ? exactly(0.0) : product(by_log_prob, b->by_log_scale);
+            by[of_scale] = values[of_scale] < d->low ? exactly(0.0) : product(by_log_prob, b->by_log_scale);
         }
         if (channels < 3) continue;
         approximate through[] = {product(by_mean[1], y[0]), product(by_mean[2], y[0]), product(by_mean[2], y[1])};
         for (int k = 0; k < 3; k++) {
             approximate factor = one->factors[k], slope = difference(exactly(1.0), product(factor, factor));
-            e.by[place_of(channels, n, k, OF_COEFFICIENT, m)] = product(through[k], slope);
+            by[place_of(channels, n, k, OF_COEFFICIENT, m)] = product(through[k], slope);
         }
     }
-    return e;
+    return difference(of_joint, of_logits);
 }
 
 #endif

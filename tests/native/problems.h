@@ -38,11 +38,12 @@ static problem new_problem(shape s, int dtype, int extreme, int64_t seed, uint64
     return p;
 }
 
+static uint64_t random_state = 1;
+
 /* Uniform in [-1, 1), another one at each call. */
 static double next_uniform(void) {
-    static uint64_t state = 1;
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return (double)(state >> 11) * 0x1p-52 - 1.0;
+    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+    return (double)(random_state >> 11) * 0x1p-52 - 1.0;
 }
 
 /* No finite product of these that is added to another leaves the range of float32: whether the sum is infinite then
