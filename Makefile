@@ -3,6 +3,7 @@
 # make bench       everything that is timed on the CPU, in five to ten minutes, into bench/results/ (or RESULTS=folder)
 # make bench-compare BEFORE=a.json AFTER=b.json    two of its suite.json side by side; fails where fastvae got slower
 # make sanitize    the C kernels under sanitizers, in a few minutes; with clang, valgrind and an ARM emulator if there
+# make test-clients, bench-clients   diffusers, scvi-tools, Pyro and pythae under fastvae.patch, in .venv-clients
 # Each sets up .venv on first use: Python, make and a network are all it needs.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.c kernels/cpu/*.h)
 
-.PHONY: demo test test-slow lint bench bench-compare sanitize clean
+.PHONY: demo test test-slow test-clients lint bench bench-clients bench-compare sanitize clean
 
 demo: $(VENV)/installed
 	$(RUN) -m examples.digits
@@ -46,6 +47,16 @@ bench: $(VENV)/installed
 	$(RUN) -m bench.scaling --results $(RESULTS)
 	$(RUN) -m bench.report --results $(RESULTS)
 
+# The libraries that fastvae.patch is for bring many others: they have an environment of their own.
+CLIENTS := .venv-clients
+test-clients: $(CLIENTS)/installed
+	$(CLIENTS)/bin/python -m pytest -n $(WORKERS) -m clients tests/clients
+
+bench-clients: $(CLIENTS)/installed
+	mkdir -p $(RESULTS)
+	$(CLIENTS)/bin/python -m bench.clients --results $(RESULTS)
+	$(CLIENTS)/bin/python -m bench.report --results $(RESULTS)
+
 # By the ratio to eager PyTorch, as machines and their load differ; BY=time compares seconds.
 AFTER ?= $(RESULTS)/suite.json
 THRESHOLD ?= 1.3
@@ -59,5 +70,10 @@ $(VENV)/installed: $(SOURCES)
 	$(RUN) -m pip install --quiet -c constraints.txt -e ".[demo,test,lint,bench]"
 	touch $@
 
+$(CLIENTS)/installed: $(SOURCES) constraints-clients.txt
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet -c constraints.txt -c constraints-clients.txt -e ".[clients,test]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build demo *.egg-info kernels/cpu/*.so
+	rm -rf $(VENV) $(CLIENTS) build demo *.egg-info kernels/cpu/*.so

@@ -39,6 +39,9 @@ HOW_LIKELIHOODS = """Log-likelihoods in float32 with the gradients of all parame
 an element of x. Counts have a share of zeros and one theta for each gene; mixture: ten logistics, three channels. Kept
 for backward: beyond x and the parameters."""
 
+HOW_CLIENTS = """Made by `make bench-clients`: steps of other libraries under `fastvae.patch` and as they are, in
+float32: forward, backward and, where there is a model, Adam. Under torch's noise both gave the same first steps."""
+
 HOW_KERNEL = """The CPU kernels in float32, outputs allocated beforehand, and a copy by PyTorch of as many bytes as the
 kernel reads and writes."""
 
@@ -68,6 +71,8 @@ def full_report(results: Mapping[str, Any]) -> str:
         parts += ["## Likelihoods", HOW_LIKELIHOODS, tables.likelihoods(results["likelihoods"])]
     if "training" in results:
         parts += ["## Training step", HOW_TRAINING, tables.training(results["training"])]
+    if "clients" in results:
+        parts += ["## Other libraries", HOW_CLIENTS, tables.clients(results["clients"])]
     if "kernel_alone" in results:
         parts += ["## The kernels alone", HOW_KERNEL, tables.kernel_alone(results["kernel_alone"])]
     if "scaling" in results:
@@ -81,13 +86,14 @@ def summary_report(results: Mapping[str, Any]) -> str:
     suite = results["suite"]
     first, second = tables.summary(suite), tables.more_ops(suite)
     third = tables.short_likelihoods(results["likelihoods"]) if "likelihoods" in results else ""
+    fourth = tables.clients(results["clients"]) if "clients" in results else ""
     lines = [
         "x: times as fast as eager PyTorch, timed in turns. Kept for backward: beyond the inputs. Memory in the first",
         f"table is that at {tables.SUMMARY[-1].shape_name}: its peak in units of the inputs, z and their gradients, "
-        "which nothing does without. Made by",
+        "which nothing does without. The last table is by `make bench-clients`, the others are by",
         f"`make bench` ([all results](bench/results/results.md)): {machine_line(suite['machine_info'])}",
     ]
-    shown = [table for table in (first, second, third) if table]
+    shown = [table for table in (first, second, third, fourth) if table]
     busy = [HOW_BUSY] if any(" ?" in table for table in shown) else []
     return "\n\n".join([*shown, "\n".join([*lines, *busy])])
 
@@ -103,7 +109,8 @@ def replace_between_markers(text: str, block: str) -> str:
 
 def load(folder: Path) -> dict[str, Any]:
     """The JSON files of the folder that are reported, by name; raises ValueError without a suite.json."""
-    paths = {name: folder / f"{name}.json" for name in ("suite", "likelihoods", "training", "kernel_alone", "scaling")}
+    names = ("suite", "likelihoods", "clients", "training", "kernel_alone", "scaling")
+    paths = {name: folder / f"{name}.json" for name in names}
     if not paths["suite"].is_file():
         raise ValueError(f"--results is {folder}, expected a folder with suite.json, which `make bench` writes")
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}

@@ -203,6 +203,20 @@ def short_likelihoods(result: Mapping[str, Any]) -> str:
     return markdown(header, rows)
 
 
+def clients(result: Mapping[str, Any]) -> str:
+    """A step of other libraries, patched and unpatched."""
+    rows = [
+        [
+            f"{row['library']} ({row['version'].partition('+')[0]})",
+            row["case"],
+            f"{duration(row['seconds']['patched'])}, {times(row['speed_against_unpatched'])}{mark(row['elsewhere'])}",
+            duration(row["seconds"]["unpatched"]),
+        ]
+        for row in result["rows"]
+    ]
+    return markdown(["fastvae.patch", "a step", "patched", "unpatched"], rows)
+
+
 def training(result: Mapping[str, Any]) -> str:
     rows = [
         [

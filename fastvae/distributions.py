@@ -302,7 +302,7 @@ class DiagonalGaussian(Diagonal):
         if isinstance(generator, (list, tuple)) and len(generator) == 1:
             generator = generator[0]
         if not isinstance(generator, (list, tuple)):
-            return self.rsample(sample_shape, seed=_seed_from(generator, self._first.device))  # type: ignore[arg-type]
+            return self.rsample(sample_shape, seed=seed_from(generator, self._first.device))  # type: ignore[arg-type]
         if sample_shape:
             raise ValueError("sample_shape and a list of generators were both given, expected at most one of them")
         if len(self.batch_shape) != 1 or len(generator) != self.batch_shape[0]:
@@ -314,7 +314,7 @@ class DiagonalGaussian(Diagonal):
             return self.rsample()
         given = self._parameters()
         rows = [
-            reparameterize(mu, scale, seed=_seed_from(one, mu.device), **keywords_of(self._options))
+            reparameterize(mu, scale, seed=seed_from(one, mu.device), **keywords_of(self._options))
             for mu, scale, one in zip(given.mu.split(1), given.scale.split(1), generator, strict=True)
         ]
         return torch.cat(rows)
@@ -431,7 +431,7 @@ def _are_generators(given: object) -> bool:
     return isinstance(given, (list, tuple)) and len(given) > 0 and isinstance(given[0], torch.Generator)
 
 
-def _seed_from(generator: torch.Generator | None, device: torch.device) -> Tensor:
+def seed_from(generator: torch.Generator | None, device: torch.device) -> Tensor:
     """A seed on the device, drawn from a generator on any."""
     check_generator(generator, None)
     return seed_tensor(None, generator, device if generator is None else generator.device).to(device)

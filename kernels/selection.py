@@ -33,6 +33,7 @@ requested = _from_environment()
 
 _unavailable: dict[str, str] = {}  # why a backend cannot run on this machine; "" where it can
 _resolved: dict[tuple[str, torch.device, torch.dtype], ModuleType] = {}
+_has_kernels: dict[tuple[str, torch.device, torch.dtype], bool] = {}
 
 
 def reason_unavailable(name: str) -> str:
@@ -83,6 +84,17 @@ def _resolve(name: str, device_type: str, dtype: torch.dtype) -> str:
     if reason:
         raise RuntimeError(f"backend {name!r} cannot serve this call: {reason}; use 'reference' for it")
     return name
+
+
+def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether tensors of this device and dtype go to fused kernels now, or to the reference by name."""
+    key = (requested, device, dtype)
+    if key not in _has_kernels:
+        try:
+            _has_kernels[key] = _resolve(requested, device.type, dtype) in (requested, *NAMES[:-1])
+        except RuntimeError:
+            _has_kernels[key] = False
+    return _has_kernels[key]
 
 
 def backends() -> dict[str, dict[str, Any]]:

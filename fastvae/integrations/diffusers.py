@@ -1,0 +1,135 @@
+"""diffusers under `fastvae.patch`: its DiagonalGaussianDistribution, in every autoencoder that builds one.
+
+The class is a subclass of diffusers' own, with its attributes, methods, shapes and dtypes, but computes nothing before
+it is asked for. In training, ``sample`` and then ``kl`` are one pass over the moments, and their gradient is written in
+one piece. ``nll``, deterministic distributions, float64 and `torch.compile` are left to diffusers' own code.
+
+Generators are as in diffusers: None, one, or a list with one for each sample, on the CPU or on the device of the
+moments; with fastvae's noise they give its seed. ``kl`` has the moments' dtype, as there, and is summed over dimensions
+1 to 3, as there, unless ``whole_event=True``: of video that leaves a number for each column of pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import NoneType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..distributions import DiagonalGaussian, Generators, seed_from
+from ..functional import gaussian_kl, sample_and_kl_packed
+from .patching import Setting, setting_of
+from .replacements import Replacements
+from .served import is_served
+
+CLAMP = (-30.0, 20.0)  # of logvar, in diffusers
+DIMS = (1, 2, 3)  # that diffusers sums over
+
+_COMPUTED = ("mean", "logvar", "std", "var")
+
+
+def install(replacements: Replacements) -> None:
+    from diffusers.models.autoencoders import vae
+
+    fused = fused_distribution(vae.DiagonalGaussianDistribution)
+    replacements.everywhere(vae, "DiagonalGaussianDistribution", fused)
+
+
+def rebuild(parameters: Tensor, deterministic: bool) -> Any:
+    """What a pickled distribution is made with: the class that is in diffusers then."""
+    from diffusers.models.autoencoders import vae
+
+    return vae.DiagonalGaussianDistribution(parameters, deterministic)
+
+
+@functools.cache
+def fused_distribution(original: Any) -> Any:
+    """The subclass of diffusers' class; always the same one, however often it is patched in."""
+
+    class DiagonalGaussianDistribution(original):
+        _setting: Setting | None = None  # None: all is diffusers' own
+        _with_grad: bool  # whether gradients were recorded when it was made
+        _kl: Tensor | None = None  # of the last draw's pass
+
+        def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
+            setting = setting_of("diffusers")
+            if setting is None or deterministic or not _fits(parameters):
+                super().__init__(parameters, deterministic)
+                return
+            self.__dict__.update(
+                parameters=parameters,
+                deterministic=False,
+                _setting=setting,
+                _with_grad=torch.is_grad_enabled(),
+            )
+
+        def __getattr__(self, name: str) -> Any:
+            """What diffusers computes at once, here when it is looked at, with the gradient that it has there."""
+            if name not in _COMPUTED or self._setting is None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            with torch.set_grad_enabled(self._with_grad):
+                if name == "mean":
+                    self.__dict__["mean"] = self.parameters.chunk(2, 1)[0]
+                else:
+                    self.__dict__.update(vars(original(self.parameters)) | vars(self))
+            return vars(self)[name]
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if self._setting is not None:  # somebody's own mean or std: diffusers' methods look at each
+                self.__dict__.update(vars(original(self.parameters)) | vars(self))
+                self.__dict__["_setting"] = None
+            super().__setattr__(name, value)
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return rebuild, (self.parameters, self.deterministic)
+
+        def sample(self, generator: Generators = None) -> Tensor:
+            if self._setting is None or self._setting.noise == "torch":
+                return super().sample(generator)
+            if not self._is_priced_with_a_draw() or not isinstance(generator, (torch.Generator, NoneType)):
+                return self._gaussian().sample(generator)
+            seed = seed_from(generator, self.parameters.device)
+            z, self.__dict__["_kl"] = sample_and_kl_packed(self.parameters, clamp=CLAMP, seed=seed)
+            return z
+
+        def kl(self, other: Any = None) -> Tensor:
+            if self._setting is None:
+                return super().kl(other)
+            if other is not None:
+                fused = getattr(other, "_setting", None) is not None
+                if not fused or not self._is_summed_over_all() or other.parameters.shape != self.parameters.shape:
+                    return super().kl(other)
+                kl = self._gaussian().kl(other._gaussian())
+            elif not self._is_summed_over_all():
+                mu, logvar = self.parameters.chunk(2, 1)
+                elementwise = gaussian_kl(mu, logvar, clamp=CLAMP, reduction="none")
+                assert isinstance(elementwise, Tensor)  # no KL per coordinate was asked for
+                kl = elementwise.sum(DIMS)
+            elif self._kl is not None and torch.is_grad_enabled():
+                kl = self._kl
+            else:
+                kl = self._gaussian().kl()
+            return kl.to(self.parameters.dtype)
+
+        def _gaussian(self) -> DiagonalGaussian:
+            return DiagonalGaussian.from_moments(self.parameters, clamp=CLAMP)
+
+        def _is_summed_over_all(self) -> bool:
+            whole_event = self._setting is not None and self._setting.whole_event
+            return whole_event or self.parameters.dim() == 1 + len(DIMS)
+
+        def _is_priced_with_a_draw(self) -> bool:
+            """Where a gradient will be wanted of the draw, its KL comes in the same pass."""
+            with_grad = self._with_grad and torch.is_grad_enabled() and self.parameters.requires_grad
+            return with_grad and self._is_summed_over_all()
+
+    DiagonalGaussianDistribution.__module__ = original.__module__
+    DiagonalGaussianDistribution.__qualname__ = original.__qualname__
+    return DiagonalGaussianDistribution
+
+
+def _fits(parameters: Tensor) -> bool:
+    in_halves = parameters.dim() > 1 and parameters.shape[1] % 2 == 0 and parameters.numel() > 0
+    return in_halves and is_served(parameters)
