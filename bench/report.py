@@ -90,7 +90,8 @@ def summary_report(results: Mapping[str, Any]) -> str:
     lines = [
         "x: times as fast as eager PyTorch, timed in turns. Kept for backward: beyond the inputs. Memory in the first",
         f"table is that at {tables.SUMMARY[-1].shape_name}: its peak in units of the inputs, z and their gradients, "
-        "which nothing does without. The last table is by `make bench-clients`, the others are by",
+        "which nothing does without. The last",
+        "table is made by `make bench-clients`, the others by",
         f"`make bench` ([all results](bench/results/results.md)): {machine_line(suite['machine_info'])}",
     ]
     shown = [table for table in (first, second, third, fourth) if table]

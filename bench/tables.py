@@ -209,7 +209,7 @@ def clients(result: Mapping[str, Any]) -> str:
         [
             f"{row['library']} ({row['version'].partition('+')[0]})",
             row["case"],
-            f"{duration(row['seconds']['patched'])}, {times(row['speed_against_unpatched'])}{mark(row['elsewhere'])}",
+            f"{duration(row['seconds']['patched'])}, x{row['speed_against_unpatched']:.2f}{mark(row['elsewhere'])}",
             duration(row["seconds"]["unpatched"]),
         ]
         for row in result["rows"]

@@ -149,6 +149,15 @@ def test_what_is_known_of_a_normal_ends_with_a_change_of_it(patched):
     assert not torch.allclose(kl_divergence(q, p), kl)
 
 
+def test_a_kl_may_be_changed_in_place(patched):
+    q, p = Normal(*computed(parameters())), Normal(0.0, 1.0)
+    q.rsample()
+    kl = kl_divergence(q, p)
+    before = kl.detach().clone()
+    kl.clamp_(min=10.0)
+    torch.testing.assert_close(kl_divergence(q, p), before)
+
+
 def test_of_leaves_a_draw_and_its_kl_may_be_gone_back_through_one_after_the_other(patched):
     mu, std = parameters()
     q = Normal(mu, std)

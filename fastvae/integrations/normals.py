@@ -43,6 +43,8 @@ def begin(normal: Normal, loc: Tensor, scale: Tensor, validate: bool) -> bool:
     if not _fit(loc, scale):
         return False
     if validate:
+        if loc.device.type != "cpu":
+            return False  # to look at bounds is to wait for them
         (low, high), (least, most) = _bounds(loc), _bounds(scale)
         if low != low or not least > 0.0:
             return False  # torch says what is wrong with them
@@ -140,7 +142,8 @@ def _price_of(normal: Normal) -> Tensor | None:
     known = getattr(normal, "_fastvae_known", None)
     if known is None or known.kl is None or not torch.is_grad_enabled():
         return None
-    return known.kl if known.holds_of(normal) else None
+    untouched = known.kl._version == 0  # whoever was given it may have changed it in place
+    return known.kl if untouched and known.holds_of(normal) else None
 
 
 def _is_standard(normal: Normal) -> bool:

@@ -218,3 +218,6 @@ def test_one_pass_prices_a_draw_in_training_and_none_elsewhere():
         assert evaluation._kl is None
         with torch.no_grad():
             assert not training.kl().requires_grad
+        before = training.kl().detach().clone()
+        training.kl().mul_(2.0)
+        torch.testing.assert_close(training.kl(), before)
