@@ -13,7 +13,7 @@ from .replacements import Replacements
 
 
 class Library(NamedTuple):
-    """A library, and the versions of it that the tests of its integration have passed with."""
+    """A library, and the oldest and newest version that its integration was tried with, or read beside a tried one."""
 
     distribution: str
     oldest: tuple[int, int]
@@ -25,10 +25,10 @@ class Library(NamedTuple):
 
 
 LIBRARIES = {
-    "diffusers": Library("diffusers", (0, 42), (0, 42)),
+    "diffusers": Library("diffusers", (0, 33), (0, 42)),
     "pyro": Library("pyro-ppl", (1, 9), (1, 9)),
     "pythae": Library("pythae", (0, 1), (0, 1)),
-    "scvi": Library("scvi-tools", (1, 4), (1, 4)),
+    "scvi": Library("scvi-tools", (1, 3), (1, 4)),
     "torch": Library("torch", (2, 11), (2, 14)),
 }
 
