@@ -19,10 +19,12 @@ static void ISA_NAME(noise)(const call *c, int64_t first, int64_t last) {
     }
 }
 
-/* Whether a latent is one of these. Soft clamps are left out, which would double the kernels' size. */
+/* Whether a latent is one of these. Of the clamps, which would multiply the code, only diffusers' is: logvar's. */
 static inline int is_usual(const call *c) {
-    return !c->prior_mu.data && c->draws == 1 && c->options.clamp != CLAMP_SOFT && c->options.free_bits == 0.0f &&
-           !c->log_q && !c->grad_log_q.data && !c->grad_log_p.data && !c->columns[KL_MEAN].out.data;
+    const options *o = &c->options;
+    int usual_clamp = o->clamp == CLAMP_NONE || (o->clamp == CLAMP_HARD && o->scale == SCALE_LOGVAR);
+    return usual_clamp && !c->prior_mu.data && c->draws == 1 && o->free_bits == 0.0f && !c->log_q &&
+           !c->grad_log_q.data && !c->grad_log_p.data && !c->columns[KL_MEAN].out.data;
 }
 
 /* function(scale, clamp, ...) with the call's own as constants, for each vector of n elements. */
@@ -30,7 +32,7 @@ static inline int is_usual(const call *c) {
     if ((o)->clamp == CLAMP_NONE)                                      \
         EACH_VECTOR_OF_SCALE(o, n, function, CLAMP_NONE, __VA_ARGS__)  \
     else                                                               \
-        EACH_VECTOR_OF_SCALE(o, n, function, CLAMP_HARD, __VA_ARGS__)
+        EACH_VECTOR(n, function, SCALE_LOGVAR, CLAMP_HARD, __VA_ARGS__)
 
 /* A scale as it was given, clamped, and what the ops need of it. */
 typedef struct {

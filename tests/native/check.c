@@ -153,6 +153,7 @@ int main(int argc, char **argv) {
     for (int extreme = 0; extreme <= 1; extreme++)
         for (int dtype = FLOAT32; dtype <= FLOAT16; dtype++)
             for (int i = 0; i < COUNT(shapes); i++) check_shape(shapes[i], i, dtype, extreme, effort);
+    check_counts_of_whole_tiles();
     printf("%s: %lld comparisons, %lld failures, %d calls on several threads\n", isa->name, (long long)comparisons,
            (long long)failures, calls_on_threads);
     printf("largest float32 error, as a part of the tolerance:");

@@ -111,11 +111,12 @@ WRONG_ARITHMETIC = (
     Fault(
         "parameterisation.h", "exponentials_of_std(softplus_of(x) + o->floor)", "exponentials_of_std(softplus_of(x))"
     ),
+    Fault("gaussian.h", "usual_clamp && ", ""),
+    Fault("gaussian.h", "&& o->scale == SCALE_LOGVAR", ""),
     Fault("gaussian.h", "!c->prior_mu.data && ", ""),
     Fault("gaussian.h", "c->draws == 1 && ", ""),
-    Fault("gaussian.h", "c->options.clamp != CLAMP_SOFT && ", ""),
-    Fault("gaussian.h", "c->options.free_bits == 0.0f &&", "1 &&"),
-    Fault("gaussian.h", "!c->log_q && ", ""),
+    Fault("gaussian.h", "o->free_bits == 0.0f && ", ""),
+    Fault("gaussian.h", "!c->log_q &&", "1 &&"),
     Fault("gaussian.h", "!c->grad_log_q.data && ", ""),
     Fault("gaussian.h", "!c->columns[KL_MEAN].out.data", "1"),
     Fault(

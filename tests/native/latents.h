@@ -51,12 +51,22 @@ static options random_options(int with_prior) {
     return o;
 }
 
+/* One draw, against N(0, I): what has kernels of its own. */
+static void make_usual(latent_problem *l) {
+    l->draws = one_of(2);
+    l->prior_mu = l->prior_scale = ABSENT;
+    l->kl_mean = l->log_probs = 0;
+    l->options.residual = 0;
+    l->options.free_bits = 0.0f;
+}
+
 static latent_problem new_latent_problem(const problem *p) {
     latent_problem l = {.p = p, .draws = one_of(4), .reduction = one_of(6), .with_z = one_of(4) > 0};
     l.kl_mean = is_large(p) || one_of(2);
     if (one_of(3)) l.prior_mu = 1 + one_of(3), l.prior_scale = 1 + one_of(3);
     l.log_probs = l.with_z && one_of(2);
     l.options = random_options(l.prior_mu != ABSENT);
+    if (!is_large(p) && one_of(3) == 0) make_usual(&l);
     l.mu = input(p->shape, p->dtype, 0);
     l.scale = input(p->shape, p->dtype, 1);
     l.prior_mu_tensor = shared_tensor(p, p->dtype, l.prior_mu, 2);

@@ -5,6 +5,7 @@
 #include "mixture_formulas.h"
 #include "sharing.h"
 
+static const double extreme_data[] = {NAN, 1e-9}; /* a count of 1e-9 is a zero */
 static const double extreme_logits[] = {
     0.0, -0.0, NAN, 1e-30, 0.4999999, 0.5, -0.5, 20.0, -20.0, 104.0, -104.0, 1e4, -1e4, INFINITY, -INFINITY,
 };
@@ -59,9 +60,10 @@ static double random_data(int kind, int dtype, double zeros) {
 static void fill_data(tensor *t, const problem *p, int kind) {
     static const double shares[] = {0.0, 0.5, 0.9, 1.0};
     double zeros = shares[one_of(COUNT(shares))];
+    int64_t count = 0;
     FOR_EACH_ELEMENT(t, row, d) {
         double value = random_data(kind, t->dtype, zeros);
-        if (p->extreme && t->dtype < UINT8 && one_of(32) == 0) value = NAN;
+        if (p->extreme && t->dtype < UINT8 && one_of(32) == 0) value = extreme_data[count++ % COUNT(extreme_data)];
         set_bits(t, row, d, encode(value, t->dtype));
     }
 }

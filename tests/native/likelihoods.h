@@ -213,4 +213,11 @@ static void check_mixture_of_whole_tiles(void) {
     free(p.eps);
 }
 
+/* Tiles that are full of counts other than zero, which chance gives some of these. */
+static void check_counts_of_whole_tiles(void) {
+    problem p = new_problem((shape){2, 1, 1024}, FLOAT32, 0, 0, 0, 0);
+    for (int i = 0; i < 32; i++) check_likelihood(&p, i % 2 ? ZERO_INFLATED : NEGATIVE_BINOMIAL);
+    free(p.eps);
+}
+
 #endif

@@ -61,6 +61,7 @@ static void check_parameters(void) {
     for (int scale = SCALE_LOGVAR; scale <= SCALE_SOFTPLUS; scale++) {
         options o = plain;
         o.scale = scale;
+        if (scale == SCALE_SOFTPLUS) o.floor = 0.125f;
         if (scale == SCALE_STD || scale == SCALE_VAR)
             check_parameter(deviations, COUNT(deviations), o);
         else
