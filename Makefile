@@ -1,4 +1,4 @@
-# make demo        train a VAE on real digits        make test   run the tests        make lint   ruff and mypy
+# make demo        train a VAE on real digits       make test   run the tests        make lint   ruff and mypy
 # make test-slow   the longer tests: every compiled GPU kernel, executed, and every small change to one noticed
 # make bench       everything that is timed on the CPU, in five to ten minutes, into bench/results/ (or RESULTS=folder)
 # make bench-compare BEFORE=a.json AFTER=b.json    two of its suite.json side by side; fails where fastvae got slower
@@ -14,7 +14,8 @@ SOURCES := pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.c ke
 .PHONY: demo test test-slow test-clients lint bench bench-clients bench-compare sanitize clean
 
 demo: $(VENV)/installed
-	$(RUN) -m examples.digits
+	rm -rf demo
+	$(RUN) -m fastvae train --output demo
 
 # Processes that share the tests; each computes on one thread.
 WORKERS ?= 2
@@ -67,7 +68,7 @@ bench-compare: $(VENV)/installed
 
 $(VENV)/installed: $(SOURCES)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet -c constraints.txt -e ".[demo,test,lint,bench]"
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[train,test,lint,bench]"
 	touch $@
 
 $(CLIENTS)/installed: $(SOURCES) constraints-clients.txt

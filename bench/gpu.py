@@ -30,9 +30,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 import fastvae
+from fastvae.files import whole_file
 
 from . import eager
-from .files import whole_file
 from .gpu_checks import Disagreement, Op, Tensors, check, make_tensors
 from .timing import interleaved_medians
 

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .files import save_figure
+from fastvae.files import save_figure
 
 _COLORS = {"fastvae": "#c44e52", "eager": "#4c72b0", "compile": "#55a868"}
 

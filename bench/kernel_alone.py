@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 import fastvae
+from fastvae.files import save_json
 
 from .cases import parse_shape
-from .files import save_json
 from .machine import describe_machine
 from .timing import interleaved_medians
 

@@ -22,10 +22,10 @@ from torch import Tensor
 
 import fastvae
 from fastvae import likelihoods
+from fastvae.files import save_json
 from fastvae.kernels.likelihoods import channels_of_mixture
 
 from . import eager_likelihoods as eager
-from .files import save_json
 from .gpu_checks import Disagreement
 from .machine import describe_machine
 from .measure import keep_released_memory

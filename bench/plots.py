@@ -9,8 +9,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fastvae.files import save_figure
+
 from .cases import DIRECTIONS
-from .files import save_figure
 from .tables import Entry, contenders_in_order, entries
 
 _DTYPES = ("float32", "bfloat16")  # float16 is timed at one shape

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastvae.files import whole_file
+
 from . import tables
-from .files import whole_file
 
 START, END = "<!-- bench -->", "<!-- /bench -->"
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
+from fastvae.files import save_json
+
 from .cases import Case
-from .files import save_json
 from .gpu import Case as MovedCase
 from .gpu import copy_job, moved_bytes
 from .gpu_checks import Disagreement

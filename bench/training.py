@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastvae.files import save_json
 from fastvae.likelihoods import Bernoulli
 from fastvae.nn import VAE, MLPDecoder, MLPEncoder, VAEOutput
 
 from . import eager, eager_likelihoods
 from .cases import Case
-from .files import save_json
 from .gpu_checks import Disagreement
 from .machine import describe_machine
 from .measure import checked_steps

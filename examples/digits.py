@@ -23,31 +23,16 @@ from bench.cases import Case
 from bench.measure import measure
 from bench.timing import Plan, interleaved_medians
 from bench.training import CONTENDERS, training_steps
-from fastvae.monitors import kl_per_latent
 from fastvae.nn import VAE
+from fastvae.training import pictures
 
 from .common import BATCH, binarize, load_digits, make_vae, negative_elbo, parser, split, train
-from .figures import save_curve, save_map, save_reconstructions, save_samples, save_traversals
+from .figures import images, save_curve, save_figure, save_map
 
 LATENT = 20
 LARGE_BATCH = 1024
 HELD_OUT_DRAWS = 20
-WALK = [-3.0, -2.25, -1.5, -0.75, 0.0, 0.75, 1.5, 2.25, 3.0]
 MAP_REACH, MAP_SIDE = 4.5, 27
-
-
-@torch.no_grad()
-def traversals(vae: VAE, x: Tensor, start: int, rows: int = 10) -> tuple[Tensor, list[float]]:
-    """Digit number ``start`` of x with one latent at a time set to each value of WALK, (rows, len(WALK), 784).
-
-    Of the latents with the largest KL over all of x, which comes second, in nats.
-    """
-    (kl,) = kl_per_latent(vae, [x], seed=0)
-    nats, latents = kl.sort(descending=True)
-    z = vae.encode(x[start : start + 1]).mu.expand(rows, len(WALK), LATENT).clone()
-    for row, latent in enumerate(latents[:rows]):
-        z[row, :, latent] = torch.tensor(WALK)
-    return vae.decode(z.flatten(0, 1)).unflatten(0, (rows, len(WALK))), nats[:rows].tolist()
 
 
 @torch.no_grad()
@@ -73,10 +58,12 @@ def draw(
     names = ("reconstructions.png", "samples.png", "traversals.png", "map.png", "training.png")
     paths = [output / name for name in names]
     shown = held_out[:40]
-    save_reconstructions(paths[0], shown, vae.reconstruct(shown))
-    save_samples(paths[1], vae.generate(100, seed=seed))
-    walks, nats = traversals(vae, held_out, start=int((labels == 3).nonzero()[0]))
-    save_traversals(paths[2], walks, WALK, nats)
+    save_figure(pictures.reconstructions(images(shown), images(vae.reconstruct(shown)), ink=True), paths[0])
+    save_figure(pictures.samples(images(vae.generate(100, seed=seed)), ink=True), paths[1])
+    walked = pictures.walk_latents(vae, held_out, pictures.WALK, 10, start=int((labels == 3).nonzero()[0]))
+    assert walked is not None  # there is one level of latents
+    walks, carried = walked
+    save_figure(pictures.traversals(images(walks), pictures.WALK, carried, ink=True), paths[2])
     save_map(paths[3], of_two.encode(held_out).mu, labels, plane(of_two), MAP_REACH)
     save_curve(paths[4], *curves)
     return paths
@@ -104,16 +91,16 @@ def _print_times(name: str, seconds: dict[str, float]) -> None:
     print(f"{name:44}{1e3 * plain:9.3f} ms{1e3 * fused:9.3f} ms   x{plain / fused:.2f}")
 
 
-def run(images: Tensor, labels: Tensor, *, epochs: int, output: Path, seed: int, rounds: int = 40) -> list[Path]:
+def run(grey: Tensor, labels: Tensor, *, epochs: int, output: Path, seed: int, rounds: int = 40) -> list[Path]:
     """Train on four fifths of the images, print the held-out bound and the speed, write the pictures."""
     output.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
     train_rows, held_out_rows = split(labels, generator)
-    held_out = binarize(images[held_out_rows], generator)
+    held_out = binarize(grey[held_out_rows], generator)
     vae = make_vae(seed, LATENT)
 
     train_curve, held_out_curve = [], []
-    for bound in train(vae, images[train_rows], epochs=epochs, generator=generator):
+    for bound in train(vae, grey[train_rows], epochs=epochs, generator=generator):
         train_curve.append(-bound)
         held_out_curve.append(negative_elbo(vae, held_out, draws=1))
     bound = negative_elbo(vae, held_out, HELD_OUT_DRAWS)
@@ -122,7 +109,7 @@ def run(images: Tensor, labels: Tensor, *, epochs: int, output: Path, seed: int,
 
     print("\nA second model, of two latents, for the map")
     of_two = make_vae(seed, 2)
-    for _ in train(of_two, images[train_rows], epochs=-(-epochs // 4), generator=generator):
+    for _ in train(of_two, grey[train_rows], epochs=-(-epochs // 4), generator=generator):
         pass
     bound = negative_elbo(of_two, held_out, HELD_OUT_DRAWS)
     print(f"Its held-out negative ELBO: {bound:.2f} nats an image")
@@ -139,8 +126,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     epochs = (10 if options.quick else 200) if options.epochs is None else options.epochs
     if epochs < 1:
         described.error(f"--epochs is {epochs}, expected 1 or more")
-    images, labels = load_digits(options.quick)
-    run(images, labels, epochs=epochs, output=options.output, seed=options.seed, rounds=5 if options.quick else 40)
+    run(
+        *load_digits(options.quick),
+        epochs=epochs,
+        output=options.output,
+        seed=options.seed,
+        rounds=5 if options.quick else 40,
+    )
 
 
 if __name__ == "__main__":

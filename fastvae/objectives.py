@@ -24,6 +24,7 @@ from .shaping import check_kl_shape
 from .sizes import check_count
 
 Schedule = Callable[[int], float]
+BatchMean = Callable[[Tensor], Tensor]
 
 GRADIENTS = ("standard", "dreg")
 
@@ -60,9 +61,10 @@ class ELBO:
             they hold for each level, and the group "latent" is one level.
         per_coordinate: give the KL of each latent as well, for monitoring (`fastvae.monitors`).
 
-    Called as ``objective(model, x, condition=None, seed=None, generator=None, row_offset=0, beta=None, capacity=None,
-    step=None)`` it gives an `Objective`: beta and capacity take the place of its own for this call, and ``step`` is
-    what schedules are called with.
+    Called as ``objective(model, x, condition=None, seed=None, generator=None, row_offset=0, batch_mean=torch.mean,
+    beta=None, capacity=None, step=None)`` it gives an `Objective`: beta and capacity take the place of its own for this
+    call, and ``step`` is what schedules are called with. ``batch_mean`` makes one number of one for each row; where x
+    is a part of a batch that several processes share, it is to give the mean over all of it.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind; the message names it.
@@ -103,6 +105,7 @@ class ELBO:
         seed: int | Tensor | None = None,
         generator: torch.Generator | None = None,
         row_offset: int = 0,
+        batch_mean: BatchMean = torch.mean,
         beta: float | Schedule | None = None,
         capacity: float | Schedule | None = None,
         step: int | None = None,
@@ -115,9 +118,10 @@ class ELBO:
             free_bits=self.free_bits, free_bits_group=self.free_bits_group, free_bits_over=self.free_bits_over,
             **_given(condition),
         )  # fmt: skip
-        kl = terms.kl.mean()
+        kl = batch_mean(terms.kl) if terms.kl.dim() else terms.kl
+        assert weight is not None
         price = kl if allowed is None else (kl - allowed).abs()
-        loss = weight * price - terms.reconstruction.mean()
+        loss = weight * price - batch_mean(terms.reconstruction)
         bound = terms.reconstruction - terms.kl
         return Objective(
             loss, bound, terms.reconstruction, kl.detach(), terms.kl_per_latent if self.per_coordinate else None
@@ -143,8 +147,8 @@ class IWAE:
         num_samples: K, 1 or more; with 1 the bound is the ELBO, its KL estimated from the draw.
         gradient: "standard" or "dreg".
 
-    Called as ``objective(model, x, condition=None, seed=None, generator=None, row_offset=0)`` it gives an `Objective`,
-    without reconstruction and KL.
+    Called as ``objective(model, x, condition=None, seed=None, generator=None, row_offset=0, batch_mean=torch.mean)`` it
+    gives an `Objective`, without reconstruction and KL; ``batch_mean`` as for `ELBO`.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind; the message names it.
@@ -177,6 +181,7 @@ class IWAE:
         seed: int | Tensor | None = None,
         generator: torch.Generator | None = None,
         row_offset: int = 0,
+        batch_mean: BatchMean = torch.mean,
     ) -> Objective:
         drawn = model_method(model, "log_weights")(
             x, self.num_samples, hold_posterior=self.gradient == "dreg", seed=seed, generator=generator,
@@ -188,7 +193,7 @@ class IWAE:
             for z in drawn.z:
                 _weigh_gradient(z, normalised)
         bound = iwae_bound(drawn.log_weights)
-        return Objective(-bound.mean(), bound, None, None, None)
+        return Objective(-batch_mean(bound), bound, None, None, None)
 
 
 def iwae_bound(log_weights: Tensor) -> Tensor:

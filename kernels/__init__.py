@@ -41,5 +41,7 @@ integer one or bool, any strides (0 among them), and gradients take the dtype of
 (float64 if x or a parameter is), reduced as the KL is, "channel" included. The parameter of a mixture is (B, channels,
 ...), x is (B, C, ...), the result of "none" (B, ...) without the C, and "channel" does not occur.
 
+Each also has ``describe(shape, dtype, device)``, what a latent op of this shape would run as, in words.
+
 ``selection`` decides which backend serves a call. Nothing here knows of autograd.
 """

@@ -13,8 +13,8 @@ import torch
 
 import fastvae
 from bench import eager, gpu
-from bench.files import whole_file
 from bench.gpu_checks import Disagreement, check, make_tensors
+from fastvae.files import whole_file
 
 from .gpu_marker import WITHOUT_GPU
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 for _module in ("mlxtend", "matplotlib", "tqdm"):
-    pytest.importorskip(_module, reason="the demo's extra is not installed")
+    pytest.importorskip(_module, reason="the extra of training is not installed")
 
 from examples import collapse, conditional, estimators, ring  # noqa: E402
 
@@ -186,7 +186,7 @@ def test_without_its_extra_an_example_says_how_to_get_it(name, monkeypatch):
     for module in (f"examples.{name}", "examples.common"):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(SystemExit, match="run `make demo`"):
+    with pytest.raises(SystemExit, match="pip install"):
         importlib.import_module(f"examples.{name}")
 
 

@@ -9,6 +9,7 @@ row b of x, and means and sums over the batch are left to the caller, but for `T
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import torch
@@ -86,7 +87,12 @@ class LatentVariableModel(nn.Module):
     decoder: nn.Module
     likelihood: Likelihood
 
-    # What a subclass has, beside forward, decode and log_weights
+    # What a subclass has, beside forward
+
+    if TYPE_CHECKING:
+        encode: Callable[..., Any]
+        decode: Callable[..., Tensor]
+        log_weights: Callable[..., LogWeights]
 
     @property
     def _num_levels(self) -> int:

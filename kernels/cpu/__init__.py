@@ -7,6 +7,7 @@ once and written once; threads follow ``torch.set_num_threads``, and the bits do
 from __future__ import annotations
 
 import functools
+import math
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,7 @@ _kernels.use_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None))
 
 __all__ = [
     "backward",
+    "describe",
     "device_types",
     "forward",
     "latent_backward",
@@ -60,6 +62,14 @@ def unavailable() -> str:
     if _kernels.instruction_set() is None:
         return "the processor has none of the instruction sets that the extension was compiled for"
     return ""
+
+
+def describe(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:
+    """What a latent op of this shape runs on, in words."""
+    threads = torch.get_num_threads() if _kernels.threaded() else 1
+    if math.prod(shape) < _kernels.elements_worth_threads:
+        threads = 1
+    return f"compiled C for {_kernels.instruction_set()}, on {threads} thread{'s' if threads > 1 else ''}"
 
 
 def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dtype, draw: int = 0) -> Tensor:

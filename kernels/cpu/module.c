@@ -314,6 +314,10 @@ PyMODINIT_FUNC PyInit__kernels(void) {
     choose_instruction_set();
     find_threads();
     PyObject *made = PyModule_Create(&module);
+    if (made && PyModule_AddIntConstant(made, "elements_worth_threads", ELEMENTS_WORTH_THREADS)) {
+        Py_DECREF(made);
+        return NULL;
+    }
 #if defined(Py_GIL_DISABLED)
     /* Nothing changes after this: calls may run at once. */
     if (made) PyUnstable_Module_SetGIL(made, Py_MOD_GIL_NOT_USED);

@@ -1,5 +1,7 @@
 """The reference backend: plain PyTorch, any device, float64-capable. The oracle of the tests and the last fallback."""
 
+import torch
+
 from .gaussian import backward, forward
 from .latents import latent_backward, latent_forward
 from .likelihoods import likelihood_backward, likelihood_forward
@@ -7,6 +9,7 @@ from .philox import noise
 
 __all__ = [
     "backward",
+    "describe",
     "forward",
     "latent_backward",
     "latent_forward",
@@ -14,3 +17,8 @@ __all__ = [
     "likelihood_forward",
     "noise",
 ]
+
+
+def describe(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:
+    """What a latent op runs on, in words."""
+    return f"PyTorch's own operations on {device}"

@@ -8,15 +8,18 @@ shapes and start them.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 # Triton itself is imported here, at the backend's first use and not before: an ImportError means it is not installed.
 from .latent_launch import latent_backward, latent_forward
-from .launch import INTERPRETED, backward, forward, noise
+from .launch import INTERPRETED, NUM_WARPS, backward, forward, noise, shares
 from .likelihood_launch import likelihood_backward, likelihood_forward
 
 __all__ = [
     "backward",
+    "describe",
     "device_types",
     "forward",
     "latent_backward",
@@ -37,3 +40,15 @@ def unavailable() -> str:
     if INTERPRETED or torch.cuda.is_available():
         return ""
     return "there is no GPU that PyTorch can use, and TRITON_INTERPRET is not set"
+
+
+def describe(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:
+    """What a latent op of this shape is launched as, in words."""
+    rows, event = shape[0], math.prod(shape[1:])
+    shared = shares(rows, event, dtype)
+    programs = "x".join(map(str, shared.grid))
+    tiles = f"{shared.rows_a_program}x{shared.columns}"
+    return (
+        f"{programs} programs of {NUM_WARPS} warps, each with {shared.tiles_a_program} tile(s) of {tiles} elements"
+        + (", in Triton's interpreter" if INTERPRETED else "")
+    )

@@ -17,12 +17,20 @@ if TYPE_CHECKING:
 def whole_file(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; it takes the place of ``path`` when the context ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    # One name for all writers, of whom there is one at a time: what a killed one left is overwritten by the next.
+    unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
     try:
         yield unfinished
+        _flush(unfinished)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """On to the disk, so that no power cut leaves a new name on old contents."""
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def save_json(value: Any, path: Path) -> None:

