@@ -6,6 +6,7 @@ What they share, and the digits demo, are tested in test_digits.py.
 from __future__ import annotations
 
 import importlib
+import inspect
 import itertools
 import sys
 import warnings
@@ -16,7 +17,7 @@ import torch
 for _module in ("mlxtend", "matplotlib", "tqdm"):
     pytest.importorskip(_module, reason="the extra of training is not installed")
 
-from examples import collapse, conditional, estimators, ring  # noqa: E402
+from examples import collapse, conditional, estimators, plain_loop, ring  # noqa: E402
 
 NAMES = ("ring", "estimators", "conditional", "collapse")
 
@@ -194,3 +195,20 @@ def test_the_seed_rules_the_draws(tmp_path):
     one, same, other = (ring.run(output=tmp_path, seed=seed, quick=True).x for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_the_plain_loop_learns_and_saves_its_weights(tmp_path, capsys):
+    short = plain_loop.main(["--rows=500", "--epochs=1", f"--output={tmp_path / 'short.pt'}"])
+    longer = plain_loop.main(["--rows=500", "--epochs=12", f"--output={tmp_path / 'new' / 'longer.pt'}"])
+    assert longer > short + 20
+    weights = torch.load(tmp_path / "new/longer.pt", weights_only=True)
+    assert "decoder.layers.0.weight" in weights
+    shown = capsys.readouterr().out
+    assert "epoch 12: held out, nats an image: elbo -" in shown
+    assert f"{longer:.2f} nats" in shown
+
+
+def test_the_plain_loop_needs_no_framework():
+    source = inspect.getsource(plain_loop)
+    assert "lightning" not in source
+    assert "fastvae.training" not in source

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from ..files import save_figure
@@ -135,6 +136,8 @@ class Pictures(Checkpoint):
     def _draw(self, trainer: Trainer, module: LightningModule) -> None:
         if not trainer.is_global_zero or not self.record.history:
             return
+        if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
+            return  # no process has all of the weights: `fastvae sample` draws from the checkpoint
         assert isinstance(module, VAEModule)
         training = module.training
         module.eval()

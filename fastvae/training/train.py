@@ -373,6 +373,7 @@ def _quiet() -> Iterator[None]:
                 ".*does not have many workers",
                 ".*log_every_n_steps",
                 ".*exists and is not empty",
+                ".*dirpath has changed",
                 ".*isinstance.treespec",
             ):
                 warnings.filterwarnings("ignore", message=message)
