@@ -262,6 +262,9 @@ def test_a_run_stopped_between_epochs_goes_on_to_the_same_end(data, tmp_path):
         (("--model=cvae", "--prior=vamp"), ("cvae is built with the standard one",)),
         (("--held-out=1.5",), ("--held-out is 1.5",)),
         (("--resume=nowhere",), ("nowhere is no run to resume",)),
+        (("--strategy=fsdp",), ("Lightning's Trainer refuses", "fsdp", "GPU")),
+        (("--precision=7",), ("Lightning's Trainer refuses", "7")),
+        (("--devices=0",), ("Lightning's Trainer refuses", "devices")),
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_anything_is_written(data, tmp_path, capsys, options, words):

@@ -16,13 +16,21 @@ MODULES = ["fastvae", *(module.name for module in pkgutil.walk_packages(fastvae.
 MODULES += ["fastvae.kernels.layout", "fastvae.kernels.selection", "fastvae.kernels.reference.philox"]
 
 
-NEEDS = {"fastvae.integrations.pyro": "pyro"}
+PAGES = {"integrations.md": 5, "latents.md": 11, "mathematics.md": 11, "training.md": 7}
+"""And the number of examples that each has at the least."""
+TRAINING = ("lightning", "jsonargparse", "matplotlib", "mlxtend")
+NEEDS = {"fastvae.integrations.pyro": ("pyro",), "training.md": TRAINING}
+NEEDS |= {name: TRAINING for name in MODULES if name.startswith("fastvae.training.")}
+
+
+def _skip_without(packages):
+    for package in packages:
+        pytest.importorskip(package)
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES)))
 def test_the_examples_of(name):
-    if name in NEEDS:
-        pytest.importorskip(NEEDS[name])
+    _skip_without(NEEDS.get(name, ()))
     module = importlib.import_module(name)
     assert doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0
 
@@ -34,11 +42,12 @@ def test_every_public_function_has_an_example():
             assert ">>>" in value.__doc__, name
 
 
-@pytest.mark.parametrize(("name", "at_least"), [("integrations.md", 5), ("latents.md", 11), ("mathematics.md", 11)])
-def test_the_examples_of_the_page(name, at_least):
+@pytest.mark.parametrize("name", PAGES)
+def test_the_examples_of_the_page(name):
+    _skip_without(NEEDS.get(name, ()))
     page = pathlib.Path(__file__).parents[1] / "docs" / name
     result = doctest.testfile(str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert result.attempted >= at_least
+    assert result.attempted >= PAGES[name]
     assert result.failed == 0
 
 

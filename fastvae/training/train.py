@@ -15,6 +15,7 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ..files import whole_file
 from ..kernels.selection import backends
@@ -209,7 +210,10 @@ def _run(cli: TrainCLI) -> None:
     )  # fmt: skip
     settings = _settings(cli) | {"likelihood": recipe.likelihood, "binarize": binarize}
     record = Record(recipe, settings, len(data.source.train))
-    trainer = _trainer(cli, folder, module, record, data.source)
+    try:
+        trainer = _trainer(cli, folder, module, record, data.source)
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:  # Lightning's, of its options
+        raise TrainingError(f"Lightning's Trainer refuses: {str(error).splitlines()[0]}") from None
     if trainer.is_global_zero:
         with whole_file(folder / CONFIG) as unfinished:
             unfinished.write_text(cli.parser.dump(config))
