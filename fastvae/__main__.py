@@ -51,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _hyphenated(argument: str) -> str:
     """--latent_dim as --latent-dim, for hands that are used to Lightning's; what has a dot is Lightning's own."""
     option = re.match(r"--[A-Za-z_]+(?==|$)", argument)
-    return argument if option is None else option[0].replace("_", "-") + argument[option.end() :]
+    if option is None or option[0] == "--print_config":
+        return argument
+    return option[0].replace("_", "-") + argument[option.end() :]
 
 
 def _run(name: str, command: object, arguments: list[str]) -> int:

@@ -62,7 +62,10 @@ def _devices() -> list[str]:
 
 
 def _choice(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:
-    backend = selection.implementation(selection.requested, device, dtype)
+    try:
+        backend = selection.implementation(selection.requested, device, dtype)
+    except (RuntimeError, ValueError) as error:  # what FASTVAE_BACKEND asks for
+        return f"nothing: {error}"
     name = backend.__name__.rpartition(".")[2]
     return f"{name}: {backend.describe(shape, dtype, device)}"
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,6 +134,15 @@ def test_info_knows_when_a_call_stays_on_one_thread():
     assert large.endswith("on 2 threads")
 
 
+def test_info_tells_when_the_backend_that_was_asked_for_is_not_there(monkeypatch):
+    monkeypatch.setattr(fastvae.kernels.selection, "requested", "triton")
+    monkeypatch.setitem(fastvae.kernels.selection._unavailable, "triton", "there is no GPU")
+    monkeypatch.setattr(fastvae.kernels.selection, "_resolved", {})
+    shown = fastvae.info.lines((4, 2), torch.float32, torch.device("cpu"))
+    assert "  triton: not available: there is no GPU" in shown
+    assert shown[-1].startswith("  nothing: backend 'triton' is not available")
+
+
 @pytest.mark.parametrize("arguments", [["--shape", "4x"], ["--device", "cuda:99"], ["--dtype", "int8"]])
 def test_info_refuses_what_is_not_there(arguments, capsys):
     with pytest.raises(SystemExit) as left:
@@ -246,6 +256,37 @@ def test_a_run_stopped_between_epochs_goes_on_to_the_same_end(data, tmp_path):
     assert largest_difference(saved(tmp_path / "whole"), saved(tmp_path / "parts")) == 0.0
     assert history(tmp_path / "whole") == history(tmp_path / "parts")
     assert (tmp_path / "parts/logs/version_1/metrics.csv").exists()
+
+
+def test_a_complete_run_is_drawn_again_and_not_changed(data, tmp_path, capsys):
+    assert train(data, tmp_path / "run") == 0
+    before = (tmp_path / "run/checkpoints/last.ckpt").read_bytes()
+    (tmp_path / "run/report.html").unlink()
+    (tmp_path / "run/pictures/kl.png").unlink()
+    assert main(["train", f"--resume={tmp_path / 'run'}"]) == 0
+    assert "has its 2 epochs: give more by --max-epochs" in capsys.readouterr().out
+    assert (tmp_path / "run/report.html").exists()
+    assert (tmp_path / "run/pictures/kl.png").exists()
+    assert (tmp_path / "run/checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_a_run_is_taken_up_and_evaluated_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    save_images(Path("dots.npz"))
+    assert train("dots.npz", Path("run")) == 0
+    monkeypatch.chdir(tmp_path / "there")
+    assert main(["train", "--resume=../here/run", "--max-epochs=3"]) == 0
+    assert main(["evaluate", "../here/run", "--samples=2"]) == 0
+    assert not list((tmp_path / "there").iterdir())
+
+
+def test_settings_are_printed_for_a_file(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--latent_dim=7", "--print_config"])
+    assert left.value.code == 0
+    assert "latent_dim:\n- 7\n" in capsys.readouterr().out
 
 
 # ---- what goes wrong
@@ -429,14 +470,19 @@ def test_a_file_that_cannot_grow_is_told_and_leaves_the_last_checkpoint(data, tm
 def test_an_interrupted_run_says_how_to_go_on(data, tmp_path):
     arguments = [sys.executable, "-m", "fastvae", "train", f"--data={data}", f"--output={tmp_path / 'run'}", *OPTIONS]
     process = subprocess.Popen(
-        [*arguments, "--max-epochs=100000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    while not (tmp_path / "run/checkpoints/last.ckpt").exists():
-        assert process.poll() is None
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    shown, _ = process.communicate(timeout=60)
-    assert process.returncode != 0
+        [*arguments, "--max-epochs=100000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in background jobs
+    )  # fmt: skip
+    try:
+        while not (tmp_path / "run/checkpoints/last.ckpt").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        shown, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
     assert f"fastvae train --resume {tmp_path / 'run'}" in shown
     assert "Traceback" not in shown
     assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt").step > 0

@@ -208,6 +208,16 @@ def test_torchs_random_state_and_threads_are_left_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), first)
 
 
+def test_lightnings_own_checkpoints_and_validation_work(tmp_path):
+    module = VAEModule(_vae(), seed=3)
+    trainer = _fit(module, tmp_path)
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    fresh = VAEModule.load_from_checkpoint(tmp_path / "own.ckpt", model=_vae(), seed=3)
+    assert all(torch.equal(one, other) for one, other in zip(module.parameters(), fresh.parameters(), strict=True))
+    (metrics,) = trainer.validate(fresh, datamodule=Dots(batch_size=5), verbose=False)
+    assert metrics["val_elbo"] == pytest.approx(trainer.callback_metrics["val_elbo"].item())
+
+
 # ---- other loaders
 
 

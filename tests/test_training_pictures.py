@@ -58,6 +58,14 @@ def test_ink_is_black_on_white_and_a_photograph_is_as_it_is():
         assert figure.axes[0].images[0].get_cmap().name == name
 
 
+def test_values_of_any_range_are_made_visible():
+    like = torch.tensor([-1.0, 3.0]).view(2, 1, 1, 1)
+    assert pictures.displayable(like, like).flatten().tolist() == [0, 1]
+    assert pictures.displayable(torch.full((1, 1, 1, 1), 1.0), like).item() == 0.5
+    inside = torch.tensor([0.2, 0.4]).view(2, 1, 1, 1)
+    assert pictures.displayable(inside, inside) is inside
+
+
 def test_reconstructions_stand_below_their_originals():
     originals = torch.full((7, 3, 4, 4), 0.25)
     figure = pictures.reconstructions(originals, originals * 2, columns=3, ink=False)

@@ -330,6 +330,22 @@ def test_torchvisions_own_parts_are_used(torchvision, tmp_path, name):
     assert source.label_names == ("no", "yes")
 
 
+def test_one_process_downloads_at_a_time(torchvision, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    class Locked(_WithTrain):
+        def __init__(self, root, train=True, download=False):
+            super().__init__(root, train)
+            with open(tmp_path / ".lock") as lock, pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    monkeypatch.setattr(sys.modules["torchvision.datasets"], "WithTrain", Locked)
+    download_source("torchvision:WithTrain", tmp_path)
+    with open(tmp_path / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert len(downloads) == 2
+
+
 def test_torchvisions_unknown_and_unfit_sets_are_refused(torchvision):
     _refused("torchvision:WithTrian", "no dataset 'WithTrian'", "WithTrain")
     _refused("torchvision:Unlabelled", "pairs of an image and a label")

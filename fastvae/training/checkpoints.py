@@ -102,6 +102,7 @@ class SavedRun:
     recipe: Recipe
     settings: dict[str, Any]
     train_rows: int
+    history: list[dict[str, float]]
     weights: dict[str, torch.Tensor]
     epoch: int
     step: int
@@ -138,6 +139,6 @@ def read_checkpoint(path: Path) -> SavedRun:
         raise TrainingError(_FOREIGN.format(path))
     run = checkpoint[RUN]
     return SavedRun(
-        path, Recipe.from_saved(run["recipe"]), run["settings"], run["train_rows"], checkpoint["state_dict"],
-        checkpoint["epoch"], checkpoint["global_step"],
+        path, Recipe.from_saved(run["recipe"]), run["settings"], run["train_rows"], run["history"],
+        checkpoint["state_dict"], checkpoint["epoch"], checkpoint["global_step"],
     )  # fmt: skip

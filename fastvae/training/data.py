@@ -103,8 +103,6 @@ class VAEDataModule(LightningDataModule):
     def val_dataloader(self) -> BatchLoader:
         return self._loader(self._loaded().held_out, None)
 
-    test_dataloader = val_dataloader
-
     def _loaded(self) -> Source:
         self.setup()
         assert self.source is not None

@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jsonargparse import ActionConfigFile, ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..files import whole_file
-from ..nn.model import LatentVariableModel
 from ..objectives import log_marginal
 from .batches import Batch, BatchLoader, PartSampler, derived_seed
-from .checkpoints import SavedRun, find_checkpoint, read_checkpoint
+from .checkpoints import SavedRun
 from .errors import TrainingError
 from .module import VAEModule
 from .recipes import COUNTS
+from .saved_model import load_model, saved_model_parser
 from .sources import DATA_HELP, Source, load_source
 
 
@@ -46,21 +45,19 @@ def evaluate(arguments: Sequence[str]) -> None:
         TrainingError, OSError: what is wrong, and what to do.
         SystemExit: from the parser.
     """
-    parser = ArgumentParser(prog="fastvae evaluate", description="ELBO and log-likelihood of held-out data, in nats.")
-    parser.add_argument("checkpoint", type=str, help="a .ckpt file, or the folder of a run, whose best one is taken")
-    parser.add_argument("--config", action=ActionConfigFile, help="options in a YAML file")
+    parser = saved_model_parser("evaluate", "ELBO and log-likelihood of held-out data, in nats.")
     parser.add_argument("--data", type=str | None, default=None, help=f"other data than those of training: {DATA_HELP}")
     parser.add_argument("--samples", type=PositiveInt, default=1000, help="importance samples K of each x")
     parser.add_argument("--chunk", type=PositiveInt, default=20000, help="samples to hold in memory at once")
     parser.add_argument("--rows", type=PositiveInt | None, default=None, help="only so many of the held-out data")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of the draws from the posterior")
-    parser.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=str | None, default=None, help="write the numbers to this file too")
     options = parser.parse_args(list(arguments))
     run, model = load_model(options.checkpoint, options.device)
     module = VAEModule(model, binarize=run.settings["binarize"], seed=run.settings["seed"])
     loader = held_out_batches(run, options.data, options.rows)
-    measured = measure(module.eval(), loader, samples=options.samples, chunk=options.chunk, seed=options.seed)
+    module.eval().to(next(model.parameters()).device)
+    measured = measure(module, loader, samples=options.samples, chunk=options.chunk, seed=options.seed)
     print(f"{run.path}, epoch {run.epoch + 1}, step {run.step:,}: {measured.samples:,} held-out samples of"
           f" {options.data or run.settings['data']}")  # fmt: skip
     for line in table(measured):
@@ -147,18 +144,3 @@ def table(measured: Measured) -> list[str]:
         "+- is the standard error over the samples; of the importance sampling alone it is"
         f" {measured.sampling_error:.3f} nats.",
     ]
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
-    return device
-
-
-def load_model(checkpoint: str, device: str) -> tuple[SavedRun, LatentVariableModel]:
-    """The run and its model, in eval mode on a device."""
-    run = read_checkpoint(find_checkpoint(checkpoint))
-    return run, run.model().to(_device(device))

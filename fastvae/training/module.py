@@ -122,9 +122,6 @@ class VAEModule(LightningModule):
                 ' free_bits_over="sample", or one process'
             )
 
-    def on_train_epoch_start(self) -> None:
-        self._trained = torch.zeros(2, dtype=torch.float64, device=self.device)
-
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = self._as_batch(batch)
         number = self.trainer.fit_loop.total_batch_idx
@@ -138,11 +135,7 @@ class VAEModule(LightningModule):
         finite = torch.isfinite(loss.detach())
         self._finite = finite if self._finite is None else self._finite & finite
         bound = came.bound.detach()
-        if self._trained is None:  # a run that goes on in the middle of an epoch
-            self.on_train_epoch_start()
-        assert self._trained is not None
-        counted = bound[: batch.counted].double()
-        self._trained += torch.stack([counted.sum(), counted.new_tensor(float(batch.counted))])
+        self._trained = self._added(self._trained, [bound[: batch.counted]])
         if logs_now(self.trainer):
             self._check_finite()
             shown = {self.bound_name: bound.mean()}
@@ -186,7 +179,7 @@ class VAEModule(LightningModule):
     # Validation
 
     def on_validation_epoch_start(self) -> None:
-        self._validated = torch.zeros(5, dtype=torch.float64, device=self.device)
+        self._validated = None
         self._units, self._kl_per_latent = [], []
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -199,9 +192,7 @@ class VAEModule(LightningModule):
         terms = self.model.terms(x, reduction="sample", per_coordinate=True, **options)
         values = [terms.reconstruction - terms.kl, terms.reconstruction, terms.kl]
         values.append(self._importance_weighted(x, options) if isinstance(self.objective, IWAE) else values[0])
-        assert self._validated is not None
-        sums = [value.double().sum() for value in values]
-        self._validated += torch.stack([*sums, sums[0].new_tensor(float(len(x)))])
+        self._validated = self._added(self._validated, values)
         self._watch(x, batch, terms.kl_per_latent)
 
     def _importance_weighted(self, x: Tensor, options: dict[str, Any]) -> Tensor:
@@ -224,7 +215,8 @@ class VAEModule(LightningModule):
                 total += kl.double().cpu() * len(x)
 
     def on_validation_epoch_end(self) -> None:
-        assert self._validated is not None
+        if self._validated is None:  # this process had no rows
+            self._validated = self._added(None, [torch.zeros(0, device=self.device)] * 4)
         elbo, reconstruction, kl, bound, rows = self._sum_over_processes(self._validated).tolist()
         if rows == 0:
             return
@@ -265,7 +257,7 @@ class VAEModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = checkpoint.get("fastvae_trained")
         if trained is not None:
-            self._trained = trained.to(self.device) * (self.global_rank == 0)
+            self._trained = trained * (self.global_rank == 0)
 
     # What all of these use
 
@@ -307,6 +299,13 @@ class VAEModule(LightningModule):
         if self.trainer.world_size > 1:
             total = _SumOverProcesses.apply(total)
         return total / batch.batch_rows
+
+    def _added(self, sums: Tensor | None, columns: Sequence[Tensor]) -> Tensor:
+        """The sums with those of these columns, and with their length at the end."""
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        rows = torch.tensor(float(len(columns[0])), dtype=dtype, device=self.device)
+        added = torch.stack([*(column.detach().to(dtype).sum() for column in columns), rows])
+        return added if sums is None else sums.to(self.device) + added
 
     def _sum_over_processes(self, tensor: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(tensor.clone(), reduce_op="sum")

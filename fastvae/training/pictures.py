@@ -61,6 +61,14 @@ def is_ink(images: Tensor) -> bool:
     return images.shape[1] == 1 and bool(images.median() < 0.05)
 
 
+def displayable(images: Tensor, like: Tensor) -> Tensor:
+    """Images for the eye: as they are where ``like`` is in [0, 1], else scaled as takes it there."""
+    low, high = like.min(), like.max()
+    if low >= 0 and high <= 1:
+        return images
+    return (images - low) / (high - low).clamp_min(1e-12)
+
+
 def show(
     axis: Axes,
     images: Tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shlex
@@ -171,9 +172,10 @@ def draw(
 
 
 def _of_images(module: VAEModule, x: Tensor, labels: Tensor | None) -> list[tuple[Any, str, str]]:
-    model, ink = module.model, pictures.is_ink(x)
+    model, ink = module.model, pictures.is_ink(pictures.displayable(x, x))
     conditional = getattr(model, "num_classes", None)
     given: dict[str, Any] = {} if conditional is None or labels is None else {"condition": labels.to(x.device)}
+    eye = functools.partial(pictures.displayable, like=x)
     shown = x[:SHOWN]
     of_shown: dict[str, Any] = {name: value[:SHOWN] for name, value in given.items()}
     wanted: dict[str, Any] = (
@@ -181,11 +183,11 @@ def _of_images(module: VAEModule, x: Tensor, labels: Tensor | None) -> list[tupl
     )
     drawn: list[tuple[Any, str, str]] = [
         (
-            pictures.reconstructions(shown, model.reconstruct(shown, **of_shown), ink=ink),
+            pictures.reconstructions(eye(shown), eye(model.reconstruct(shown, **of_shown)), ink=ink),
             "reconstructions", "Held-out images (upper rows) and their reconstructions (lower rows)",
         ),
         (
-            pictures.samples(model.generate(SAMPLES, seed=0, **wanted), ink=ink),
+            pictures.samples(eye(model.generate(SAMPLES, seed=0, **wanted)), ink=ink),
             "samples", "New images: the means of p(x|z) at z drawn from the prior",
         ),
     ]  # fmt: skip
@@ -193,7 +195,7 @@ def _of_images(module: VAEModule, x: Tensor, labels: Tensor | None) -> list[tupl
     if walked is not None:
         walks, carried = walked
         caption = "One image, one latent changed at a time: those that carry most"
-        drawn.append((pictures.traversals(walks, pictures.WALK, carried, ink=ink), "traversals", caption))
+        drawn.append((pictures.traversals(eye(walks), pictures.WALK, carried, ink=ink), "traversals", caption))
     return drawn
 
 

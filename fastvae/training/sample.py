@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import ActionConfigFile, ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from ..files import save_figure, whole_file
 from . import pictures
 from .checkpoints import SavedRun
 from .errors import TrainingError
-from .evaluate import load_model
+from .saved_model import load_model, saved_model_parser
 
 
 def sample(arguments: Sequence[str]) -> None:
@@ -26,15 +25,12 @@ def sample(arguments: Sequence[str]) -> None:
         TrainingError, OSError: what is wrong, and what to do.
         SystemExit: from the parser.
     """
-    parser = ArgumentParser(prog="fastvae sample", description="New data from a trained model.")
-    parser.add_argument("checkpoint", type=str, help="a .ckpt file, or the folder of a run, whose best one is taken")
-    parser.add_argument("--config", action=ActionConfigFile, help="options in a YAML file")
+    parser = saved_model_parser("sample", "New data from a trained model.")
     parser.add_argument("--n", type=PositiveInt, default=64, help="how many")
     parser.add_argument("--output", type=str, default="samples.png", help="a .png (a grid of images) or a .npy file")
     parser.add_argument("--label", type=NonNegativeInt | None, default=None, help="of all, for a conditional model")
     parser.add_argument("--draw", type=bool, default=False, help="draw x from p(x|z); its mean if false")
     parser.add_argument("--seed", type=NonNegativeInt, default=0)
-    parser.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(list(arguments))
     output = Path(options.output)
     if output.suffix not in (".png", ".npy"):
@@ -69,4 +65,5 @@ def _write(made: Tensor, output: Path) -> None:
         with whole_file(output) as unfinished:
             np.save(unfinished, made.numpy())
         return
+    made = pictures.displayable(made, made)
     save_figure(pictures.samples(made, columns=max(1, round(len(made) ** 0.5)), ink=pictures.is_ink(made)), output)

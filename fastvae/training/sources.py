@@ -165,8 +165,23 @@ def download_source(data: str, root: Path) -> None:
         TrainingError: it failed, or there is no such set.
     """
     if data.startswith("torchvision:"):
-        for train in (True, False):
-            _torchvision_part(data.partition(":")[2], root, train, download=True)
+        with _alone(root):
+            for train in (True, False):
+                _torchvision_part(data.partition(":")[2], root, train, download=True)
+
+
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One process of this machine at a time; the others then find what the first has downloaded."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 # ---- with packages

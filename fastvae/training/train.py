@@ -21,7 +21,7 @@ from ..files import whole_file
 from ..kernels.selection import backends
 from ..objectives import ELBO, IWAE
 from ..schedules import linear_warmup
-from .checkpoints import FOLDER, SavedRun, WholeFiles, checkpoint_callbacks, last_checkpoint, read_checkpoint
+from .checkpoints import SavedRun, WholeFiles, checkpoint_callbacks, last_checkpoint, read_checkpoint
 from .data import VAEDataModule
 from .errors import TrainingError
 from .lightning import Trainer
@@ -188,6 +188,7 @@ def _with_settings_of_resumed(arguments: Sequence[str]) -> list[str]:
 def _run(cli: TrainCLI) -> None:
     config = cli.config
     folder = _folder(config)
+    _absolute(config)
     checkpoint = last_checkpoint(folder) if config.resume is not None else None
     resumed = None if checkpoint is None else read_checkpoint(checkpoint)
 
@@ -218,6 +219,10 @@ def _run(cli: TrainCLI) -> None:
         with whole_file(folder / CONFIG) as unfinished:
             unfinished.write_text(cli.parser.dump(config))
         _print_start(config, recipe, module, trainer, data.source, folder, checkpoint)
+    if resumed is not None and len(resumed.history) >= config.max_epochs:
+        _draw_again(trainer, module, data, resumed, record)
+        print(f"{folder} has its {len(resumed.history)} epochs: give more by --max-epochs")
+        return
     # Stopped by hand, Lightning ends the process, or returns, as its version has it.
     with contextlib.suppress(SystemExit):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
@@ -225,6 +230,16 @@ def _run(cli: TrainCLI) -> None:
         raise TrainingError(f"stopped; go on with: fastvae train --resume {folder}")
     if trainer.is_global_zero:
         _print_end(trainer, record, folder)
+
+
+def _draw_again(trainer: Trainer, module: VAEModule, data: VAEDataModule, resumed: SavedRun, record: Record) -> None:
+    """The pictures and the report of a complete run, which may have been killed before it had drawn them."""
+    record.history = resumed.history
+    module.load_state_dict(resumed.weights)
+    trainer.validate(module, datamodule=data, verbose=False)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Pictures):
+            callback.on_train_end(trainer, module)
 
 
 def _check_resumed(run: SavedRun, recipe: Recipe, batch_size: int, rows: int) -> None:
@@ -247,7 +262,7 @@ def _folder(config: Any) -> Path:
     elif config.output is None:
         config.output = str(Path("runs") / f"{Path(config.data.replace(':', '-')).stem}-{config.model}")
     folder = Path(config.output)
-    if config.resume is None and (folder / FOLDER).exists() and _is_first_process():
+    if config.resume is None and (folder / CONFIG).exists() and _is_first_process():
         raise TrainingError(
             f"{folder} holds a run already: go on with it by `fastvae train --resume {folder}`, or choose another"
             " --output"
@@ -275,6 +290,13 @@ def _recipe(config: Any, source: Source) -> Recipe:
     )  # fmt: skip
 
 
+def _absolute(config: Any) -> None:
+    """Paths as they are seen from everywhere: a run may be taken up or evaluated from another folder."""
+    if Path(config.data).exists():
+        config.data = str(Path(config.data).absolute())
+    config.data_root = str(Path(config.data_root).absolute())
+
+
 def _check_values(recipe: Recipe, source: Source, data: str) -> None:
     """Before hours are spent on values that the likelihood has no probability for: looks at a thousand rows."""
     rows = source.train.rows(torch.arange(min(len(source.train), 1000)).numpy())
@@ -285,6 +307,8 @@ def _check_values(recipe: Recipe, source: Source, data: str) -> None:
             f"{data} has values from {low:g} to {high:g}, {recipe.likelihood} takes 0 to 1:"
             " scale them, or --likelihood gaussian"
         )
+    if recipe.likelihood in COUNTS and not bool(((rows >= 0) & (rows == rows.round())).all()):
+        raise TrainingError(f"{data} has values that are no counts, which {recipe.likelihood} takes")
 
 
 def _objective(config: Any, data: VAEDataModule) -> ELBO | IWAE:
