@@ -22,7 +22,9 @@ from .errors import TrainingError
 from .module import VAEModule
 from .recipes import COUNTS
 from .saved_model import load_model, saved_model_parser
-from .sources import DATA_HELP, Source, load_source
+from .sources import DATA_HELP, Source, download_source, load_source
+
+_NUMBERS_AT_ONCE = 2**24
 
 
 class Measured(NamedTuple):
@@ -48,7 +50,10 @@ def evaluate(arguments: Sequence[str]) -> None:
     parser = saved_model_parser("evaluate", "ELBO and log-likelihood of held-out data, in nats.")
     parser.add_argument("--data", type=str | None, default=None, help=f"other data than those of training: {DATA_HELP}")
     parser.add_argument("--samples", type=PositiveInt, default=1000, help="importance samples K of each x")
-    parser.add_argument("--chunk", type=PositiveInt, default=20000, help="samples to hold in memory at once")
+    parser.add_argument(
+        "--chunk", type=PositiveInt | None, default=None,
+        help="samples to hold in memory at once (default: 16 million numbers' worth of x)",
+    )  # fmt: skip
     parser.add_argument("--rows", type=PositiveInt | None, default=None, help="only so many of the held-out data")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of the draws from the posterior")
     parser.add_argument("--json", type=str | None, default=None, help="write the numbers to this file too")
@@ -57,7 +62,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     module = VAEModule(model, binarize=run.settings["binarize"], seed=run.settings["seed"])
     loader = held_out_batches(run, options.data, options.rows)
     module.eval().to(next(model.parameters()).device)
-    measured = measure(module, loader, samples=options.samples, chunk=options.chunk, seed=options.seed)
+    chunk = options.chunk or max(1, _NUMBERS_AT_ONCE // math.prod(run.recipe.event_shape))
+    measured = measure(module, loader, samples=options.samples, chunk=chunk, seed=options.seed)
     print(f"{run.path}, epoch {run.epoch + 1}, step {run.step:,}: {measured.samples:,} held-out samples of"
           f" {options.data or run.settings['data']}")  # fmt: skip
     for line in table(measured):
@@ -74,6 +80,7 @@ def held_out_batches(run: SavedRun, data: str | None = None, rows: int | None = 
         TrainingError: the data do not fit the model.
     """
     settings = run.settings
+    download_source(data or settings["data"], Path(settings["data_root"]))
     source = load_source(
         data or settings["data"], held_out=settings["held_out"], image_size=settings["image_size"],
         root=Path(settings["data_root"]), counts=run.recipe.likelihood in COUNTS,

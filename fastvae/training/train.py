@@ -325,7 +325,7 @@ def _trainer(cli: TrainCLI, folder: Path, module: VAEModule, record: Record, sou
     config = cli.config
     options = cli.parser.instantiate(config).trainer.as_dict()
     own = options.pop("callbacks", None) or []
-    terminal = sys.stderr.isatty() and options.pop("enable_progress_bar", None) is not False
+    terminal = sys.stdout.isatty() and options.pop("enable_progress_bar", None) is not False
     options.pop("enable_progress_bar", None)
     shown = [ProgressBar(leave=False)] if terminal else [Lines(record, config.max_epochs)]
     return Trainer(
