@@ -128,6 +128,13 @@ def test_an_archive_has_labels_of_any_kind(tmp_path):
     assert sorted([*source.train.labels, *source.held_out.labels]) == [0, 0, 0, 1, 1, 1]
 
 
+@pytest.mark.parametrize("labels", [np.arange(3), np.arange(7), np.zeros((6, 1), dtype=int), np.zeros(6)])
+def test_labels_are_one_a_sample_and_no_fractions(tmp_path, labels):
+    np.savez(tmp_path / "x.npz", x=np.zeros((6, 4), dtype=np.float32), labels=labels)
+    whole = labels.dtype.kind == "i" and labels.ndim == 1
+    _refused(tmp_path / "x.npz", f"6 samples and {len(labels)} labels" if whole else "integers or strings")
+
+
 def test_counts_are_given_as_they_are(tmp_path):
     counts = np.array([[0, 3], [200, 1], [7, 7]], dtype=np.uint8)
     for dtype in (np.uint8, np.int64, np.float32):

@@ -134,6 +134,8 @@ def load_source(
     if len(x) < 2:
         raise TrainingError(f"{data} has {len(x)} sample(s), expected 2 or more: one to train on, one to hold out")
     labels, names = _numbered(given)
+    if labels is not None and len(labels) != len(x):
+        raise TrainingError(f"{data} has {len(x)} samples and {len(labels)} labels, expected one label a sample")
     scale = 1.0 if counts else None
     train, held = split(len(x), labels, held_out)
     return Source(Samples(x, labels, train, scale), Samples(x, labels, held, scale), names)
