@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("lightning", reason="the extra of training is not installed")
 pytest.importorskip("jsonargparse", reason="the extra of training is not installed")
 
-from .training_runs import OPTIONS, history, largest_difference, save_images, saved, train
+from .runs import OPTIONS, history, largest_difference, save_images, saved, train
 
 # 400 rows to train on: the last batch of an epoch has one row, and 2 or 3 processes to share it. The capacity makes the
 # loss depend on the mean over the whole batch in a way that no mean of parts can stand for.

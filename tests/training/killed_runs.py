@@ -1,6 +1,6 @@
 """A run that is killed again and again, and taken up each time.
 
-    python -m tests.killed_runs FOLDER SEED KILLS [OPTION ...]
+    python -m tests.training.killed_runs FOLDER SEED KILLS [OPTION ...]
 
 Every attempt is a child of this process, which has imported everything already: killing comes cheap. Children tell when
 they take a step and when they begin and end to write a checkpoint. Every other one is killed within milliseconds after
@@ -25,7 +25,6 @@ import torch
 torch.set_num_threads(1)
 
 from fastvae.__main__ import main  # noqa: E402
-from fastvae.training import train  # noqa: E402, F401  (before the first fork)
 from fastvae.training.checkpoints import WholeFiles  # noqa: E402
 from fastvae.training.module import VAEModule  # noqa: E402
 

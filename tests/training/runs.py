@@ -51,3 +51,14 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
     weights, others = one["state_dict"], other["state_dict"]
     assert weights.keys() == others.keys()
     return max((weights[name] - others[name]).abs().max().item() for name in weights)
+
+
+def fails(capsys, arguments, *words, status=1):
+    """The command ends with the status, after a message of one or two lines with these words in it."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == status
+    message = capsys.readouterr().err
+    assert message.startswith(f"fastvae {arguments[0]}: error: ")
+    assert len(message.splitlines()) <= 2
+    for word in words:
+        assert word in message

@@ -1,0 +1,255 @@
+"""The command line: each command does what it says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the extra of training is not installed")
+pytest.importorskip("jsonargparse", reason="the extra of training is not installed")
+Image = pytest.importorskip("PIL.Image", reason="the extra of training is not installed")
+
+import fastvae.info  # noqa: E402
+from fastvae.__main__ import COMMANDS, main  # noqa: E402
+from fastvae.training.checkpoints import find_checkpoint, read_checkpoint  # noqa: E402
+
+from .runs import history, largest_difference, save_images, saved, train  # noqa: E402
+
+# ---- commands
+
+
+def test_without_a_command_the_commands_are_listed(capsys):
+    for arguments in ([], ["--help"]):
+        assert main(arguments) == 0
+        shown = capsys.readouterr().out
+        assert all(f"\n  {name} " in shown for name in COMMANDS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == fastvae.__version__
+
+
+def test_an_unknown_command_is_an_error(capsys):
+    assert main(["trian"]) == 2
+    assert "no command 'trian'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([name, "--help"])
+    assert left.value.code == 0
+    assert f"usage: fastvae {name}" in capsys.readouterr().out
+
+
+def test_the_module_and_the_entry_point_are_the_same(tmp_path):
+    code = "from importlib.metadata import entry_points; [e] = entry_points(group='console_scripts', name='fastvae')"
+    script = subprocess.run([sys.executable, "-c", f"{code}; e.load()(['--version'])"], capture_output=True, text=True)
+    module = subprocess.run([sys.executable, "-m", "fastvae", "--version"], capture_output=True, text=True)
+    assert script.stdout == module.stdout == f"{fastvae.__version__}\n"
+
+
+def test_without_the_extra_a_command_says_what_to_install(monkeypatch, capsys):
+    for name in list(sys.modules):
+        if name.startswith(("fastvae.training", "lightning")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
+    assert main(["train"]) == 1
+    assert 'pip install "fastvae-kernels[train]"' in capsys.readouterr().err
+
+
+# ---- info
+
+
+def test_info_needs_no_extra():
+    code = (
+        "import sys; sys.modules['lightning'] = sys.modules['jsonargparse'] = None\n"
+        "from fastvae.__main__ import main; sys.exit(main(['info', '--shape', '4096x256']))"
+    )
+    came = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert came.returncode == 0, came.stderr
+    assert f"torch {torch.__version__}" in came.stdout
+    assert "sample_and_kl of 4096x256, float32" in came.stdout
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference", "triton"])
+def test_info_tells_what_a_shape_runs_on(backend):
+    words = {"cpu": "compiled C for", "reference": "PyTorch's own operations", "triton": "512x1 programs of 4 warps"}
+    with fastvae.use_backend(backend):
+        shown = fastvae.info.lines((4096, 256), torch.float32, torch.device("cpu"))
+    assert shown[-1].startswith(f"  {backend}: {words[backend]}")
+    assert any(line.startswith("  reference: ") for line in shown)
+
+
+def test_info_knows_when_a_call_stays_on_one_thread():
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with fastvae.use_backend("cpu"):
+            small, large = (
+                fastvae.info.lines(shape, torch.float32, torch.device("cpu"))[-1] for shape in ((128, 20), (4096, 256))
+            )
+    finally:
+        torch.set_num_threads(threads)
+    assert small.endswith("on 1 thread")
+    assert large.endswith("on 2 threads")
+
+
+def test_info_tells_when_the_backend_that_was_asked_for_is_not_there(monkeypatch):
+    monkeypatch.setattr(fastvae.kernels.selection, "requested", "triton")
+    monkeypatch.setitem(fastvae.kernels.selection._unavailable, "triton", "there is no GPU")
+    monkeypatch.setattr(fastvae.kernels.selection, "_resolved", {})
+    shown = fastvae.info.lines((4, 2), torch.float32, torch.device("cpu"))
+    assert "  triton: not available: there is no GPU" in shown
+    assert shown[-1].startswith("  nothing: backend 'triton' is not available")
+
+
+@pytest.mark.parametrize("arguments", [["--shape", "4x"], ["--device", "cuda:99"], ["--dtype", "int8"]])
+def test_info_refuses_what_is_not_there(arguments, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["info", *arguments])
+    assert left.value.code == 2
+    assert arguments[1] in capsys.readouterr().err
+
+
+# ---- train
+
+
+def test_a_run_leaves_checkpoints_a_log_pictures_and_a_report(finished):
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "logs/version_0/metrics.csv"} <= names
+    assert {f"pictures/{name}.png" for name in ("curves", "kl", "reconstructions", "samples", "traversals")} <= names
+    assert "report.html" in names
+    assert not [name for name in names if "unfinished" in name]
+    rows = history(finished)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[1]["val_elbo"] > rows[0]["val_elbo"]
+    log = (finished / "logs/version_0/metrics.csv").read_text()
+    assert {"elbo", "kl", "reconstruction", "val_elbo", "samples_per_second"} <= set(log.splitlines()[0].split(","))
+
+
+def test_checkpoints_hold_tensors_and_plain_values_only(finished):
+    for name in ("best", "last"):
+        assert saved(finished, name)["fastvae_run"]["settings"]["hidden"] == [8]
+
+
+def test_the_best_checkpoint_is_that_of_the_highest_bound(data, tmp_path):
+    assert train(data, tmp_path / "run", "--learning-rate=0.5", "--max-epochs=4", "--schedule=constant") == 0
+    rows = history(tmp_path / "run")
+    best = max(rows, key=lambda row: row["val_elbo"])
+    assert saved(tmp_path / "run", "best")["global_step"] == best["step"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--model=conv", "--channels=4"),
+        ("--model=conv", "--channels", "4", "6", "--likelihood=mixture"),
+        ("--model=cvae",),
+        ("--model=hvae", "--latent-dim", "2", "3"),
+        ("--model=hvae",),
+        ("--model=iwae", "--iwae-samples=3", "--dreg=true"),
+        ("--prior=vamp", "--components=4"),
+        ("--prior=mixture", "--components=4", "--likelihood=gaussian"),
+        ("--prior=learned", "--likelihood=continuous-bernoulli"),
+        ("--likelihood=laplace", "--beta=2", "--warmup-epochs=1", "--free-bits=0.1", "--capacity=3"),
+        ("--likelihood=poisson",),
+        ("--likelihood=negative-binomial", "--binarize=false"),
+        ("--likelihood=zero-inflated", "--prior=vamp", "--components=3"),
+        ("--model=hvae", "--likelihood=zero-inflated"),
+        ("--model=cvae", "--likelihood=negative-binomial"),
+        ("--precision=bf16-mixed", "--trainer.gradient_clip_val=1"),
+    ],
+)
+def test_every_kind_of_model_trains_is_evaluated_and_sampled(data, tmp_path, capsys, options):
+    assert train(data, tmp_path / "run", "--max-epochs=1", *options) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--samples=8", f"--json={tmp_path / 'numbers.json'}"]) == 0
+    assert "8 importance samples" in capsys.readouterr().out
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["samples"] == 10
+    (elbo, _), (reconstruction, _), (kl, _) = (numbers[name] for name in ("elbo", "reconstruction", "kl"))
+    assert elbo == pytest.approx(reconstruction - kl, rel=1e-4)
+    assert main(["sample", str(tmp_path / "run"), "--n=5", f"--output={tmp_path / 'new.npy'}"]) == 0
+    made = np.load(tmp_path / "new.npy")
+    assert made.shape == (5, 1, 8, 8)
+    assert np.isfinite(made).all()
+
+
+def test_a_folder_of_colour_images_trains_a_convolutional_vae(tmp_path):
+    random = np.random.default_rng(0)
+    for number in range(12):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        image = Image.fromarray(random.integers(0, 256, (10, 12, 3), dtype=np.uint8))
+        image.save(tmp_path / "images" / f"{number}.png")
+    options = ("--model=conv", "--channels=4", "--image-size=8", "--batch-size=4")
+    assert train(tmp_path / "images", tmp_path / "run", *options) == 0
+    assert read_checkpoint(find_checkpoint(tmp_path / "run")).recipe.likelihood == "gaussian"
+    assert main(["sample", str(tmp_path / "run"), f"--output={tmp_path / 'new.png'}", "--draw=true"]) == 0
+    assert Image.open(tmp_path / "new.png").width > 100
+
+
+def test_vectors_train_without_pictures_of_images(tmp_path):
+    data = save_images(tmp_path / "x.npy", shape=(6,))
+    assert train(data, tmp_path / "run") == 0
+    assert {path.stem for path in (tmp_path / "run/pictures").iterdir()} == {"curves", "kl"}
+
+
+def test_settings_come_from_a_file_and_the_line_goes_over_it(data, tmp_path):
+    (tmp_path / "settings.yaml").write_text("beta: 3.0\nmax_epochs: 5\nlatent_dim: [7]\ntrainer:\n  max_steps: 1\n")
+    arguments = ["train", f"--config={tmp_path / 'settings.yaml'}", f"--data={data}", "--hidden=8", "--batch_size=20"]
+    assert main([*arguments, f"--output={tmp_path / 'run'}", "--beta=2"]) == 0
+    settings = saved(tmp_path / "run")["fastvae_run"]["settings"]
+    assert (settings["beta"], settings["max_epochs"], settings["latent_dim"]) == (2.0, 5, [7])
+    assert saved(tmp_path / "run")["global_step"] == 1
+
+
+def test_the_settings_of_a_run_make_the_same_run(finished, tmp_path):
+    assert main(["train", "--config", str(finished / "config.yaml"), f"--output={tmp_path / 'again'}"]) == 0
+    assert largest_difference(saved(finished), saved(tmp_path / "again")) == 0.0
+
+
+def test_a_run_stopped_between_epochs_goes_on_to_the_same_end(data, tmp_path):
+    options = ("--max-epochs=4", "--schedule=constant")
+    assert train(data, tmp_path / "whole", *options) == 0
+    assert train(data, tmp_path / "parts", *options, "--max-epochs=1") == 0
+    assert main(["train", f"--resume={tmp_path / 'parts'}", "--max-epochs=4"]) == 0
+    assert largest_difference(saved(tmp_path / "whole"), saved(tmp_path / "parts")) == 0.0
+    assert history(tmp_path / "whole") == history(tmp_path / "parts")
+    assert (tmp_path / "parts/logs/version_1/metrics.csv").exists()
+
+
+def test_a_complete_run_is_drawn_again_and_not_changed(data, tmp_path, capsys):
+    assert train(data, tmp_path / "run") == 0
+    before = (tmp_path / "run/checkpoints/last.ckpt").read_bytes()
+    (tmp_path / "run/report.html").unlink()
+    (tmp_path / "run/pictures/kl.png").unlink()
+    assert main(["train", f"--resume={tmp_path / 'run'}"]) == 0
+    assert "has its 2 epochs: give more by --max-epochs" in capsys.readouterr().out
+    assert (tmp_path / "run/report.html").exists()
+    assert (tmp_path / "run/pictures/kl.png").exists()
+    assert (tmp_path / "run/checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_a_run_is_taken_up_and_evaluated_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    save_images(Path("dots.npz"))
+    assert train("dots.npz", Path("run")) == 0
+    monkeypatch.chdir(tmp_path / "there")
+    assert main(["train", "--resume=../here/run", "--max-epochs=3"]) == 0
+    assert main(["evaluate", "../here/run", "--samples=2"]) == 0
+    assert not list((tmp_path / "there").iterdir())
+
+
+def test_settings_are_printed_for_a_file(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--latent_dim=7", "--print_config"])
+    assert left.value.code == 0
+    assert "latent_dim:\n- 7\n" in capsys.readouterr().out

@@ -1,0 +1,108 @@
+"""Full disks, Ctrl-C and kills: what is on the disk is whole, and a run that is taken up ends as an undisturbed one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the extra of training is not installed")
+pytest.importorskip("jsonargparse", reason="the extra of training is not installed")
+
+import fastvae.files
+from fastvae.__main__ import main
+from fastvae.training.checkpoints import read_checkpoint
+
+from .runs import (
+    OPTIONS,
+    fails,
+    history,
+    largest_difference,
+    save_images,
+    saved,
+    train,
+)
+
+
+def test_a_full_disk_is_told_and_leaves_the_last_checkpoint(data, tmp_path, capsys, monkeypatch):
+    assert train(data, tmp_path / "run") == 0
+    before = (tmp_path / "run/checkpoints/last.ckpt").read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(fastvae.files.os, "fsync", full)
+    fails(capsys, ["train", f"--resume={tmp_path / 'run'}", "--max-epochs=9"], "No space left", "Free some space")
+    assert (tmp_path / "run/checkpoints/last.ckpt").read_bytes() == before
+    assert not list((tmp_path / "run").rglob("*unfinished*"))
+
+
+def test_a_file_that_cannot_grow_is_told_and_leaves_the_last_checkpoint(data, tmp_path):
+    """A real limit of the system, in a process of its own."""
+    assert train(data, tmp_path / "run") == 0
+    before = (tmp_path / "run/checkpoints/last.ckpt").read_bytes()
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+
+    arguments = [sys.executable, "-m", "fastvae", "train", f"--resume={tmp_path / 'run'}", "--max-epochs=9"]
+    came = subprocess.run(arguments, preexec_fn=limit, capture_output=True, text=True, timeout=120)
+    assert came.returncode == 1
+    assert "File too large" in came.stderr
+    assert "Traceback" not in came.stderr
+    assert (tmp_path / "run/checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_an_interrupted_run_says_how_to_go_on(data, tmp_path):
+    arguments = [sys.executable, "-m", "fastvae", "train", f"--data={data}", f"--output={tmp_path / 'run'}", *OPTIONS]
+    process = subprocess.Popen(
+        [*arguments, "--max-epochs=100000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in background jobs
+    )  # fmt: skip
+    try:
+        while not (tmp_path / "run/checkpoints/last.ckpt").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        shown, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert f"fastvae train --resume {tmp_path / 'run'}" in shown
+    assert "Traceback" not in shown
+    assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt").step > 0
+
+
+def test_a_run_killed_ten_times_ends_as_an_undisturbed_one(tmp_path):
+    """SIGKILL at any moment, and every other time while a checkpoint is being written."""
+    data = save_images(tmp_path / "dots.npy", rows=500)
+    options = [
+        "--max-epochs=25",
+        "--checkpoint-every=3",
+        "--batch-size=50",
+        *OPTIONS[:2],
+        *OPTIONS[4:],
+        f"--data={data}",
+    ]
+    assert main(["train", f"--output={tmp_path / 'whole'}", *options]) == 0
+    arguments = [sys.executable, "-m", "tests.training.killed_runs", str(tmp_path / "killed"), "0", "10", *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    came = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment)
+    assert came.returncode == 0, came.stdout + came.stderr
+    assert "10 killed" in came.stdout
+    whole, killed = saved(tmp_path / "whole"), saved(tmp_path / "killed")
+    assert whole["global_step"] == killed["global_step"] == 25 * 8
+    assert largest_difference(whole, killed) == 0.0
+    assert history(tmp_path / "whole") == history(tmp_path / "killed")
+    for name in ("exp_avg", "exp_avg_sq"):
+        states = [one["optimizer_states"][0]["state"] for one in (whole, killed)]
+        assert all(torch.equal(states[0][place][name], states[1][place][name]) for place in states[0])
