@@ -65,6 +65,12 @@ def _run(name: str, command: object, arguments: list[str]) -> int:
         return _fail(name, str(error))
     except OSError as error:
         return _fail(name, _of_system(error))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        return _fail(
+            name, f"out of memory ({str(error).splitlines()[0][:120]})\nTake less at once, or a smaller model."
+        )
     except KeyboardInterrupt:
         return _fail(name, "stopped")
     return 0

@@ -33,6 +33,29 @@ def _flush(path: Path) -> None:
         os.fsync(written.fileno())
 
 
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether this process alone holds the lock, until the context ends or the process does.
+
+    Where there are no such locks, on Windows, everyone is told that it does.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        # A child that outlives a killed parent, as a loader's worker does for a while, must not hold on to it.
+        os.register_at_fork(after_in_child=lock.close)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
 def save_json(value: Any, path: Path) -> None:
     with whole_file(path) as unfinished:
         unfinished.write_text(json.dumps(value, indent=1) + "\n")

@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from ..files import whole_file
 from ..nn.model import LatentVariableModel
 from .errors import TrainingError
-from .lightning import Trainer
+from .lightning import LightningModule, Trainer
 from .recipes import Recipe
 
 RUN = "fastvae_run"
@@ -42,7 +42,7 @@ def checkpoint_callbacks(folder: Path, monitor: str, every_steps: int | None) ->
         "auto_insert_metric_name": False,
     }
     best = _Best(filename=BEST, monitor=monitor, mode="max", save_on_train_epoch_end=True, **place)
-    last = ModelCheckpoint(filename=LAST, every_n_epochs=1, save_on_train_epoch_end=True, **place)
+    last = _AfterEpochs(filename=LAST, every_n_epochs=1, save_on_train_epoch_end=True, **place)
     if every_steps is None:
         return [best, last]
     return [best, last, _BetweenEpochs(filename=LAST, every_n_train_steps=every_steps, **place)]
@@ -61,11 +61,18 @@ class _Best(ModelCheckpoint):
 
 
 class _BetweenEpochs(ModelCheckpoint):
-    """Not after the last batch of an epoch: a run taken up from there would go without the validation that follows."""
+    """Not after the last batch of an epoch: a run taken up from there would go without the validation that follows. And
+    not while gradients are being accumulated, which a checkpoint does not hold."""
 
-    def on_train_batch_end(self, trainer: Trainer, *others: Any) -> None:
-        if not trainer.is_last_batch:
-            super().on_train_batch_end(trainer, *others)
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+class _AfterEpochs(ModelCheckpoint):
+    """A class of its own, by which Lightning tells it from one that a user adds."""
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -101,7 +108,10 @@ class SavedRun:
     path: Path
     recipe: Recipe
     settings: dict[str, Any]
+    fingerprint: str
+    """Of the data."""
     train_rows: int
+    label_names: tuple[str, ...] | None
     history: list[dict[str, float]]
     weights: dict[str, torch.Tensor]
     epoch: int
@@ -139,6 +149,7 @@ def read_checkpoint(path: Path) -> SavedRun:
         raise TrainingError(_FOREIGN.format(path))
     run = checkpoint[RUN]
     return SavedRun(
-        path, Recipe.from_saved(run["recipe"]), run["settings"], run["train_rows"], run["history"],
+        path, Recipe.from_saved(run["recipe"]), run["settings"], run["fingerprint"], run["train_rows"],
+        None if run["label_names"] is None else tuple(run["label_names"]), run["history"],
         checkpoint["state_dict"], checkpoint["epoch"], checkpoint["global_step"],
     )  # fmt: skip

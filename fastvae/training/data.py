@@ -25,7 +25,8 @@ class VAEDataModule(LightningDataModule):
         workers: processes that read ahead; 0 reads in between, which is as fast for data in memory.
         seed: of the order of the data, from 0 to 2^64 - 1.
 
-    Subclasses override ``load``, which gives a `Source`; all else works on what it gives.
+    Subclasses override ``load``, which gives a `Source`; all else works on what it gives. The place in the data is
+    counted in whole epochs: a Trainer with ``limit_train_batches`` or ``overfit_batches`` is not for it.
 
     Raises:
         fastvae.training.TrainingError: from ``setup``: the data cannot be read, have no labels, or have fewer rows
@@ -70,6 +71,7 @@ class VAEDataModule(LightningDataModule):
         self.workers = workers
         self.seed = check_seed(seed)
         self.source: Source | None = None
+        self._batches = 0  # that the run had behind it when it was saved
 
     def load(self) -> Source:
         """The data; called once in every process."""
@@ -103,6 +105,21 @@ class VAEDataModule(LightningDataModule):
     def val_dataloader(self) -> BatchLoader:
         return self._loader(self._loaded().held_out, None)
 
+    test_dataloader = val_dataloader
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self._position()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._batches = state_dict["batches"]
+
+    def _position(self) -> int:
+        """Batches behind us. Readers ahead ask before Lightning has taken up its own count from the checkpoint."""
+        if self.trainer is None:
+            return self._batches
+        counted: int = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        return max(self._batches, counted)
+
     def _loaded(self) -> Source:
         self.setup()
         assert self.source is not None
@@ -112,13 +129,9 @@ class VAEDataModule(LightningDataModule):
         trainer = self.trainer
         rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
-        def position() -> int:
-            assert trainer is not None
-            return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-
         in_training = trainer is not None and order_seed is not None
         sampler = PartSampler(
             len(samples), self.batch_size, seed=order_seed, rank=rank, world_size=world_size,
-            position=position if in_training else None,
+            position=self._position if in_training else None,
         )  # fmt: skip
         return BatchLoader(samples, sampler, conditional=self.conditional, workers=self.workers)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
@@ -22,7 +24,7 @@ from .errors import TrainingError
 from .module import VAEModule
 from .recipes import COUNTS
 from .saved_model import load_model, saved_model_parser
-from .sources import DATA_HELP, Source, download_source, load_source
+from .sources import DATA_HELP, Samples, Source, download_source, fingerprint, load_source
 
 _NUMBERS_AT_ONCE = 2**24
 
@@ -70,7 +72,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         print(line)
     if options.json is not None:
         with whole_file(Path(options.json)) as unfinished:
-            unfinished.write_text(json.dumps(measured._asdict(), indent=1) + "\n")
+            unfinished.write_text(json.dumps(_without_nan(measured._asdict()), indent=1) + "\n")
 
 
 def held_out_batches(run: SavedRun, data: str | None = None, rows: int | None = None) -> DataLoader:
@@ -85,23 +87,33 @@ def held_out_batches(run: SavedRun, data: str | None = None, rows: int | None = 
         data or settings["data"], held_out=settings["held_out"], image_size=settings["image_size"],
         root=Path(settings["data_root"]), counts=run.recipe.likelihood in COUNTS,
     )  # fmt: skip
-    _check_fit(run, source, data or settings["data"])
-    count = len(source.held_out) if rows is None else min(rows, len(source.held_out))
+    if data is None and fingerprint(source) != run.fingerprint:
+        raise TrainingError(
+            f"{settings['data']} has changed since the run was trained on it: what is held out now may have been\n"
+            "trained on. Take the data of then; or name them by --data, if none of them were trained on."
+        )
+    held_out = _fitting(run, source, data or settings["data"])
+    count = len(held_out) if rows is None else min(rows, len(held_out))
     sampler = PartSampler(count, 250, seed=None)
-    return BatchLoader(source.held_out, sampler, conditional=run.recipe.num_classes is not None, workers=0)
+    return BatchLoader(held_out, sampler, conditional=run.recipe.num_classes is not None, workers=0)
 
 
-def _check_fit(run: SavedRun, source: Source, data: str) -> None:
-    shape = source.held_out.event_shape
-    if shape != run.recipe.event_shape:
-        raise TrainingError(f"{data} has samples of shape {shape}, the model was trained on {run.recipe.event_shape}")
+def _fitting(run: SavedRun, source: Source, data: str) -> Samples:
+    """The held-out part, its labels numbered as the model knows them by their names."""
+    held_out = source.held_out
+    if held_out.event_shape != run.recipe.event_shape:
+        raise TrainingError(
+            f"{data} has samples of shape {held_out.event_shape}, the model was trained on {run.recipe.event_shape}"
+        )
     if run.recipe.num_classes is None:
-        return
-    labels = source.held_out.labels
-    if labels is None:
+        return held_out
+    if held_out.labels is None or source.label_names is None or run.label_names is None:
         raise TrainingError(f"{data} has no labels, which this conditional model needs")
-    if labels.max() >= run.recipe.num_classes:
-        raise TrainingError(f"{data} has label {labels.max()}, the model knows {run.recipe.num_classes}")
+    unknown = [name for name in source.label_names if name not in run.label_names]
+    if unknown:
+        raise TrainingError(f"{data} has the label {unknown[0]!r}, the model knows {', '.join(run.label_names)}")
+    numbers = np.array([run.label_names.index(name) for name in source.label_names])
+    return dataclasses.replace(held_out, labels=numbers[held_out.labels])
 
 
 @torch.no_grad()
@@ -137,6 +149,15 @@ def _rows(module: VAEModule, loader: DataLoader) -> Iterator[tuple[Tensor, dict[
 def _mean(values: Tensor) -> tuple[float, float]:
     error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return values.mean().item(), error
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: null, where one sample has no standard error."""
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def table(measured: Measured) -> list[str]:

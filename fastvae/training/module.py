@@ -228,6 +228,17 @@ class VAEModule(LightningModule):
             active = sum(int(units.compute().active.sum()) for units in self._units)
             self.log("active_units", float(active), prog_bar=True, sync_dist=True)
 
+    # A test is a validation by another name
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self.on_validation_epoch_end()
+
     def _merge_levels(self, rows: float) -> None:
         """What all processes have seen of the latents, the same on each."""
         if self.trainer.world_size > 1:

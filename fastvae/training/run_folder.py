@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Checkpoint, Timer, TQDMProgressBar
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from .lightning import Callback, LightningModule, Trainer, logs_now
 from .module import VAEModule
 from .recipes import Recipe
 from .report import write_report
-from .sources import Source
+from .sources import Source, fingerprint
 
 SHOWN = 40
 SAMPLES = 100
@@ -37,10 +37,12 @@ class Record(Checkpoint):
     to stand before those that save.
     """
 
-    def __init__(self, recipe: Recipe, settings: Mapping[str, Any], train_rows: int) -> None:
+    def __init__(self, recipe: Recipe, settings: Mapping[str, Any], source: Source) -> None:
         self.recipe = recipe
         self.settings = dict(settings)
-        self.train_rows = train_rows
+        self.of_data = {
+            "fingerprint": fingerprint(source), "train_rows": len(source.train), "label_names": source.label_names
+        }  # fmt: skip
         self.history: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -51,8 +53,7 @@ class Record(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         run = {
-            "recipe": self.recipe.saved(), "settings": self.settings, "train_rows": self.train_rows,
-            "history": self.history,
+            "recipe": self.recipe.saved(), "settings": self.settings, "history": self.history, **self.of_data
         }  # fmt: skip
         # Numbers that the parser has checked are of its own classes, which nobody should need to read a checkpoint.
         checkpoint[RUN] = json.loads(json.dumps(run))
@@ -78,6 +79,19 @@ class Speed(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since, self._rows = time.perf_counter(), 0
+
+
+class TimeLimit(Timer):
+    """Ends each start of a run after so long, when its epoch is over: what earlier starts took does not count."""
+
+    def on_fit_start(self, trainer: Trainer, *others: Any) -> None:
+        """Timer looks at the clock here too; but each start is to have one epoch at the least."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
 
 
 class ProgressBar(TQDMProgressBar):

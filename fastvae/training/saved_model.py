@@ -12,7 +12,8 @@ from .errors import TrainingError
 
 def saved_model_parser(command: str, description: str) -> ArgumentParser:
     """For ``fastvae COMMAND CHECKPOINT``, with the device."""
-    parser = ArgumentParser(prog=f"fastvae {command}", description=description)
+    usage = f"fastvae {command} CHECKPOINT [options]"
+    parser = ArgumentParser(prog=f"fastvae {command}", usage=usage, description=description)
     parser.add_argument("checkpoint", type=str, help="a .ckpt file, or the folder of a run, whose best one is taken")
     parser.add_argument("--config", action=ActionConfigFile, help="options in a YAML file")
     parser.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import inspect
 import io
 import zipfile
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import locked
 from .errors import TrainingError
 
 DATA_HELP = (
@@ -30,6 +32,8 @@ _POSSIBLE = "expected mnist5k, digits, FILE.npy, FILE.npz, a folder of images, o
 _INSTALL = 'pip install "fastvae-kernels[train]"'
 _SPLIT_SEED = 0
 _CHECKED_AT_ONCE = 2**24
+_ROWS_OF_FINGERPRINT = 64
+BUILT_IN = ("mnist5k", "digits")
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Samples:
     Args:
         x: (N, *event): uint8 are levels of images, given as x / 255; all others are given as they are, in float32.
             Images are (N, C, H, W). May be a memory map, of which only the rows that are asked for are read.
-        labels: (N,) int64 from 0 to K - 1, or None.
-        index: which rows of x these are, and in which order; all if None. Labels go by the rows of x.
+        index: which rows of x these are, and in which order; all if None.
+        labels: int64 from 0 to K - 1, one for each of these rows, or None.
         scale: what values are multiplied by; 1 / 255 for uint8, else 1, if None.
 
     >>> import numpy as np
@@ -55,10 +59,6 @@ class Samples:
     labels: np.ndarray | None = None
     index: np.ndarray | None = None
     scale: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.labels is not None and self.index is not None:
-            object.__setattr__(self, "labels", self.labels[self.index])
 
     def __len__(self) -> int:
         return len(self.x) if self.index is None else len(self.index)
@@ -92,6 +92,17 @@ def describe(source: Source) -> str:
     return f"{len(source.train):,} to train on, {len(source.held_out):,} held out, {shape}, {labels}"
 
 
+def fingerprint(source: Source) -> str:
+    """Of the sizes, the labels and some of the rows: other data have another one, but for the rarest changes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for samples in source[:2]:
+        some = np.unique(np.linspace(0, len(samples) - 1, _ROWS_OF_FINGERPRINT).astype(int))
+        digest.update(f"{len(samples)} {samples.event_shape}".encode())
+        digest.update(samples.rows(some).numpy().tobytes())
+        digest.update(b"" if samples.labels is None else samples.labels.tobytes())
+    return digest.hexdigest()
+
+
 def load_source(
     data: str,
     *,
@@ -119,7 +130,7 @@ def load_source(
     given: np.ndarray | None
     if data.startswith("torchvision:"):
         return _torchvision(data.partition(":")[2], root, image_size)
-    if data in ("mnist5k", "digits"):
+    if data in BUILT_IN:
         x, given = _mnist5k() if data == "mnist5k" else _digits()
     elif path.suffix in (".npy", ".npz"):
         x, given = _arrays(path)
@@ -137,8 +148,9 @@ def load_source(
     if labels is not None and len(labels) != len(x):
         raise TrainingError(f"{data} has {len(x)} samples and {len(labels)} labels, expected one label a sample")
     scale = 1.0 if counts else None
-    train, held = split(len(x), labels, held_out)
-    return Source(Samples(x, labels, train, scale), Samples(x, labels, held, scale), names)
+    parts = split(len(x), labels, held_out)
+    train, held = (Samples(x, None if labels is None else labels[part], part, scale) for part in parts)
+    return Source(train, held, names)
 
 
 def split(rows: int, labels: np.ndarray | None, held_out: float) -> tuple[np.ndarray, np.ndarray]:
@@ -167,23 +179,9 @@ def download_source(data: str, root: Path) -> None:
         TrainingError: it failed, or there is no such set.
     """
     if data.startswith("torchvision:"):
-        with _alone(root):
+        with locked(root / ".lock", wait=True):
             for train in (True, False):
                 _torchvision_part(data.partition(":")[2], root, train, download=True)
-
-
-@contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """One process of this machine at a time; the others then find what the first has downloaded."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 # ---- with packages
@@ -251,8 +249,9 @@ def _checked(x: np.ndarray, path: Path, counts: bool) -> np.ndarray:
     at_once = max(1, _CHECKED_AT_ONCE // int(np.prod(x.shape[1:])))
     for start in range(0, len(x), at_once):
         part = np.asarray(x[start : start + at_once]).reshape(min(at_once, len(x) - start), -1)
-        wrong = ~np.isfinite(part) if part.dtype.kind == "f" else np.zeros_like(part, dtype=bool)
-        expected = "finite numbers"
+        with np.errstate(over="ignore"):
+            wrong = ~np.isfinite(part.astype(np.float32))
+        expected = "finite numbers of float32"
         if counts and not wrong.any():
             wrong, expected = (part < 0) | (part != np.round(part)), "counts: whole numbers, 0 or more"
         if wrong.any():

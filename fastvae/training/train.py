@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,7 +17,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ..files import whole_file
+from ..files import locked, whole_file
 from ..kernels.selection import backends
 from ..objectives import ELBO, IWAE
 from ..schedules import linear_warmup
@@ -25,8 +27,8 @@ from .errors import TrainingError
 from .lightning import Trainer
 from .module import VAEModule
 from .recipes import COUNTS, Recipe
-from .run_folder import Lines, Pictures, ProgressBar, Record, Speed
-from .sources import Source, describe
+from .run_folder import Lines, Pictures, ProgressBar, Record, Speed, TimeLimit
+from .sources import BUILT_IN, Source, describe, fingerprint
 from .train_options import TrainCLI
 
 CONFIG = "config.yaml"
@@ -51,6 +53,8 @@ def _with_settings_of_resumed(arguments: Sequence[str]) -> list[str]:
         if argument == "--resume" and place + 1 < len(given):
             folder = given[place + 1]
         if folder is not None:
+            if any(re.match(r"--output(=|$)", other) for other in given):
+                raise TrainingError("--resume and --output were both given: a run goes on in its own folder")
             config = Path(folder) / CONFIG
             if not config.is_file():
                 raise TrainingError(f"{folder} is no run to resume: it has no {CONFIG}")
@@ -60,11 +64,47 @@ def _with_settings_of_resumed(arguments: Sequence[str]) -> list[str]:
 
 def _run(cli: TrainCLI) -> None:
     config = cli.config
+    _check_options(config)
     folder = _folder(config)
     _absolute(config)
     checkpoint = last_checkpoint(folder) if config.resume is not None else None
     resumed = None if checkpoint is None else read_checkpoint(checkpoint)
+    try:
+        data, recipe, module = _built(config)
+    except (ValueError, TypeError, OverflowError) as error:  # of options whose bounds the parser does not know
+        raise TrainingError(str(error).splitlines()[0]) from None
+    assert data.source is not None
+    if resumed is not None:
+        _check_resumed(resumed, recipe, config.batch_size, data.source)
+    settings = _settings(cli) | {"likelihood": recipe.likelihood, "binarize": module.binarize}
+    record = Record(recipe, settings, data.source)
+    try:
+        trainer = _trainer(cli, folder, module, record, data.source)
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:  # Lightning's, of its options
+        raise TrainingError(f"Lightning's Trainer refuses: {str(error).splitlines()[0]}") from None
+    with _alone_in(folder, config.resume is None):
+        if resumed is not None and len(resumed.history) >= config.max_epochs:
+            _draw_again(trainer, module, data, resumed, record)
+            print(f"{folder} has {len(resumed.history)} epochs, expected more by --max-epochs to train on")
+            return
+        if trainer.is_global_zero:
+            with whole_file(folder / CONFIG) as unfinished:
+                # Without --resume: whoever takes these settings for another run begins anew.
+                begun = config.clone()
+                begun.resume = None
+                unfinished.write_text(cli.parser.dump(begun))
+            _print_start(config, recipe, module, trainer, data.source, folder, checkpoint)
+        # Stopped by hand, Lightning ends the process, or returns, as its version has it.
+        with contextlib.suppress(SystemExit):
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    if trainer.interrupted:
+        raise TrainingError(f"stopped; go on with: fastvae train --resume {shlex.quote(str(folder))}")
+    if trainer.is_global_zero:
+        _print_end(trainer, record, folder)
 
+
+def _built(config: Any) -> tuple[VAEDataModule, Recipe, VAEModule]:
+    """The data, read; and the model for data of their shape."""
     data = VAEDataModule(
         config.data, batch_size=config.batch_size, conditional=config.model == "cvae", held_out=config.held_out,
         image_size=config.image_size, root=config.data_root, counts=config.likelihood in COUNTS,
@@ -74,40 +114,30 @@ def _run(cli: TrainCLI) -> None:
     data.setup("fit")
     assert data.source is not None
     recipe = _recipe(config, data.source)
-    if resumed is not None:
-        _check_resumed(resumed, recipe, config.batch_size, len(data.source.train))
-    binarize = recipe.likelihood == "bernoulli" if config.binarize is None else config.binarize
     _check_values(recipe, data.source, config.data)
     module = VAEModule(
         recipe.build(config.seed), _objective(config, data), learning_rate=config.learning_rate,
-        schedule=config.schedule, binarize=binarize, seed=config.seed,
+        schedule=config.schedule, seed=config.seed,
+        binarize=recipe.likelihood == "bernoulli" if config.binarize is None else config.binarize,
     )  # fmt: skip
-    settings = _settings(cli) | {"likelihood": recipe.likelihood, "binarize": binarize}
-    record = Record(recipe, settings, len(data.source.train))
-    try:
-        trainer = _trainer(cli, folder, module, record, data.source)
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:  # Lightning's, of its options
-        raise TrainingError(f"Lightning's Trainer refuses: {str(error).splitlines()[0]}") from None
-    if trainer.is_global_zero:
-        with whole_file(folder / CONFIG) as unfinished:
-            unfinished.write_text(cli.parser.dump(config))
-        _print_start(config, recipe, module, trainer, data.source, folder, checkpoint)
-    if resumed is not None and len(resumed.history) >= config.max_epochs:
-        _draw_again(trainer, module, data, resumed, record)
-        print(f"{folder} has its {len(resumed.history)} epochs: give more by --max-epochs")
+    return data, recipe, module
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path, anew: bool) -> Iterator[None]:
+    """No other process trains in the folder meanwhile, but for those that belong to this run."""
+    if not _is_first_process():
+        yield
         return
-    # Stopped by hand, Lightning ends the process, or returns, as its version has it.
-    with contextlib.suppress(SystemExit):
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
-    if trainer.interrupted:
-        raise TrainingError(f"stopped; go on with: fastvae train --resume {folder}")
-    if trainer.is_global_zero:
-        _print_end(trainer, record, folder)
+    with locked(folder / ".lock", wait=False) as alone:
+        if not alone or (anew and (folder / CONFIG).exists()):
+            raise TrainingError(f"another process trains in {folder}: choose another --output, or wait for it to end")
+        yield
 
 
 def _draw_again(trainer: Trainer, module: VAEModule, data: VAEDataModule, resumed: SavedRun, record: Record) -> None:
     """The pictures and the report of a complete run, which may have been killed before it had drawn them."""
-    record.history = resumed.history
+    record.history, record.settings = resumed.history, resumed.settings
     module.load_state_dict(resumed.weights)
     trainer.validate(module, datamodule=data, verbose=False)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -115,12 +145,15 @@ def _draw_again(trainer: Trainer, module: VAEModule, data: VAEDataModule, resume
             callback.on_train_end(trainer, module)
 
 
-def _check_resumed(run: SavedRun, recipe: Recipe, batch_size: int, rows: int) -> None:
+def _check_resumed(run: SavedRun, recipe: Recipe, batch_size: int, source: Source) -> None:
     """The model is the same, and so is the place in the data that the run has come to."""
     what, differences = "another model", run.recipe.differences(recipe)
+    rows = len(source.train)
     if not differences and (run.train_rows, run.settings["batch_size"]) != (rows, batch_size):
         what = "other batches"
         differences = [f"{run.train_rows} rows by {run.settings['batch_size']}, not {rows} rows by {batch_size}"]
+    elif not differences and run.fingerprint != fingerprint(source):
+        what, differences = "other data", ["they have changed since"]
     if differences:
         raise TrainingError(
             f"{run.path} is of {what}: {'; '.join(differences)}.\n"
@@ -135,6 +168,8 @@ def _folder(config: Any) -> Path:
     elif config.output is None:
         config.output = str(Path("runs") / f"{Path(config.data.replace(':', '-')).stem}-{config.model}")
     folder = Path(config.output)
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"{folder} is a file, expected a folder for the run: choose another --output")
     if config.resume is None and (folder / CONFIG).exists() and _is_first_process():
         raise TrainingError(
             f"{folder} holds a run already: go on with it by `fastvae train --resume {folder}`, or choose another"
@@ -163,9 +198,23 @@ def _recipe(config: Any, source: Source) -> Recipe:
     )  # fmt: skip
 
 
+def _check_options(config: Any) -> None:
+    """Options that would have no effect are refused, and so is a backend that is not there."""
+    if config.model == "iwae":
+        given = {"beta": config.beta != 1.0, "warmup-epochs": config.warmup_epochs, "free-bits": config.free_bits}
+        given["capacity"] = config.capacity is not None
+        for name, is_given in given.items():
+            if is_given:
+                raise TrainingError(f"--{name} shapes the KL of the ELBO, and --model iwae has none: leave it out")
+    elif config.dreg:
+        raise TrainingError("--dreg is a gradient of --model iwae: leave it out, or train that")
+    backends()
+
+
 def _absolute(config: Any) -> None:
     """Paths as they are seen from everywhere: a run may be taken up or evaluated from another folder."""
-    if Path(config.data).exists():
+    named = config.data in BUILT_IN or config.data.startswith("torchvision:")
+    if not named and Path(config.data).exists():
         config.data = str(Path(config.data).absolute())
     config.data_root = str(Path(config.data_root).absolute())
 
@@ -198,6 +247,7 @@ def _trainer(cli: TrainCLI, folder: Path, module: VAEModule, record: Record, sou
     config = cli.config
     options = cli.parser.instantiate(config).trainer.as_dict()
     own = options.pop("callbacks", None) or []
+    max_time = options.pop("max_time", None)
     terminal = sys.stdout.isatty() and options.pop("enable_progress_bar", None) is not False
     options.pop("enable_progress_bar", None)
     shown = [ProgressBar(leave=False)] if terminal else [Lines(record, config.max_epochs)]
@@ -210,6 +260,7 @@ def _trainer(cli: TrainCLI, folder: Path, module: VAEModule, record: Record, sou
             *(own if isinstance(own, list) else [own]), Speed(), record, *shown,
             *checkpoint_callbacks(folder, module.monitor, config.checkpoint_every),
             Pictures(folder, source, record, config.pictures_every),
+            *([] if max_time is None else [TimeLimit(max_time, interval="epoch")]),
         ],
     )  # fmt: skip
 
@@ -258,7 +309,7 @@ def _print_end(trainer: Trainer, record: Record, folder: Path) -> None:
     if record.history:
         last = record.history[-1]
         print(", ".join(f"{name} {value:,.2f}" for name, value in last.items() if name.startswith(("train", "val"))))
-    print(f"Report: {folder / 'report.html'}\nMeasure it: fastvae evaluate {folder}")
+    print(f"Report: {folder / 'report.html'}\nMeasure it: fastvae evaluate {shlex.quote(str(folder))}")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from .recipes import LIKELIHOODS, MODELS, PRIORS
 from .sources import DATA_HELP
 
 TRAINER_OPTIONS = {
-    "max_steps", "max_time", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "callbacks",
+    "max_time", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "callbacks",
     "deterministic", "benchmark", "profiler", "detect_anomaly", "log_every_n_steps", "sync_batchnorm",
     "enable_progress_bar",
 }  # fmt: skip
@@ -30,7 +30,10 @@ class TrainCLI(LightningCLI):
         super().__init__(
             VAEModule, VAEDataModule, save_config_callback=None, args=list(arguments), run=False,
             auto_configure_optimizers=False, load_from_checkpoint_support=False,
-            parser_kwargs={"prog": "fastvae train", "description": _DESCRIPTION, "dump_header": ["fastvae train"]},
+            parser_kwargs={
+                "prog": "fastvae train", "usage": "fastvae train [options]", "description": _DESCRIPTION,
+                "dump_header": ["fastvae train"],
+            },
         )  # fmt: skip
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

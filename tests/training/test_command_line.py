@@ -201,12 +201,14 @@ def test_vectors_train_without_pictures_of_images(tmp_path):
 
 
 def test_settings_come_from_a_file_and_the_line_goes_over_it(data, tmp_path):
-    (tmp_path / "settings.yaml").write_text("beta: 3.0\nmax_epochs: 5\nlatent_dim: [7]\ntrainer:\n  max_steps: 1\n")
+    (tmp_path / "settings.yaml").write_text(
+        "beta: 3.0\nmax_epochs: 3\nlatent_dim: [7]\ntrainer:\n  accumulate_grad_batches: 2\n"
+    )
     arguments = ["train", f"--config={tmp_path / 'settings.yaml'}", f"--data={data}", "--hidden=8", "--batch_size=20"]
     assert main([*arguments, f"--output={tmp_path / 'run'}", "--beta=2"]) == 0
     settings = saved(tmp_path / "run")["fastvae_run"]["settings"]
-    assert (settings["beta"], settings["max_epochs"], settings["latent_dim"]) == (2.0, 5, [7])
-    assert saved(tmp_path / "run")["global_step"] == 1
+    assert (settings["beta"], settings["max_epochs"], settings["latent_dim"]) == (2.0, 3, [7])
+    assert saved(tmp_path / "run")["global_step"] == 3  # two batches an epoch, one step for both
 
 
 def test_the_settings_of_a_run_make_the_same_run(finished, tmp_path):
@@ -230,7 +232,7 @@ def test_a_complete_run_is_drawn_again_and_not_changed(data, tmp_path, capsys):
     (tmp_path / "run/report.html").unlink()
     (tmp_path / "run/pictures/kl.png").unlink()
     assert main(["train", f"--resume={tmp_path / 'run'}"]) == 0
-    assert "has its 2 epochs: give more by --max-epochs" in capsys.readouterr().out
+    assert "has 2 epochs, expected more by --max-epochs" in capsys.readouterr().out
     assert (tmp_path / "run/report.html").exists()
     assert (tmp_path / "run/pictures/kl.png").exists()
     assert (tmp_path / "run/checkpoints/last.ckpt").read_bytes() == before
@@ -246,6 +248,39 @@ def test_a_run_is_taken_up_and_evaluated_from_any_folder(tmp_path, monkeypatch):
     assert main(["train", "--resume=../here/run", "--max-epochs=3"]) == 0
     assert main(["evaluate", "../here/run", "--samples=2"]) == 0
     assert not list((tmp_path / "there").iterdir())
+
+
+def test_the_settings_of_a_run_that_was_resumed_make_a_new_one(data, tmp_path):
+    assert train(data, tmp_path / "run", "--max-epochs=1") == 0
+    assert main(["train", f"--resume={tmp_path / 'run'}", "--max-epochs=2"]) == 0
+    before = (tmp_path / "run/checkpoints/last.ckpt").read_bytes()
+    arguments = ["train", "--config", str(tmp_path / "run/config.yaml"), f"--output={tmp_path / 'new'}", "--seed=9"]
+    assert main(arguments) == 0
+    assert len(history(tmp_path / "new")) == 2
+    assert history(tmp_path / "new") != history(tmp_path / "run")
+    assert (tmp_path / "run/checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_a_time_limit_ends_each_start_after_a_whole_epoch(data, tmp_path):
+    assert train(data, tmp_path / "whole", "--max-epochs=3") == 0
+    assert train(data, tmp_path / "run", "--max-epochs=3", "--trainer.max_time=00:00:00:00") == 0
+    for epochs in (1, 2, 3):
+        assert len(history(tmp_path / "run")) == epochs
+        assert main(["train", f"--resume={tmp_path / 'run'}"]) == 0
+    assert largest_difference(saved(tmp_path / "whole"), saved(tmp_path / "run")) == 0.0
+
+
+def test_a_folder_named_like_data_that_come_with_a_package_is_not_taken_for_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--hidden=8", "--max-epochs=1", "--pictures-every=0"]
+    assert main(["train", "--data=digits", "--output=digits", *options]) == 0
+    assert main(["train", "--resume=digits", "--max-epochs=2"]) == 0
+
+
+def test_callbacks_of_ones_own_can_be_added(data, tmp_path):
+    callback = "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint"
+    assert train(data, tmp_path / "run", callback, f"--trainer.callbacks.dirpath={tmp_path / 'own'}") == 0
+    assert list((tmp_path / "own").glob("*.ckpt"))
 
 
 def test_settings_are_printed_for_a_file(capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,12 @@ import torch
 pytest.importorskip("lightning", reason="the extra of training is not installed")
 pytest.importorskip("jsonargparse", reason="the extra of training is not installed")
 
+import fastvae.files
 import fastvae.info
 from fastvae.__main__ import main
+from fastvae.training.checkpoints import find_checkpoint, read_checkpoint
+from fastvae.training.evaluate import held_out_batches
+from fastvae.training.sources import load_source
 
 from .runs import OPTIONS, fails, history, save_images, saved, train
 
@@ -25,7 +31,6 @@ from .runs import OPTIONS, fails, history, save_images, saved, train
         (("--latent-dim", "2", "3"), ("several levels are for --model hvae",)),
         (("--model=cvae", "--prior=vamp"), ("cvae is built with the standard one",)),
         (("--held-out=1.5",), ("--held-out is 1.5",)),
-        (("--resume=nowhere",), ("nowhere is no run to resume",)),
         (("--strategy=fsdp",), ("Lightning's Trainer refuses", "fsdp", "GPU")),
         (("--precision=7",), ("Lightning's Trainer refuses", "7")),
         (("--devices=0",), ("Lightning's Trainer refuses", "devices")),
@@ -35,6 +40,70 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(data, tm
     output = tmp_path / "run"
     fails(capsys, ["train", f"--data={data}", f"--output={output}", *OPTIONS, *options], *words)
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--seed=18446744073709551616",), ("seed is 18446744073709551616",)),
+        (("--learning-rate=inf",), ("learning_rate is inf",)),
+        (("--beta=inf",), ("beta is inf",)),
+        (("--warmup-epochs=inf",), ("infinity",)),
+        (("--model=iwae", "--beta=2"), ("--beta shapes the KL", "leave it out")),
+        (("--model=iwae", "--free-bits=1"), ("--free-bits shapes the KL",)),
+        (("--model=iwae", "--capacity=1"), ("--capacity shapes the KL",)),
+        (("--dreg=true",), ("--dreg is a gradient of --model iwae",)),
+    ],
+)
+def test_options_that_cannot_be_or_would_do_nothing_are_refused(data, tmp_path, capsys, options, words):
+    fails(capsys, ["train", f"--data={data}", f"--output={tmp_path / 'run'}", *OPTIONS, *options], *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_run_is_not_resumed(finished, tmp_path, capsys):
+    fails(capsys, ["train", f"--resume={tmp_path / 'nowhere'}"], "nowhere is no run to resume")
+    fails(capsys, ["train", f"--resume={finished}", "--output=other"], "--resume and --output were both given")
+    (tmp_path / "file").write_text("")
+    fails(capsys, ["train", f"--output={tmp_path / 'file'}", *OPTIONS], "is a file", "another --output")
+
+
+def test_two_processes_do_not_train_in_one_folder(data, tmp_path, capsys):
+    assert train(data, tmp_path / "run") == 0
+    with fastvae.files.locked(tmp_path / "run/.lock", wait=False) as alone:
+        assert alone
+        fails(capsys, ["train", f"--resume={tmp_path / 'run'}", "--max-epochs=3"], "another process trains in")
+    assert main(["train", f"--resume={tmp_path / 'run'}", "--max-epochs=3"]) == 0
+
+
+def test_data_that_have_changed_are_neither_trained_on_nor_called_held_out(tmp_path, capsys):
+    data = save_images(tmp_path / "x.npz")
+    assert train(data, tmp_path / "run") == 0
+    for seed, rows in ((1, 50), (0, 60)):
+        save_images(data, rows=rows, seed=seed)
+        fails(capsys, ["evaluate", tmp_path / "run"], "has changed since", "--data")
+        fails(capsys, ["train", f"--resume={tmp_path / 'run'}", "--max-epochs=3"], "changed" if rows == 50 else "rows")
+    assert main(["evaluate", str(tmp_path / "run"), f"--data={data}", "--samples=2"]) == 0
+
+
+def test_labels_of_other_data_are_matched_by_their_names(data, tmp_path, capsys):
+    assert train(data, tmp_path / "run", "--model=cvae") == 0
+    with np.load(data) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    numbers = {}
+    for name, renamed in (("same", labels), ("others", np.where(labels == 2, 2, 9))):
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=renamed)
+    np.savez(tmp_path / "twos.npz", images=images[labels == 2], labels=labels[labels == 2])
+    fails(capsys, ["evaluate", tmp_path / "run", f"--data={tmp_path / 'others.npz'}"], "has the label '9'", "0, 1, 2")
+    output = tmp_path / "n.json"
+    arguments = ["evaluate", str(tmp_path / "run"), f"--data={tmp_path / 'twos.npz'}", "--samples=2", "--rows=1"]
+    assert main([*arguments, f"--json={output}"]) == 0
+    numbers = json.loads(output.read_text())
+    assert numbers["elbo"][1] is None  # one sample has no standard error
+    source = load_source(str(tmp_path / "twos.npz"))
+    run = read_checkpoint(find_checkpoint(tmp_path / "run"))
+    (batch,) = held_out_batches(run, str(tmp_path / "twos.npz"), 1)
+    assert batch.condition.tolist() == [2]
+    assert source.held_out.labels.max() == 0
 
 
 @pytest.mark.parametrize("option", ["--likelihood=normal", "--latent-dim=0", "--nonsense=1", "--beta=-1"])

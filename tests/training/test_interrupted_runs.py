@@ -82,25 +82,33 @@ def test_an_interrupted_run_says_how_to_go_on(data, tmp_path):
     assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt").step > 0
 
 
-def test_a_run_killed_ten_times_ends_as_an_undisturbed_one(tmp_path):
+@pytest.mark.parametrize(
+    ("kills", "more"),
+    [(10, ()), (4, ("--workers=1",)), (4, ("--trainer.accumulate_grad_batches=3", "--checkpoint-every=1"))],
+)
+def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path, kills, more):
     """SIGKILL at any moment, and every other time while a checkpoint is being written."""
     data = save_images(tmp_path / "dots.npy", rows=500)
     options = [
-        "--max-epochs=25",
-        "--checkpoint-every=3",
-        "--batch-size=50",
-        *OPTIONS[:2],
-        *OPTIONS[4:],
-        f"--data={data}",
-    ]
+        "--max-epochs=25", "--checkpoint-every=3", "--batch-size=50", *OPTIONS[:2], *OPTIONS[4:], f"--data={data}",
+        *more,
+    ]  # fmt: skip
     assert main(["train", f"--output={tmp_path / 'whole'}", *options]) == 0
-    arguments = [sys.executable, "-m", "tests.training.killed_runs", str(tmp_path / "killed"), "0", "10", *options]
+    arguments = [
+        sys.executable,
+        "-m",
+        "tests.training.killed_runs",
+        str(tmp_path / "killed"),
+        "0",
+        str(kills),
+        *options,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     came = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment)
     assert came.returncode == 0, came.stdout + came.stderr
-    assert "10 killed" in came.stdout
+    assert f"{kills} killed" in came.stdout
     whole, killed = saved(tmp_path / "whole"), saved(tmp_path / "killed")
-    assert whole["global_step"] == killed["global_step"] == 25 * 8
+    assert whole["global_step"] == killed["global_step"] == 25 * (3 if "accumulate" in str(more) else 8)
     assert largest_difference(whole, killed) == 0.0
     assert history(tmp_path / "whole") == history(tmp_path / "killed")
     for name in ("exp_avg", "exp_avg_sq"):

@@ -216,6 +216,8 @@ def test_lightnings_own_checkpoints_and_validation_work(tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(module.parameters(), fresh.parameters(), strict=True))
     (metrics,) = trainer.validate(fresh, datamodule=Dots(batch_size=5), verbose=False)
     assert metrics["val_elbo"] == pytest.approx(trainer.callback_metrics["val_elbo"].item())
+    (tested,) = trainer.test(fresh, datamodule=Dots(batch_size=5), verbose=False)
+    assert tested == metrics
 
 
 # ---- other loaders

@@ -31,7 +31,8 @@ def alone(data, tmp_path_factory):
 
 
 def _train_in_processes(number, data, output, *options):
-    arguments = [sys.executable, "-m", "fastvae", "train", f"--data={data}", f"--output={output}", *OPTIONS, *options]
+    where = () if any(option.startswith("--resume") for option in options) else (f"--output={output}",)
+    arguments = [sys.executable, "-m", "fastvae", "train", f"--data={data}", *where, *OPTIONS, *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     return subprocess.run(
         [*arguments, f"--devices={number}", "--strategy=ddp"], capture_output=True, text=True, timeout=240,

@@ -147,6 +147,7 @@ def test_counts_are_given_as_they_are(tmp_path):
     ("values", "words"),
     [
         ([[1.0, np.nan], [2.0, 3.0]], ("nan", "row 0", "finite")),
+        ([[1.0, 1e39], [2.0, 3.0]], ("1e+39", "row 0", "float32")),
         ([[1, 2], [3, 4]], ("int64", "uint8", "--likelihood poisson")),
         ([1.0, 2.0], ("shape (2,)", "(N, ...)")),
         ([["a"], ["b"]], ("<U1", "numbers")),
