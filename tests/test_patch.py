@@ -222,3 +222,17 @@ def test_the_default_dtype_and_the_random_state_are_the_users():
         assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_default_dtype() == dtype
+
+
+def test_where_one_library_fails_none_is_patched(monkeypatch):
+    def fail(replacements):
+        raise ImportError("broken")
+
+    load = patching._load
+    broken = types.SimpleNamespace(install=fail)
+    monkeypatch.setattr(patching, "_load", lambda name: broken if name == "pyro" else load(name))
+    with pytest.raises(ImportError, match="broken"):
+        fastvae.patch("torch", "pyro")
+    assert patching.setting_of("torch") is None
+    assert patching.setting_of("pyro") is None
+    assert not is_patched()

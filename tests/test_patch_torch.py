@@ -124,9 +124,9 @@ def test_torchs_noise_gives_torchs_numbers():
 
 
 def test_a_draw_and_its_kl_to_the_standard_normal_share_one_pass(patched):
-    q = Normal(*computed(parameters()))
-    z = q.rsample()
     for prior in (Normal(0.0, 1.0), Normal(torch.zeros(6, 5), torch.ones(6, 5)), Normal(torch.zeros(5), torch.ones(5))):
+        q = Normal(*computed(parameters()))
+        z = q.rsample()
         assert kl_divergence(q, prior).grad_fn is z.grad_fn
     assert kl_divergence(q, Normal(0.0, 2.0)).grad_fn is not z.grad_fn
     learned = Normal(torch.zeros(6, 5, requires_grad=True), torch.ones(6, 5))
@@ -273,3 +273,27 @@ def test_a_patched_training_run_has_the_same_losses():
 
 def test_with_its_own_noise_a_run_ends_where_others_end():
     check_same_spread(make_vae_step, "torch", seeds=12)
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_a_kl_that_is_asked_for_twice_is_two_tensors(patched, independent):
+    loc, scale = torch.randn(4, 3, requires_grad=True) * 2, torch.rand(4, 3, requires_grad=True) + 0.5
+    q, p = Normal(loc, scale), Normal(0.0, 1.0)
+    if independent:
+        q, p = Independent(q, 1), Independent(Normal(torch.zeros(3), torch.ones(3)), 1)
+    q.rsample()
+    logged = kl_divergence(q, p).detach()
+    before = logged.clone()
+    kl_divergence(q, p).mul_(0.0)
+    assert torch.equal(logged, before)
+    torch.testing.assert_close(kl_divergence(q, p).detach(), before)
+
+
+def test_forward_mode_differentiation_is_torchs_own(patched):
+    loc, scale, tangent = torch.ones(3), torch.full((3,), 2.0), torch.ones(3)
+    with torch.autograd.forward_ad.dual_level():
+        moved = torch.autograd.forward_ad.make_dual(loc, tangent)
+        kl = kl_divergence(Normal(moved, scale), Normal(0.0, 1.0))
+        assert torch.autograd.forward_ad.unpack_dual(kl).tangent.tolist() == [1.0, 1.0, 1.0]
+        drawn = Normal(moved, scale).rsample()
+        assert torch.equal(torch.autograd.forward_ad.unpack_dual(drawn).tangent, tangent)

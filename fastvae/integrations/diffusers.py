@@ -107,8 +107,8 @@ def fused_distribution(original: Any) -> Any:
                 elementwise = gaussian_kl(mu, logvar, clamp=CLAMP, reduction="none")
                 assert isinstance(elementwise, Tensor)  # no KL per coordinate was asked for
                 kl = elementwise.sum(DIMS)
-            elif self._kl is not None and self._kl._version == 0 and torch.is_grad_enabled():
-                kl = self._kl  # as nobody has changed it in place
+            elif self._kl is not None and torch.is_grad_enabled():
+                kl, self.__dict__["_kl"] = self._kl, None  # given out once: who asks again gets one of their own
             else:
                 kl = self._gaussian().kl()
             return kl.to(self.parameters.dtype)

@@ -76,6 +76,8 @@ def kl(p: Normal, q: Normal) -> Tensor | None:
     """KL(p || q) of each coordinate, in nats."""
     price = _price_of(p)
     if price is not None and (q.loc.dim() == 0 or _fit_prior(q.loc, p.loc)) and _is_standard(q):
+        # Given out once: whoever asks again gets a tensor of their own, as from torch.
+        vars(p)["_fastvae_known"] = vars(p)["_fastvae_known"]._replace(kl=None)
         return price.to(p.loc.dtype)
     return _kl_between(p, q, "none")
 
@@ -142,8 +144,7 @@ def _price_of(normal: Normal) -> Tensor | None:
     known = getattr(normal, "_fastvae_known", None)
     if known is None or known.kl is None or not torch.is_grad_enabled():
         return None
-    untouched = known.kl._version == 0  # whoever was given it may have changed it in place
-    return known.kl if untouched and known.holds_of(normal) else None
+    return known.kl if known.holds_of(normal) else None
 
 
 def _is_standard(normal: Normal) -> bool:

@@ -52,11 +52,15 @@ class Patch:
     def _apply(self) -> None:
         with _lock:
             modules = [_load(library) for library in self.libraries]  # what cannot be had is known before any change
-            for library, module in zip(self.libraries, modules, strict=True):
-                layers = _layers.setdefault(library, [])
-                if not layers:
-                    _install(library, module)
-                layers.append(self)
+            try:
+                for library, module in zip(self.libraries, modules, strict=True):
+                    layers = _layers.setdefault(library, [])
+                    if not layers:
+                        _install(library, module)
+                    layers.append(self)
+            except BaseException:
+                self.undo()
+                raise
 
     def undo(self) -> None:
         """End this patch; others of the same libraries stay in effect. More than once does no harm."""

@@ -60,7 +60,7 @@ def _log_nb(original: Callable[..., Any]) -> Callable[..., Any]:
         theta = _as_given(theta)
         if not (_are_usual(eps, log_fn, lgamma_fn) and _fit(x, mu, theta)):
             return original(x, mu, theta, eps=eps, log_fn=log_fn, lgamma_fn=lgamma_fn)
-        return negative_binomial_log_prob(mu, theta, x, reduction="none").to(_dtype_of(mu, theta))
+        return negative_binomial_log_prob(mu, theta, x, reduction="none").to(_dtype_of(x, mu, theta))
 
     return log_nb_positive
 
@@ -74,7 +74,7 @@ def _log_zinb(original: Callable[..., Any]) -> Callable[..., Any]:
         if not (_are_usual(eps, log_fn, lgamma_fn) and _fit(x, mu, theta, pi)):
             return original(x, mu, theta, pi, eps=eps, log_fn=log_fn, lgamma_fn=lgamma_fn)
         log_prob = zero_inflated_negative_binomial_log_prob(mu, theta, pi, x, reduction="none")
-        return log_prob.to(_dtype_of(mu, theta, pi))
+        return log_prob.to(_dtype_of(x, mu, theta, pi))
 
     return log_zinb_positive
 
@@ -111,8 +111,11 @@ def _dtype_of(*tensors: Tensor) -> torch.dtype:
 def _as_given(theta: Any) -> Any:
     """theta before scvi-tools expanded it to a row for each cell: its gradient is then summed in the fused pass.
 
-    It is looked for only where nothing but `expand` lies between, in memory and in autograd's graph.
+    It is looked for only where nothing but `expand` lies between, in memory and in autograd's graph, and nobody listens
+    to the gradient of what was expanded.
     """
+    if isinstance(theta, Tensor) and theta.requires_grad and (theta.retains_grad or theta._backward_hooks):
+        return theta
     base = theta._base if isinstance(theta, Tensor) else None
     if base is None or base.dim() == 0 or base.shape != theta.shape[theta.dim() - base.dim() :]:
         return theta

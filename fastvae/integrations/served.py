@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..kernels.selection import has_kernels
 
 
 def is_served(tensor: Tensor) -> bool:
-    """Whether there are kernels for its device and dtype, and neither a compiler nor torch.func takes it apart."""
+    """Whether there are kernels for its device and dtype, and neither a compiler, torch.func nor forward-mode
+    differentiation takes it apart."""
     return (
         has_kernels(tensor.device, tensor.dtype)
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
     )

@@ -221,3 +221,14 @@ def test_one_pass_prices_a_draw_in_training_and_none_elsewhere():
         before = training.kl().detach().clone()
         training.kl().mul_(2.0)
         torch.testing.assert_close(training.kl(), before)
+
+
+def test_a_kl_that_is_asked_for_twice_is_two_tensors():
+    with fastvae.patch("diffusers"):
+        posterior = vae.DiagonalGaussianDistribution(torch.randn(2, 8, 4, 4, requires_grad=True))
+        posterior.sample()
+        logged = posterior.kl().detach()
+        before = logged.clone()
+        kl = posterior.kl()
+        kl *= 0.0
+    assert torch.equal(logged, before)

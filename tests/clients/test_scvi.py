@@ -65,7 +65,7 @@ def test_log_prob_and_its_gradients_are_scvi_tools_own(kind, draws, dtype):
     expected, expected_gradients = log_prob_and_gradients(kind, x.double(), exact)
     with fastvae.patch("scvi"):
         found, gradients = log_prob_and_gradients(kind, x, given)
-    assert found.dtype == dtype
+    assert found.dtype == torch.promote_types(dtype, x.dtype)
     assert found.shape == expected.shape
     tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.1}[dtype]
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
@@ -108,6 +108,31 @@ class Reversed(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return -grad
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_beside_float32_counts_gives_float32(half):
+    x, (mu, log_theta, pi) = parameters()
+    arguments = [tensor.detach().to(half) for tensor in (mu, log_theta.exp(), pi)]
+    for kind, given in ((NegativeBinomial, arguments[:2]), (ZeroInflatedNegativeBinomial, arguments)):
+        names = ("mu", "theta", "zi_logits")
+        plain = kind(**dict(zip(names, given, strict=False))).log_prob(x)
+        with fastvae.patch("scvi"):
+            patched = kind(**dict(zip(names, given, strict=False))).log_prob(x)
+        assert patched.dtype == plain.dtype
+        torch.testing.assert_close(patched.float(), plain.float(), rtol=2e-2, atol=2e-2)
+
+
+def test_who_listens_to_the_gradient_of_an_expanded_dispersion_hears_it():
+    x, (mu, log_theta, _) = parameters()
+    heard = []
+    with fastvae.patch("scvi"):
+        theta = log_theta.exp().expand(16, 7)
+        theta.register_hook(lambda grad: heard.append(grad.shape))
+        theta.retain_grad()
+        NegativeBinomial(mu=mu, theta=theta).log_prob(x).sum().backward()
+    assert heard == [(16, 7)]
+    assert theta.grad.shape == (16, 7)
 
 
 def test_what_does_not_fit_is_scvi_tools_own():
