@@ -11,7 +11,6 @@ import difflib
 import hashlib
 import inspect
 import io
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ _SPLIT_SEED = 0
 _CHECKED_AT_ONCE = 2**24
 _ROWS_OF_FINGERPRINT = 64
 BUILT_IN = ("mnist5k", "digits")
+_BEGINNINGS = {".npy": b"\x93NUMPY", ".npz": b"PK"}
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,15 @@ def load_source(
     """
     if not 0.0 < held_out < 1.0:
         raise TrainingError(f"--held-out is {held_out:g}, expected more than 0 and less than 1")
+    if image_size is not None and image_size < 1:
+        raise TrainingError(f"--image-size is {image_size}, expected 1 or more")
     path = Path(data)
     given: np.ndarray | None
     if data.startswith("torchvision:"):
         return _torchvision(data.partition(":")[2], root, image_size)
     if data in BUILT_IN:
         x, given = _mnist5k() if data == "mnist5k" else _digits()
-    elif path.suffix in (".npy", ".npz"):
+    elif path.suffix in _BEGINNINGS and not path.is_dir():
         x, given = _arrays(path)
         x = _checked(x, path, counts)
     elif path.is_dir():
@@ -156,6 +158,8 @@ def load_source(
 def split(rows: int, labels: np.ndarray | None, held_out: float) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers to train on and to hold out, shuffled: that part of every label, one row at the least in all.
 
+    Where the part is less than a row of any label, the row is one of the label that has the most.
+
     Depends on its arguments alone: whoever evaluates a run later holds out the rows that it has held out.
     """
     random = np.random.default_rng(_SPLIT_SEED)
@@ -166,10 +170,10 @@ def split(rows: int, labels: np.ndarray | None, held_out: float) -> tuple[np.nda
         count = min(round(held_out * len(group)), len(group) - 1)
         held.append(shuffled[:count])
         train.append(shuffled[count:])
-    kept, trained = np.concatenate(held), np.concatenate(train)
-    if not len(kept):
-        kept, trained = trained[:1], trained[1:]
-    return random.permutation(trained), random.permutation(kept)
+    if not any(map(len, held)):
+        most = int(np.argmax([len(group) for group in train]))
+        held[most], train[most] = np.split(train[most], [1])
+    return random.permutation(np.concatenate(train)), random.permutation(np.concatenate(held))
 
 
 def download_source(data: str, root: Path) -> None:
@@ -213,6 +217,13 @@ def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     if not path.is_file():
         raise TrainingError(f"{path} does not exist")
     with _readable(path):
+        with path.open("rb") as file:
+            beginning = file.read(len(_BEGINNINGS[path.suffix]))
+        if beginning != _BEGINNINGS[path.suffix]:
+            save = "numpy.save" if path.suffix == ".npy" else "numpy.savez"
+            raise TrainingError(
+                f"{path} begins with {beginning!r}, expected a {path.suffix} file, as {save} writes them"
+            )
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False), None
         with np.load(path, allow_pickle=False) as archive:
@@ -229,10 +240,15 @@ def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
-        objects = "pickle" in str(error).lower()
-        what = "holds Python objects, expected an array of numbers" if objects else "cannot be read: it is not whole"
-        raise TrainingError(f"{path} {what} ({str(error).splitlines()[0][:120]})") from None
+    except TrainingError:
+        raise
+    except Exception as error:  # of many kinds: damaged headers are read as Python, archives by zipfile and zlib
+        why = (str(error) or type(error).__name__).splitlines()[0][:120]
+        objects = "pickle" in why or "object" in why.lower()
+        what = (
+            "holds Python objects, expected an array of numbers" if objects else "cannot be read, it may not be whole"
+        )
+        raise TrainingError(f"{path} {what} ({why})") from None
 
 
 def _checked(x: np.ndarray, path: Path, counts: bool) -> np.ndarray:
@@ -247,7 +263,8 @@ def _checked(x: np.ndarray, path: Path, counts: bool) -> np.ndarray:
             " negative-binomial or zero-inflated"
         )
     at_once = max(1, _CHECKED_AT_ONCE // int(np.prod(x.shape[1:])))
-    for start in range(0, len(x), at_once):
+    # No byte can be wrong, as a level or as a count: such files, the large ones, are not read for it.
+    for start in range(0, 0 if x.dtype == np.uint8 else len(x), at_once):
         part = np.asarray(x[start : start + at_once]).reshape(min(at_once, len(x) - start), -1)
         with np.errstate(over="ignore"):
             wrong = ~np.isfinite(part.astype(np.float32))
@@ -272,6 +289,8 @@ def _numbered(labels: np.ndarray | None) -> tuple[np.ndarray | None, tuple[str, 
         return None, None
     if labels.ndim != 1 or labels.dtype.kind not in "uiUSb":
         raise TrainingError(f"labels are of {labels.dtype}, shape {labels.shape}; expected (N,) integers or strings")
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8", "replace")
     names, numbers = np.unique(labels, return_inverse=True)
     return numbers.astype(np.int64), tuple(map(str, names))
 
@@ -283,9 +302,19 @@ def _torchvision(name: str, root: Path, image_size: int | None) -> Source:
     parts = []
     for train in (True, False):
         dataset = _torchvision_part(name, root, train, download=False)
-        parts.append(_images_of(dataset, name, image_size))
+        parts.append(_images_of(dataset, f"torchvision:{name}", image_size))
     (x, labels), (held_x, held_labels) = parts
-    names = getattr(dataset, "classes", None) or range(1 + int(max(labels.max(), held_labels.max())))
+    if x.shape[2:] != held_x.shape[2:]:
+        sizes = [f"{width}x{height}" for height, width in (x.shape[2:], held_x.shape[2:])]
+        raise TrainingError(
+            f"torchvision:{name} has images of {sizes[0]} to train on and of {sizes[1]} to hold out.\n"
+            "--image-size 64 crops all to their middle square and scales it to 64x64."
+        )
+    channels = max(x.shape[1], held_x.shape[1])  # grey beside colour becomes colour
+    x, held_x = (part if part.shape[1] == channels else part.repeat(channels, axis=1) for part in (x, held_x))
+    count = 1 + int(max(labels.max(), held_labels.max()))
+    names = getattr(dataset, "classes", ())
+    names = names if len(names) >= count else range(count)
     return Source(Samples(x, labels), Samples(held_x, held_labels), tuple(map(str, names)))
 
 
@@ -305,27 +334,35 @@ def _torchvision_part(name: str, root: Path, train: bool, *, download: bool) -> 
     part: dict[str, Any] = {"train": train} if "train" in options else {"split": "train" if train else "test"}
     if "train" not in options and "split" not in options:
         raise TrainingError(f"torchvision:{name} has no part to train on and part to hold out, expected one that has")
-    if "download" in options:
+    # QMNIST takes it as one of its **kwargs, for the class that it is made from.
+    if any("download" in inspect.signature(made_from.__init__).parameters for made_from in kind.__mro__):
         part["download"] = download
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return kind(str(root), **part)
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, ImportError) as error:
         raise TrainingError(f"torchvision:{name} cannot be read from {root}: {error}") from None
 
 
-def _images_of(dataset: Any, name: str, image_size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    from .image_files import stack_images
+def _images_of(dataset: Any, where: str, image_size: int | None) -> tuple[np.ndarray, np.ndarray]:
+    from .image_files import stack_one_by_one
 
-    images: list[tuple[str, Any]] = []
     labels: list[int] = []
-    for item in dataset:
-        if not (
-            isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], int) and hasattr(item[0], "convert")
-        ):
-            raise TrainingError(
-                f"torchvision:{name} gives no pairs of an image and a label, expected a dataset that does"
-            )
-        images.append((str(len(images)), item[0]))
-        labels.append(item[1])
-    return stack_images(images, f"torchvision:{name}", image_size), np.array(labels, dtype=np.int64)
+
+    def images() -> Iterator[tuple[str, Any]]:
+        for number in range(len(dataset)):
+            try:
+                item = dataset[number]
+            except (RuntimeError, OSError, ValueError) as error:
+                raise TrainingError(f"image {number} of {where} cannot be read: {error}") from None
+            if not (
+                isinstance(item, tuple)
+                and len(item) == 2
+                and isinstance(item[1], (int, np.integer))
+                and hasattr(item[0], "convert")
+            ):
+                raise TrainingError(f"{where} gives no pairs of an image and a label, expected a dataset that does")
+            labels.append(int(item[1]))
+            yield f"image {number}", item[0]
+
+    return stack_one_by_one(images(), len(dataset), where, image_size), np.array(labels, dtype=np.int64)

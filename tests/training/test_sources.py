@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -79,8 +80,14 @@ def test_the_same_rows_are_held_out_each_time_and_no_row_twice():
 def test_one_row_at_the_least_is_held_out_and_every_label_is_trained_on():
     train, held = split(3, None, 0.01)
     assert (len(train), len(held)) == (2, 1)
-    train, held = split(4, np.array([0, 0, 1, 1]), 0.99)
+    labels = np.array([0, 0, 1, 1])
+    train, held = split(4, labels, 0.99)
     assert (len(train), len(held)) == (2, 2)
+    assert set(labels[train]) == {0, 1}
+    labels = np.array([0, 1, 1, 1, 2])
+    train, held = split(5, labels, 0.01)
+    assert labels[held].tolist() == [1]
+    assert set(labels[train]) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("part", [0.0, 1.0, -0.5])
@@ -126,6 +133,21 @@ def test_an_archive_has_labels_of_any_kind(tmp_path):
     source = load_source(str(tmp_path / "x.npz"))
     assert source.label_names == ("a", "b")
     assert sorted([*source.train.labels, *source.held_out.labels]) == [0, 0, 0, 1, 1, 1]
+
+
+def test_labels_of_bytes_are_named_by_their_text(tmp_path):
+    labels = np.array(["é".encode(), b"a", b"a", "é".encode()])
+    np.savez(tmp_path / "x.npz", x=np.zeros((4, 2)), y=labels)
+    assert load_source(str(tmp_path / "x.npz")).label_names == ("a", "é")
+
+
+def test_bytes_are_not_read_to_be_checked(tmp_path, monkeypatch):
+    from fastvae.training import sources
+
+    np.save(tmp_path / "x.npy", np.zeros((6, 2), dtype=np.uint8))
+    monkeypatch.setattr(sources.np, "isfinite", None)
+    for counts in (False, True):
+        assert len(load_source(str(tmp_path / "x.npy"), counts=counts).train) == 5
 
 
 @pytest.mark.parametrize("labels", [np.arange(3), np.arange(7), np.zeros((6, 1), dtype=int), np.zeros(6)])
@@ -175,9 +197,29 @@ def test_files_that_are_not_whole_are_refused(tmp_path):
     _refused(tmp_path / "none.npy", "none.npy does not exist")
 
 
+def test_an_archive_with_damaged_contents_is_refused(tmp_path):
+    x = np.random.default_rng(0).random((100, 30))
+    np.savez_compressed(tmp_path / "x.npz", x=x)
+    damaged = bytearray((tmp_path / "x.npz").read_bytes())
+    damaged[200:240] = b"\xff" * 40
+    (tmp_path / "x.npz").write_bytes(damaged)
+    _refused(tmp_path / "x.npz", "x.npz cannot be read")
+
+
+def test_files_with_the_name_of_another_format_are_refused(tmp_path):
+    np.save(tmp_path / "array.npy", np.zeros((4, 2)))
+    np.savez(tmp_path / "archive.npz", x=np.zeros((4, 2)))
+    (tmp_path / "array.npy").rename(tmp_path / "x.npz")
+    (tmp_path / "archive.npz").rename(tmp_path / "x.npy")
+    (tmp_path / "text.npy").write_text("1,2")
+    _refused(tmp_path / "x.npz", ".npz file", "numpy.savez")
+    _refused(tmp_path / "x.npy", "PK", ".npy file", "numpy.save")
+    _refused(tmp_path / "text.npy", "1,2", ".npy file")
+
+
 def test_python_objects_are_not_loaded(tmp_path):
     np.save(tmp_path / "x.npy", np.array([[{}], [{}]]), allow_pickle=True)
-    _refused(tmp_path / "x.npy", "Python objects")
+    _refused(tmp_path / "x.npy", "holds Python objects")
 
 
 def test_an_archive_with_several_arrays_must_name_one(tmp_path):
@@ -189,90 +231,6 @@ def test_what_is_nothing_of_all_this_is_refused_with_what_is_possible():
     _refused("nowhere", "no such file or folder", "mnist5k", "torchvision:NAME")
 
 
-# ---- folders of images
-
-
-def test_a_folder_of_grey_images_in_the_order_of_their_names(tmp_path):
-    for name, level in (("b.png", 51), ("a.jpg", 0), ("sub.PNG", 255)):
-        _save_image(tmp_path / name, color=level)
-    (tmp_path / "notes.txt").write_text("not an image")
-    source = load_source(str(tmp_path))
-    assert source.train.event_shape == (1, 6, 8)
-    assert source.train.x[:, 0, 0, 0].tolist() == [0, 51, 255]
-    assert source.label_names is None
-
-
-def test_subfolders_are_labels(tmp_path):
-    for label in ("cat", "dog"):
-        for number in range(3):
-            _save_image(tmp_path / label / "deep" / f"{number}.png", color=(200, 0, number), mode="RGB")
-    source = load_source(str(tmp_path))
-    assert source.label_names == ("cat", "dog")
-    assert source.train.event_shape == (3, 6, 8)
-    _save_image(tmp_path / "beside.png", color=(0, 0, 0), mode="RGB")
-    assert load_source(str(tmp_path)).label_names is None
-
-
-def test_one_colour_image_makes_all_rgb_and_what_is_transparent_is_white(tmp_path):
-    _save_image(tmp_path / "grey.png", color=10)
-    _save_image(tmp_path / "clear.png", color=(0, 0, 0, 0), mode="RGBA")
-    x = load_source(str(tmp_path)).train.x
-    assert x.shape == (2, 3, 6, 8)
-    assert x[0].min() == 255
-    assert x[1].tolist() == np.full((3, 6, 8), 10).tolist()
-
-
-def test_sixteen_bits_are_scaled_to_eight(tmp_path):
-    Image.fromarray(np.full((6, 8), 51 * 257, dtype=np.uint16)).save(tmp_path / "a.png")
-    _save_image(tmp_path / "b.png")
-    assert load_source(str(tmp_path)).train.x[0].tolist() == np.full((1, 6, 8), 51).tolist()
-
-
-def test_different_sizes_are_refused_and_cropped_on_request(tmp_path):
-    _save_image(tmp_path / "a.png", size=(8, 6))
-    _save_image(tmp_path / "b.png", size=(10, 30))
-    _refused(tmp_path, "a.png is 8x6", "b.png is 10x30", "--image-size")
-    assert load_source(str(tmp_path), image_size=4).train.event_shape == (1, 4, 4)
-
-
-def test_an_image_is_cropped_to_its_middle(tmp_path):
-    wide = np.zeros((10, 30), dtype=np.uint8)
-    wide[:, 10:20] = 200
-    for name in ("a.png", "b.png"):
-        Image.fromarray(wide).save(tmp_path / name)
-    assert load_source(str(tmp_path), image_size=10).train.x.min() == 200
-
-
-def test_images_stand_as_the_camera_was_held(tmp_path):
-    turned = Image.new("L", (8, 6))
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    turned.save(tmp_path / "a.jpg", exif=exif)
-    _save_image(tmp_path / "b.jpg", size=(6, 8))
-    assert load_source(str(tmp_path)).train.event_shape == (1, 8, 6)
-
-
-def test_a_file_that_is_no_image_is_named(tmp_path):
-    _save_image(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
-    _refused(tmp_path, "b.png cannot be read as an image")
-    (tmp_path / "b.png").write_bytes(b"nothing")
-    _refused(tmp_path, "b.png cannot be read as an image")
-
-
-def test_an_empty_folder_is_refused(tmp_path):
-    _refused(tmp_path, "has no images", ".png")
-
-
-def test_images_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch):
-    from fastvae.training import image_files
-
-    _save_image(tmp_path / "a.png")
-    _save_image(tmp_path / "b.png")
-    monkeypatch.setattr(image_files.os, "sysconf", lambda name: 10)
-    _refused(tmp_path, "more than half", "--image-size", ".npy")
-
-
 # ---- torchvision
 
 
@@ -282,6 +240,9 @@ class _WithTrain:
     def __init__(self, root, train=True, transform=None, target_transform=None, download=False):
         self.rows = 6 if train else 4
         downloads.append((root, train, download))
+
+    def __len__(self):
+        return self.rows
 
     def __getitem__(self, index):
         if index >= self.rows:
@@ -297,6 +258,50 @@ class _WithSplit(_WithTrain):
 class _Unlabelled(_WithTrain):
     def __getitem__(self, index):
         return super().__getitem__(index)[0]
+
+
+class _Sized(_WithTrain):
+    def __getitem__(self, index):
+        super().__getitem__(index)
+        return Image.new("L", (self.rows, 4)), 0
+
+
+class _GreyBesideColour(_WithTrain):
+    def __getitem__(self, index):
+        super().__getitem__(index)
+        return Image.new("RGB" if self.rows == 6 and index == 5 else "L", (4, 4), 0), np.int64(index % 3)
+
+
+class _ByKeywords(_WithTrain):
+    """As QMNIST has it."""
+
+    def __init__(self, root, train=True, **options):
+        super().__init__(root, train, **options)
+
+
+class _LacksPackage(_WithTrain):
+    def __init__(self, root, train=True, download=False):
+        raise ModuleNotFoundError("No module named 'scipy'")
+
+
+class _Empty(_WithTrain):
+    def __len__(self):
+        return 0
+
+
+class _Large(_WithTrain):
+    """Counts how many of its images are alive at once."""
+
+    alive = most = 0
+
+    def __getitem__(self, index):
+        super().__getitem__(index)
+        image = Image.new("L", (50, 50))
+        kind = type(self)
+        kind.alive += 1
+        kind.most = max(kind.most, kind.alive)
+        weakref.finalize(image, lambda: setattr(kind, "alive", kind.alive - 1))
+        return image, 0
 
 
 class _NoParts:
@@ -317,7 +322,8 @@ def torchvision(monkeypatch):
     """torchvision has no build for every torch: its two kinds of signature, with nothing behind them."""
     downloads.clear()
     datasets = types.ModuleType("torchvision.datasets")
-    for kind in (_WithTrain, _WithSplit, _Unlabelled, _NoParts, _Offline):
+    kinds = (_Sized, _GreyBesideColour, _ByKeywords, _LacksPackage, _Empty, _Large, _NoParts, _Offline)
+    for kind in (_WithTrain, _WithSplit, _Unlabelled, *kinds):
         setattr(datasets, kind.__name__.strip("_"), kind)
     package = types.ModuleType("torchvision")
     package.datasets = datasets
@@ -359,6 +365,25 @@ def test_torchvisions_unknown_and_unfit_sets_are_refused(torchvision):
     _refused("torchvision:Unlabelled", "pairs of an image and a label")
     _refused("torchvision:NoParts", "no part to train on")
     _refused("torchvision:Offline", "Dataset not found")
+    _refused("torchvision:LacksPackage", "scipy")
+    _refused("torchvision:Empty", "torchvision:Empty has no images")
+    _refused("torchvision:Sized", "6x4 to train", "4x4 to hold out", "--image-size")
+
+
+def test_torchvisions_download_is_asked_for_where_it_is_a_keyword_of_the_class_below(torchvision, tmp_path):
+    download_source("torchvision:ByKeywords", tmp_path)
+    assert [download for _, _, download in downloads] == [True, True]
+
+
+def test_torchvisions_grey_images_beside_coloured_ones_are_rgb(torchvision):
+    source = load_source("torchvision:GreyBesideColour")
+    assert (source.train.event_shape, source.held_out.event_shape) == ((3, 4, 4), (3, 4, 4))
+    assert source.label_names == ("0", "1", "2")  # the class names two, and has three
+
+
+def test_torchvisions_images_are_scaled_one_at_a_time(torchvision):
+    load_source("torchvision:Large", image_size=2)
+    assert 0 < _Large.most <= 2
 
 
 def test_without_torchvision_the_error_says_how_to_get_it(monkeypatch):
