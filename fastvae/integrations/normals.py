@@ -130,8 +130,8 @@ def _fit_prior(given: Tensor, loc: Tensor) -> bool:
 def _will_go_back(loc: Tensor, scale: Tensor) -> bool:
     """Whether backward will go through a draw and on to what its parameters came from.
 
-    That can be done once only, in torch as here. Parameters that came from nothing may be gone back to from the draw
-    first and from its KL later.
+    One node then serves the draw and its KL, and backward through both is to be one. Parameters that came from nothing
+    may be gone back to from the draw first and from its KL later.
     """
     return (
         torch.is_grad_enabled()

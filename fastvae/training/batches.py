@@ -115,7 +115,7 @@ class _Parts(Dataset):
 
 
 class BatchLoader(DataLoader):
-    """A DataLoader of `Batch`, which has no state of its own to save: its sampler's position is the trainer's."""
+    """A DataLoader of `Batch`, with no state of its own to save: the data module knows where its sampler stands."""
 
     def __init__(self, samples: Samples, sampler: PartSampler, *, conditional: bool, workers: int) -> None:
         super().__init__(

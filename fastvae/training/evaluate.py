@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..files import whole_file
+from ..files import save_json
 from ..objectives import log_marginal
 from .batches import Batch, BatchLoader, PartSampler, derived_seed
 from .checkpoints import SavedRun
@@ -71,8 +70,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     for line in table(measured):
         print(line)
     if options.json is not None:
-        with whole_file(Path(options.json)) as unfinished:
-            unfinished.write_text(json.dumps(_without_nan(measured._asdict()), indent=1) + "\n")
+        save_json(_without_nan(measured._asdict()), Path(options.json))
 
 
 def held_out_batches(run: SavedRun, data: str | None = None, rows: int | None = None) -> DataLoader:

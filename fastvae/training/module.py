@@ -81,13 +81,12 @@ class VAEModule(LightningModule):
             raise ValueError(f"schedule is {schedule!r}, expected one of {', '.join(map(repr, SCHEDULES))}")
         if check_number("learning_rate", learning_rate, 0.0) == 0.0:
             raise ValueError("learning_rate is 0, expected a positive number")
-        derived_seed(check_seed(seed), "draw")
         self.model = model
         self.objective = objective
         self.learning_rate = float(learning_rate)
         self.schedule = schedule
         self.binarize = check_flag("binarize", binarize)
-        self.seed = int(seed)
+        self.seed = int(check_seed(seed))
         self._takes_step = "step" in inspect.signature(objective).parameters
         self._trained: Tensor | None = None  # sums over this epoch: bound, rows
         self._validated: Tensor | None = None  # sums over the held-out data: ELBO, reconstruction, KL, IWAE, rows

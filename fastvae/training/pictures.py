@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..monitors import ActiveUnits, kl_per_latent
+from ..nn import VAE
 from ..nn.model import LatentVariableModel
+from ..priors import Prior
 
 try:
     from matplotlib.figure import Figure
@@ -27,6 +29,12 @@ WALK = (-3.0, -2.25, -1.5, -0.75, 0.0, 0.75, 1.5, 2.25, 3.0)
 """In standard deviations of the prior: where `walk_latents` may go."""
 _WIDEST = 10.0
 """Of a sheet of images, in inches."""
+_TITLE_WIDTH = 4.8
+"""In inches: narrower figures would cut their title off."""
+_CRISP = 32
+"""Images up to this side are drawn pixel by pixel; larger ones may be shrunk, and would lose lines that way."""
+_PRIOR_DRAWS = 2000
+"""From which the mean and the spread of a prior are estimated that is not one Gaussian."""
 
 
 def new_figure(width: float, height: float, title: str | None = None) -> Figure:
@@ -84,7 +92,7 @@ def show(
     ``ink``: of grey images, 1 is ink on white paper; as a photograph has it, 1 is white, if false.
     """
     drawn = sheet(images, columns, gap)
-    options: dict[str, Any] = {"interpolation": "nearest"}
+    options: dict[str, Any] = {"interpolation": "nearest" if max(images.shape[2:]) <= _CRISP else "antialiased"}
     if drawn.shape[-1] == 1:
         drawn = drawn[..., 0]
         options |= {"cmap": "gray_r" if ink else "gray", "vmin": 0, "vmax": 1}
@@ -110,7 +118,7 @@ def reconstructions(originals: Tensor, came: Tensor, columns: int = 10, *, ink: 
     pairs = torch.stack([part[:whole].cpu().unflatten(0, (rows, columns)) for part in (originals, came)], 1)
     width, height = _sheet_size(originals, columns, 2 * rows)
     title = "Held-out data (upper rows)\nand their reconstructions (lower rows)"
-    figure = new_figure(width, height + 0.25 * rows + 0.6, title)
+    figure = new_figure(max(width, _TITLE_WIDTH), height + 0.25 * rows + 0.6, title)
     for axis, pair in zip(figure.subplots(rows, 1, squeeze=False)[:, 0], pairs, strict=True):
         show(axis, pair.flatten(0, 1), columns, ink=ink)
     return figure
@@ -120,7 +128,7 @@ def samples(images: Tensor, columns: int = 10, *, ink: bool, title: str | None =
     """Images, (N, C, H, W), in a grid."""
     columns = min(columns, len(images))
     width, height = _sheet_size(images, columns, -(-len(images) // columns))
-    figure = new_figure(width, height + (0.0 if title is None else 0.5), title)
+    figure = new_figure(width if title is None else max(width, _TITLE_WIDTH), height + 0.5 * bool(title), title)
     show(figure.subplots(), images, columns, ink=ink)
     return figure
 
@@ -129,10 +137,12 @@ def traversals(walks: Tensor, values: Sequence[float], carried: Sequence[str], *
     """One latent a row: images (rows, columns, C, H, W), the values along a row, and what each row's latent carries."""
     rows, columns = walks.shape[:2]
     width, height = _sheet_size(walks[0], columns, rows)
-    figure = new_figure(width + 0.9, height + 0.9, "One latent changed at a time: those that carry most")
+    figure = new_figure(
+        max(width + 0.9, _TITLE_WIDTH), height + 0.9, "One latent changed at a time: those that carry most"
+    )
     axis = figure.subplots()
     show(axis, walks.flatten(0, 1), columns, ink=ink, below=[f"{value:g}" for value in values], beside=carried)
-    axis.set_xlabel("value of the latent, in standard deviations of N(0, 1)")
+    axis.set_xlabel("value of the latent, in standard deviations of the prior")
     return figure
 
 
@@ -151,30 +161,52 @@ def walk_latents(
     Of the latents with the largest KL over all of x; where the prior has no closed form of it, of those whose posterior
     mean varies most. Which comes second, in words. A latent with positions is changed a channel at a time, at all
     positions. None for models with several levels of latents, each of which shapes those below it.
+
+    Values are in standard deviations of the prior from its mean; of a prior that is not one Gaussian, both are
+    estimated from draws. ``start`` is the row, ``condition`` (B, ...) is of all rows.
     """
     given = {} if condition is None else {"condition": condition}
-    encoded = model.encode(x, **given)
-    if not isinstance(encoded[0], Tensor):
+    if not isinstance(model, VAE):
         return None
-    mu = encoded.mu
+    mu = model.encode(x, **given).mu
     carried, unit = _carried(model, x, mu, condition)
     by_channel = carried.flatten(1).sum(1) if carried.dim() > 1 else carried
     most, channels = by_channel.sort(descending=True)
     rows = min(rows, len(channels))
     z = mu[start : start + 1].expand(rows, len(values), *mu.shape[1:]).clone()
+    center, spread = _prior_moments(model, mu, start, condition)
     for row, channel in enumerate(channels[:rows]):
         for column, value in enumerate(values):
-            z[row, column, channel] = value
-    one = {} if condition is None else {"condition": condition[start : start + 1].expand(rows * len(values))}
+            z[row, column, channel] = center[channel] + value * spread[channel]
+    one = {} if condition is None else {"condition": condition[[start] * (rows * len(values))]}
     walks = model.decode(z.flatten(0, 1), **one).unflatten(0, (rows, len(values)))
     return walks, [f"{value:.1f} {unit}" for value in most[:rows].tolist()]
 
 
-def _carried(model: LatentVariableModel, x: Tensor, mu: Tensor, condition: Tensor | None) -> tuple[Tensor, str]:
+def _prior_moments(model: VAE, mu: Tensor, start: int, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the prior of row ``start``, of the shape of its z."""
+    prior = model._prior(None if condition is None else model._check_condition(condition, mu))
+    mean: Tensor | None
+    logvar: Tensor | None
+    if isinstance(prior, Prior):
+        if not prior.closed_form:
+            drawn = prior.sample(_PRIOR_DRAWS, seed=0).to(mu)
+            return drawn.mean(0), drawn.std(0)
+        mean, logvar = prior.gaussian(mu.dtype)
+    else:
+        mean, logvar = (None, None) if prior is None else (prior[0][start], prior[1][start])
+    if mean is None or logvar is None:
+        return torch.zeros_like(mu[start]), torch.ones_like(mu[start])
+    return mean, torch.exp(0.5 * logvar)
+
+
+def _carried(model: VAE, x: Tensor, mu: Tensor, condition: Tensor | None) -> tuple[Tensor, str]:
     """How much each latent carries, and in which unit."""
     if model._exact_kl:
         (kl,) = kl_per_latent(model, [x if condition is None else (x, condition)], seed=0)
         return kl, "nats"
+    if len(mu) < 2:
+        return torch.zeros_like(mu[0]), "var"  # one row does not vary
     units = ActiveUnits()
     units.update(mu)
     return units.compute().variance, "var"
@@ -195,12 +227,16 @@ def curves(history: Sequence[Mapping[str, float]]) -> Figure:
     _plot(beside, history, "val_kl", "KL", COLORS[2])
     beside.set_ylabel("KL in nats")
     beside.spines[["top"]].set_visible(False)
-    terms.legend(*_handles(terms, beside), frameon=False, loc="center right")
+    if terms.lines or beside.lines:
+        # Two scales leave no place inside that is free for sure: below the epochs.
+        below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
+        terms.legend(*_handles(terms, beside), frameon=False, **below)
     _plot(units, history, "active_units", "active", COLORS[3])
     label(units, "active units, held out", "epoch", "latents")
     units.set_ylim(bottom=0)
+    units.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axis in (bounds, terms, units):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if bounds.lines:
         bounds.legend(frameon=False)
     return figure

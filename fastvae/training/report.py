@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -25,6 +26,7 @@ figure { margin: 1rem 0; }
 figure img { display: block; max-width: 100%; height: auto; background: white; border-radius: 0.5rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
+.best td { font-weight: bold; }
 th, td { padding: 0.2rem 0.7rem 0.2rem 0; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
 code { display: block; background: var(--card); border-radius: 0.4rem; padding: 0.4rem 0.6rem; overflow-x: auto; }
 """
@@ -45,7 +47,7 @@ def write_report(
     Args:
         summary: a few numbers by name, shown large.
         pictures: PNG files with a caption each.
-        history: a row an epoch; of many, about twenty are shown.
+        history: a row an epoch; of many, about twenty are shown, the first, the best and the last among them.
         commands: what each is for, and the command.
     """
     parts = [
@@ -84,22 +86,37 @@ def _history(history: Sequence[Mapping[str, float]]) -> str:
     if not history:
         return "<p>None is complete yet.</p>"
     names = list(dict.fromkeys(name for row in history for name in row))
-    every = -(-len(history) // ROWS)
-    shown = [row for place, row in enumerate(history) if (len(history) - 1 - place) % every == 0]
-    return _table(names, [tuple(_number(row.get(name)) for name in names) for row in shown])
+    # Two places are kept for the first and the best.
+    every = 1 if len(history) <= ROWS else -(-len(history) // (ROWS - 2))
+    best = best_epoch(history)
+    shown = [place for place in range(len(history)) if (len(history) - 1 - place) % every == 0 or place in (0, best)]
+    rows = [tuple(_number(history[place].get(name)) for name in names) for place in shown]
+    said = "" if best is None else "<p>Bold: the best on held-out data.</p>"
+    return said + _table(names, rows, best=None if best is None else shown.index(best))
+
+
+def best_epoch(history: Sequence[Mapping[str, float]]) -> int | None:
+    """The row whose held-out ELBO is highest, of those that have one."""
+    measured = [place for place, row in enumerate(history) if math.isfinite(row.get("val_elbo", math.nan))]
+    return max(measured, key=lambda place: history[place]["val_elbo"], default=None)
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:,.0f}" if value == round(value) else f"{value:,.2f}"
+    # A run that diverged has numbers that are none; they are said, not rounded.
+    return f"{value:,.0f}" if math.isfinite(value) and value == round(value) else f"{value:,.2f}"
 
 
 def _value(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else "" if value is None else str(value)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], best: int | None = None) -> str:
     top = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(_row(row, '<tr class="best">' if place == best else "<tr>") for place, row in enumerate(rows))
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _row(cells: Sequence[str], opened: str) -> str:
+    return f"{opened}{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"

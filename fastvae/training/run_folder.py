@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import shlex
 import time
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from .checkpoints import RUN
 from .lightning import Callback, LightningModule, Trainer, logs_now
 from .module import VAEModule
 from .recipes import Recipe
-from .report import write_report
+from .report import best_epoch, write_report
 from .sources import Source, fingerprint
 
 SHOWN = 40
@@ -138,7 +137,6 @@ class Pictures(Checkpoint):
         rows = torch.arange(min(len(x), 500)).numpy()
         self.x = x.rows(rows)
         self.labels = None if x.labels is None else torch.from_numpy(x.labels[rows])
-        self.label_names = source.label_names
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last = trainer.current_epoch + 1 == trainer.max_epochs
@@ -214,11 +212,11 @@ def _of_images(module: VAEModule, x: Tensor, labels: Tensor | None) -> list[tupl
 
 
 def _summary(history: list[dict[str, float]]) -> dict[str, str]:
-    last = history[-1]
-    best = max(history, key=lambda row: row.get("val_elbo", -math.inf))
+    last, best = history[-1], best_epoch(history)
     summary = {"epochs": f"{last['epoch']:.0f}", "steps": f"{last['step']:,.0f}"}
-    if "val_elbo" in best:
-        summary["best held-out ELBO"] = f"{best['val_elbo']:.2f} nats (epoch {best['epoch']:.0f})"
+    if best is not None:
+        row = history[best]
+        summary["best held-out ELBO"] = f"{row['val_elbo']:.2f} nats (epoch {row['epoch']:.0f})"
     if "val_kl" in last:
         summary["reconstruction, KL"] = f"{last['val_reconstruction']:.2f}, {last['val_kl']:.2f} nats"
     if "active_units" in last:

@@ -248,8 +248,7 @@ def _trainer(cli: TrainCLI, folder: Path, module: VAEModule, record: Record, sou
     options = cli.parser.instantiate(config).trainer.as_dict()
     own = options.pop("callbacks", None) or []
     max_time = options.pop("max_time", None)
-    terminal = sys.stdout.isatty() and options.pop("enable_progress_bar", None) is not False
-    options.pop("enable_progress_bar", None)
+    terminal = options.pop("enable_progress_bar", None) is not False and sys.stdout.isatty()
     shown = [ProgressBar(leave=False)] if terminal else [Lines(record, config.max_epochs)]
     return Trainer(
         **options, accelerator=config.accelerator, devices=config.devices, num_nodes=config.num_nodes,

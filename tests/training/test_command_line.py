@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ Image = pytest.importorskip("PIL.Image", reason="the extra of training is not in
 
 import fastvae.info  # noqa: E402
 from fastvae.__main__ import COMMANDS, main  # noqa: E402
+from fastvae.training import run_folder  # noqa: E402
 from fastvae.training.checkpoints import find_checkpoint, read_checkpoint  # noqa: E402
 
 from .runs import history, largest_difference, save_images, saved, train  # noqa: E402
@@ -131,6 +133,32 @@ def test_a_run_leaves_checkpoints_a_log_pictures_and_a_report(finished):
     assert rows[1]["val_elbo"] > rows[0]["val_elbo"]
     log = (finished / "logs/version_0/metrics.csv").read_text()
     assert {"elbo", "kl", "reconstruction", "val_elbo", "samples_per_second"} <= set(log.splitlines()[0].split(","))
+
+
+def test_the_log_of_tensorboard_is_there_where_that_is_installed(finished):
+    installed = importlib.util.find_spec("tensorboard") is not None
+    assert bool(list((finished / "logs/version_0").glob("events*"))) == installed
+
+
+@pytest.mark.parametrize(("every", "drawn"), [(0, 1), (1, 3), (2, 2)])
+def test_pictures_are_drawn_each_few_epochs_and_at_the_end(data, tmp_path, monkeypatch, every, drawn):
+    written = []
+    write_report = run_folder.write_report
+    monkeypatch.setattr(
+        run_folder, "write_report", lambda path, **given: (written.append(path), write_report(path, **given))
+    )
+    assert train(data, tmp_path / "run", "--max-epochs=3", f"--pictures-every={every}") == 0
+    assert written == [tmp_path / "run/report.html"] * drawn
+
+
+def test_a_terminal_shows_a_bar_with_the_numbers_that_count(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert train(data, tmp_path / "run", "--trainer.log_every_n_steps=1") == 0
+    shown = capsys.readouterr()
+    bar = shown.out + shown.err
+    for name in ("elbo=", "reconstruction=", "kl=", "active_units=", "samples_per_second="):
+        assert name in bar
+    assert "\nepoch 1:" not in bar
 
 
 def test_checkpoints_hold_tensors_and_plain_values_only(finished):
