@@ -1,7 +1,7 @@
 """Gradients: each Function calls one forward and one backward op and keeps the inputs and the seed, nothing else.
 
 A backward that is itself recorded (``create_graph=True``) is computed in plain PyTorch instead (`fastvae.recorded`), so
-that second derivatives are right.
+that second derivatives are right, and so is one of a batch of gradients (``is_grads_batched=True``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from .recorded import recorded_gradients, recorded_likelihood_gradients
 # A tensor that got out of a transform that has ended; ``Function.apply`` looks for them too.
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 
+# Tensors that stand for many, which PyTorch's own operators compute at once: of a batch of gradients, of torch.func.
+_is_batch_of_gradients = torch._C._functorch.is_legacy_batchedtensor
+_is_batch = torch._C._functorch.is_batchedtensor
+
 
 def apply(function: type[Function], first: Tensor, second: Tensor | None, *rest: Any) -> Any:
     """``function.apply``, without its detour for torch.func's transforms while none is active."""
@@ -28,6 +32,15 @@ def apply(function: type[Function], first: Tensor, second: Tensor | None, *rest:
         return function.apply(first, second, *rest)
     second = second if second is None else _unwrap_if_dead(second)
     return _apply_directly[function](_unwrap_if_dead(first), second, *rest)
+
+
+def computed_by_autograd(*grads: Tensor | None) -> bool:
+    """Whether the backward of these gradients is for autograd to compute, from the formulas."""
+    if torch.is_grad_enabled():
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return any(grad is not None and (_is_batch_of_gradients(grad) or _is_batch(grad)) for grad in grads)
 
 
 class SampleAndKL(Function):
@@ -48,7 +61,7 @@ class SampleAndKL(Function):
         grad_logvar: Tensor | None
         if grad_z is None and grad_kl is None:
             grad_mu = grad_logvar = None
-        elif torch.is_grad_enabled():
+        elif computed_by_autograd(grad_z, grad_kl):
             gradients = Latents(grad_z, grad_kl, None, None, None)
             grad_mu, grad_logvar, *_ = recorded_gradients(
                 gradients, (mu, logvar, None, None), seed, row_offset, None, reduction, PLAIN, backend
@@ -81,7 +94,7 @@ class SampleAndKLPacked(Function):
         grad_moments: Tensor | None
         if grad_z is None and grad_kl is None:
             grad_moments = None
-        elif torch.is_grad_enabled():
+        elif computed_by_autograd(grad_z, grad_kl):
             row_offset, reduction, backend = arguments
             gradients = Latents(grad_z, grad_kl, None, None, None)
             grad_moments, *_ = recorded_gradients(
@@ -103,7 +116,7 @@ class Reparameterize(Function):
     def backward(ctx: Any, grad_z: Tensor) -> tuple[Tensor | None, ...]:
         logvar, seed = ctx.saved_tensors
         row_offset, backend = ctx.arguments
-        if torch.is_grad_enabled():
+        if computed_by_autograd(grad_z):
             gradients = Latents(grad_z, None, None, None, None)
             mu = torch.zeros_like(logvar)  # was not kept: z differs by it, the gradient of logvar does not
             _, grad_logvar, *_ = recorded_gradients(
@@ -125,7 +138,7 @@ class GaussianKL(Function):
     def backward(ctx: Any, grad_kl: Tensor) -> tuple[Tensor | None, ...]:
         mu, logvar = ctx.saved_tensors
         reduction, backend = ctx.arguments
-        if torch.is_grad_enabled():
+        if computed_by_autograd(grad_kl):
             gradients = Latents(None, grad_kl, None, None, None)
             grad_mu, grad_logvar, *_ = recorded_gradients(
                 gradients, (mu, logvar, None, None), None, 0, None, reduction, PLAIN, backend
@@ -177,7 +190,7 @@ class Latent(Function):
         rest = (None,) * (8 + len(options))
         if all(gradient is None for gradient in gradients):
             return *(None,) * 4, *rest
-        if torch.is_grad_enabled():
+        if computed_by_autograd(*grads):
             inputs = (first, second, prior_mu, prior_scale)
             found = recorded_gradients(
                 gradients, inputs, seed, row_offset, num_samples, reduction, Options(*options), backend, dim
@@ -237,7 +250,7 @@ class LogLikelihood(Function):
         x, *given = ctx.saved_tensors
         reduction, backend, density = ctx.arguments
         rest = (None,) * (2 + len(density))
-        if ctx.needs_input_grad[0] or torch.is_grad_enabled():
+        if ctx.needs_input_grad[0] or computed_by_autograd(grad):
             found = recorded_likelihood_gradients(
                 grad, (x, *given), ctx.needs_input_grad[:4], reduction, Density(*density)
             )
@@ -247,7 +260,12 @@ class LogLikelihood(Function):
         return None, *[next(remaining) if wanted else None for wanted in ctx.needs_input_grad[1:4]], *rest
 
 
+def without_detour(function: type[Function]) -> Any:
+    """``function.apply`` as it is beneath what it does for torch.func's transforms."""
+    return super(Function, function).apply  # type: ignore[misc]
+
+
 _apply_directly: dict[type[Function], Any] = {
-    function: super(Function, function).apply  # type: ignore[misc]
+    function: without_detour(function)
     for function in (SampleAndKL, SampleAndKLPacked, Reparameterize, GaussianKL, Latent, LogLikelihood)
 }

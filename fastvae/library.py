@@ -23,9 +23,8 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 
 # What the arguments of plain calls are. A subclass of Tensor may have its own idea of what an operator does.
-_PLAIN_TYPES = frozenset(
-    {torch.Tensor, torch.nn.Parameter, type(None), int, float, bool, str, tuple, torch.Size, torch.dtype}
-)
+PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+_PLAIN_TYPES = PLAIN_TENSORS | {type(None), int, float, bool, str, tuple, torch.Size, torch.dtype}
 
 # Each call asks these, so they are looked up once.
 _is_compiling = torch.compiler.is_compiling

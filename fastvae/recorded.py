@@ -1,4 +1,7 @@
-"""Gradients that autograd records (``create_graph=True``): the ops once more in plain PyTorch, differentiated by it."""
+"""Gradients of the ops by autograd: the ops once more in plain PyTorch, differentiated by it.
+
+Recorded themselves where autograd is recording (``create_graph=True``).
+"""
 
 from __future__ import annotations
 
@@ -24,24 +27,36 @@ def recorded_gradients(
     backend: str,
     dim: int = 1,
 ) -> list[Tensor | None]:
-    """Of ``inputs``, mu, scale, prior_mu and prior_scale; or, where scale is None, of moments packed along ``dim``."""
-    leaves = [None if given is None else given if given.requires_grad else _leaf(given) for given in inputs]
-    outputs = _latents(leaves, seed, row_offset, num_samples, reduction, options, backend, dim, gradients)
-    pairs = [(out, grad) for out, grad in zip(outputs, gradients, strict=True) if out is not None and grad is not None]
-    wanted = [leaf for leaf in leaves if leaf is not None]
+    """Of ``inputs``, mu, scale, prior_mu and prior_scale; or, where scale is None, of moments packed along ``dim``.
+
+    None of those that have none: missing ones, and constants.
+    """
+    record = torch.is_grad_enabled()
+    with torch.enable_grad():
+        own = [None if given is None else _own(given) for given in inputs]
+        outputs = _latents(own, seed, row_offset, num_samples, reduction, options, backend, dim, gradients)
+    pairs = [
+        (output, gradient.to(output.dtype))
+        for output, gradient in zip(outputs, gradients, strict=True)
+        if output is not None and gradient is not None and output.requires_grad
+    ]
+    wanted = [one for one in own if one is not None and one.requires_grad]
+    if not pairs:
+        return [None] * len(inputs)
     found = torch.autograd.grad(
         [output for output, _ in pairs],
         wanted,
-        [gradient.to(output.dtype) for output, gradient in pairs],
-        create_graph=True,
+        [gradient for _, gradient in pairs],
+        create_graph=record,
         materialize_grads=True,
     )
     remaining = iter(found)
-    return [None if leaf is None else next(remaining) for leaf in leaves]
+    return [next(remaining) if one is not None and one.requires_grad else None for one in own]
 
 
-def _leaf(tensor: Tensor) -> Tensor:
-    return tensor.detach().requires_grad_()
+def _own(tensor: Tensor) -> Tensor:
+    """The same numbers in the same graph, without the hooks that somebody put on the tensor."""
+    return tensor.view_as(tensor)
 
 
 def _latents(
@@ -102,15 +117,12 @@ def recorded_likelihood_gradients(
     """Of ``inputs``, x and the parameters, those wanted; recorded only if autograd is recording."""
     record = torch.is_grad_enabled()
     with torch.enable_grad():
-        x, *given = [
-            one if one is None or not want or (record and one.requires_grad) else _leaf(one)
-            for one, want in zip(inputs, wanted, strict=True)
-        ]
+        x, *given = [one if one is None or not want else _own(one) for one, want in zip(inputs, wanted, strict=True)]
         assert x is not None
         parameters = [one for one in given if one is not None]
         compute = likelihood_dtype(x, *parameters)
         each = log_prob_elementwise(x, tuple([one.to(compute) for one in parameters]), density)
         log_prob = reduce_kl(each, reduction)
-    leaves = [one for one, want in zip((x, *given), wanted, strict=True) if want and one is not None]
-    remaining = iter(torch.autograd.grad(log_prob, leaves, grad.to(log_prob.dtype), create_graph=record))
+    own = [one for one, want in zip((x, *given), wanted, strict=True) if want and one is not None]
+    remaining = iter(torch.autograd.grad(log_prob, own, grad.to(log_prob.dtype), create_graph=record))
     return [next(remaining) if want else None for want in wanted]

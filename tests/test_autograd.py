@@ -123,6 +123,28 @@ def test_without_gradients_nothing_is_recorded(backend, device, op):
         op(mu, logvar)
 
 
+@pytest.mark.parametrize("way", ["is_grads_batched", "vmap"])
+def test_gradients_in_batches_are_those_one_by_one(backend, device, op, way):
+    mu, logvar = leaves(4, 3, device=device)
+    for output in op(mu, logvar):
+        directions = torch.randn(5, *output.shape, device=device).to(output.dtype)
+
+        def gradient(direction, output=output, **keywords):
+            return torch.autograd.grad(output, (mu, logvar), direction, retain_graph=True, **keywords)
+
+        batch = torch.func.vmap(gradient)(directions) if way == "vmap" else gradient(directions, is_grads_batched=True)
+        one_by_one = [torch.stack(grads) for grads in zip(*map(gradient, directions), strict=True)]
+        torch.testing.assert_close(list(batch), one_by_one, rtol=1e-4, atol=1e-5)
+
+
+def test_a_hook_of_an_input_is_called_once_for_a_recorded_gradient(backend, device, op):
+    mu, logvar = leaves(4, 3, device=device)
+    calls = []
+    mu.register_hook(calls.append)
+    grads_of(op(mu, logvar), (mu, logvar), create_graph=True)
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("reduction", ["none", "sample", "sum", "batchmean"])
 def test_second_derivatives_pass_finite_differences(reduction):
     mu, logvar = leaves(2, 3, dtype=torch.float64)

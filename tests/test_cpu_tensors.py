@@ -91,3 +91,11 @@ def test_more_dimensions_than_any_tensor_has_are_refused_when_asked_by_methods()
             _kernels.backward()
     finally:
         _kernels.use_exchange(EXCHANGE)
+
+
+def test_a_normal_is_looked_at_in_one_pass(access):
+    assert _kernels.look_at_normal(torch.zeros(5), torch.ones(5)) == 3
+    assert _kernels.look_at_normal(torch.ones(5), torch.ones(5)) == 1
+    assert _kernels.look_at_normal(torch.zeros(5), torch.full((5,), torch.nan)) == 0
+    with pytest.raises(TypeError, match="expected loc and scale"):
+        _kernels.look_at_normal(torch.zeros(5))

@@ -105,6 +105,24 @@ def test_a_patch_may_be_entered_again():
         assert not is_patched()
 
 
+def test_a_patch_entered_twice_lasts_until_the_outer_block_ends():
+    with fastvae.patch("torch") as patch:
+        with patch:
+            assert is_patched()
+        assert is_patched()
+    assert not is_patched()
+
+
+def test_entering_a_patch_brings_back_what_was_unpatched_of_it(monkeypatch):
+    monkeypatch.setattr(patching, "_load", lambda name: types.SimpleNamespace(install=lambda replacements: None))
+    patch = fastvae.patch("scvi", "torch")
+    fastvae.unpatch("torch")
+    assert patching.setting_of("torch") is None
+    with patch:
+        assert patching.setting_of("torch") is patching.setting_of("scvi") is patch.setting
+    assert patching.setting_of("torch") is patching.setting_of("scvi") is None
+
+
 def test_it_holds_for_other_threads():
     seen = []
     with fastvae.patch("torch"):

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
+from fastvae.files import save_json
 from fastvae.integrations.patching import LIBRARIES
 
-from ..files import save_json
 from ..gpu_checks import Disagreement
 from ..machine import describe_machine
 from .case import Case

@@ -22,11 +22,12 @@ from ..distributions import DiagonalGaussian, Generators, seed_from
 from ..functional import gaussian_kl, sample_and_kl_packed
 from .patching import Setting, setting_of
 from .replacements import Replacements
-from .served import is_served
+from .served import dtype_of_formulas, is_served
 
 CLAMP = (-30.0, 20.0)  # of logvar, in diffusers
 DIMS = (1, 2, 3)  # that diffusers sums over
 
+_PRIVATE = ("parameters", "deterministic", "_setting", "_with_grad", "_kl")
 _COMPUTED = ("mean", "logvar", "std", "var")
 
 
@@ -37,19 +38,28 @@ def install(replacements: Replacements) -> None:
     replacements.everywhere(vae, "DiagonalGaussianDistribution", fused)
 
 
-def rebuild(parameters: Tensor, deterministic: bool) -> Any:
-    """What a pickled distribution is made with: the class that is in diffusers then."""
+def rebuild(parameters: Tensor, deterministic: bool, by_hand: dict[str, Any]) -> Any:
+    """What a copied or pickled distribution is made with: the class that is in diffusers then."""
     from diffusers.models.autoencoders import vae
 
-    return vae.DiagonalGaussianDistribution(parameters, deterministic)
+    made = vae.DiagonalGaussianDistribution(parameters, deterministic)
+    for name, value in by_hand.items():
+        setattr(made, name, value)
+    return made
 
 
 @functools.cache
 def fused_distribution(original: Any) -> Any:
     """The subclass of diffusers' class; always the same one, however often it is patched in."""
 
-    class DiagonalGaussianDistribution(original):
-        _setting: Setting | None = None  # None: all is diffusers' own
+    class OneOfDiffusers(type):
+        """Objects made before the patch are of the class too."""
+
+        def __instancecheck__(cls, instance: object) -> bool:
+            return isinstance(instance, original)
+
+    class DiagonalGaussianDistribution(original, metaclass=OneOfDiffusers):
+        _setting: Setting | None = None  # when it was made; None: all is diffusers' own
         _with_grad: bool  # whether gradients were recorded when it was made
         _kl: Tensor | None = None  # of the last draw's pass
 
@@ -83,19 +93,27 @@ def fused_distribution(original: Any) -> Any:
             super().__setattr__(name, value)
 
         def __reduce__(self) -> tuple[Any, ...]:
-            return rebuild, (self.parameters, self.deterministic)
+            by_hand = {} if self._setting is not None else {n: v for n, v in vars(self).items() if n not in _PRIVATE}
+            return rebuild, (self.parameters, self.deterministic, by_hand)
 
         def sample(self, generator: Generators = None) -> Tensor:
-            if self._setting is None or self._setting.noise == "torch":
+            if self._setting is None or self._setting.noise == "torch" or not self._is_fused():
                 return super().sample(generator)
-            if not self._is_priced_with_a_draw() or not isinstance(generator, (torch.Generator, NoneType)):
+            if isinstance(generator, list):
+                batch = self.parameters.shape[0]
+                if not generator or 1 < len(generator) < batch:
+                    return super().sample(generator)  # which says what is wrong
+                generator = generator[0] if len(generator) == 1 else generator[:batch]
+            elif not isinstance(generator, (torch.Generator, NoneType)):
+                return super().sample(generator)
+            if isinstance(generator, list) or not self._is_priced_with_a_draw():
                 return self._gaussian().sample(generator)
             seed = seed_from(generator, self.parameters.device)
-            z, self.__dict__["_kl"] = sample_and_kl_packed(self.parameters, clamp=CLAMP, seed=seed)
+            z, self.__dict__["_kl"] = sample_and_kl_packed(self._wide_parameters(), clamp=CLAMP, seed=seed)
             return z
 
         def kl(self, other: Any = None) -> Tensor:
-            if self._setting is None:
+            if not self._is_fused():
                 return super().kl(other)
             if other is not None:
                 fused = getattr(other, "_setting", None) is not None
@@ -103,7 +121,7 @@ def fused_distribution(original: Any) -> Any:
                     return super().kl(other)
                 kl = self._gaussian().kl(other._gaussian())
             elif not self._is_summed_over_all():
-                mu, logvar = self.parameters.chunk(2, 1)
+                mu, logvar = self._wide_parameters().chunk(2, 1)
                 elementwise = gaussian_kl(mu, logvar, clamp=CLAMP, reduction="none")
                 assert isinstance(elementwise, Tensor)  # no KL per coordinate was asked for
                 kl = elementwise.sum(DIMS)
@@ -111,10 +129,16 @@ def fused_distribution(original: Any) -> Any:
                 kl, self.__dict__["_kl"] = self._kl, None  # given out once: who asks again gets one of their own
             else:
                 kl = self._gaussian().kl()
-            return kl.to(self.parameters.dtype)
+            return kl.to(dtype_of_formulas(self.parameters))
+
+        def _is_fused(self) -> bool:
+            return self._setting is not None and setting_of("diffusers") is not None
 
         def _gaussian(self) -> DiagonalGaussian:
-            return DiagonalGaussian.from_moments(self.parameters, clamp=CLAMP)
+            return DiagonalGaussian.from_moments(self._wide_parameters(), clamp=CLAMP)
+
+        def _wide_parameters(self) -> Tensor:
+            return self.parameters.to(dtype_of_formulas(self.parameters))
 
         def _is_summed_over_all(self) -> bool:
             whole_event = self._setting is not None and self._setting.whole_event

@@ -8,31 +8,41 @@ distribution. A KL to a prior that is one, the usual in a VAE, is then there alr
 
 from __future__ import annotations
 
+import importlib
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from ..functional import gaussian_kl, reparameterize, sample_and_kl
-from .served import is_served
+from ..functional import gaussian_kl
+from ..kernels.selection import reason_unavailable
+from ..library import PLAIN_TENSORS
+from .draws import draw as drawn
+from .draws import draw_and_kl
+from .served import dtype_of_formulas, is_served
 
-_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_cpu = None if reason_unavailable("cpu") else importlib.import_module("fastvae.kernels.cpu")
 
 
-class Known(NamedTuple):
-    """What was found out about a Normal, and the parameters that it is true of."""
+class _Known:
+    """What was found out about a Normal, and the parameters that it is true of. Copies and pickles are without it."""
 
-    loc: Tensor
-    scale: Tensor
-    versions: tuple[int, int]
-    kl: Tensor | None = None  # to N(0, 1), of each coordinate
-    standard: bool = False
+    __slots__ = ("kl", "loc", "scale", "standard", "versions")
+
+    def __init__(self, normal: Normal, kl: Tensor | None = None, standard: bool = False) -> None:
+        self.loc, self.scale = normal.loc, normal.scale
+        self.versions = self.loc._version, self.scale._version
+        self.kl = kl  # to N(0, 1), of each coordinate
+        self.standard = standard
 
     def holds_of(self, normal: Normal) -> bool:
         loc, scale = normal.loc, normal.scale
         return self.loc is loc and self.scale is scale and self.versions == (loc._version, scale._version)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
 
 
 def begin(normal: Normal, loc: Tensor, scale: Tensor, validate: bool) -> bool:
@@ -45,11 +55,11 @@ def begin(normal: Normal, loc: Tensor, scale: Tensor, validate: bool) -> bool:
     if validate:
         if loc.device.type != "cpu":
             return False  # to look at bounds is to wait for them
-        (low, high), (least, most) = _bounds(loc), _bounds(scale)
-        if low != low or not least > 0.0:
+        valid, standard = _look_at(loc, scale)
+        if not valid:
             return False  # torch says what is wrong with them
     normal.loc, normal.scale = loc, scale
-    if validate and low == high == 0.0 and least == most == 1.0:
+    if validate and standard:
         _note(normal, standard=True)
     return True
 
@@ -63,23 +73,25 @@ def draw(normal: Normal, sample_shape: torch.Size) -> Tensor | None:
         draws = math.prod(sample_shape)
         if not draws:
             return None
-        z = reparameterize(loc, scale, scale="std", num_samples=draws)
+        z = drawn(loc, scale, draws)
         return z if len(sample_shape) == 1 else z.reshape(sample_shape + loc.shape)
-    if not _will_go_back(loc, scale):
-        return reparameterize(loc, scale, scale="std")
-    z, elementwise = sample_and_kl(loc, scale, scale="std", reduction="none")
-    _note(normal, kl=elementwise)
+    if loc.grad_fn is None and scale.grad_fn is None:
+        return drawn(loc, scale)  # parameters, not what an encoder gave: hardly the posterior of a VAE
+    z, elementwise = draw_and_kl(loc, scale)
+    if elementwise is not None:
+        _note(normal, kl=elementwise)
     return z
 
 
 def kl(p: Normal, q: Normal) -> Tensor | None:
     """KL(p || q) of each coordinate, in nats."""
-    price = _price_of(p)
-    if price is not None and (q.loc.dim() == 0 or _fit_prior(q.loc, p.loc)) and _is_standard(q):
-        # Given out once: whoever asks again gets a tensor of their own, as from torch.
-        vars(p)["_fastvae_known"] = vars(p)["_fastvae_known"]._replace(kl=None)
-        return price.to(p.loc.dtype)
-    return _kl_between(p, q, "none")
+    priced = _priced(p)
+    if priced is None or not (q.loc.dim() == 0 or _fit_prior(q.loc, p.loc)) or not _is_standard(q):
+        return _kl_between(p, q, "none")
+    # Given out once: whoever asks again gets a tensor of their own, as from torch.
+    found, priced.kl = priced.kl, None
+    assert found is not None
+    return found.to(dtype_of_formulas(p.loc))
 
 
 def kl_of_independents(p: Independent, q: Independent) -> Tensor | None:
@@ -88,7 +100,7 @@ def kl_of_independents(p: Independent, q: Independent) -> Tensor | None:
     ours, other = p.base_dist, q.base_dist
     if not (isinstance(ours, Normal) and isinstance(other, Normal) and dims == q.reinterpreted_batch_ndims):
         return None
-    if dims == ours.loc.dim() - 1 and (_price_of(ours) is None or not _is_standard(other)):
+    if dims == ours.loc.dim() - 1 and (_priced(ours) is None or not _is_standard(other)):
         return _kl_between(ours, other, "sample")
     elementwise = kl(ours, other)
     return elementwise if elementwise is None or not dims else elementwise.sum(tuple(range(-dims, 0)))
@@ -100,13 +112,13 @@ def _kl_between(p: Normal, q: Normal, reduction: str) -> Tensor | None:
         return None
     found = gaussian_kl(loc, scale, q.loc, q.scale, scale="std", reduction=reduction)
     assert isinstance(found, Tensor)  # no KL per coordinate was asked for
-    return found.to(loc.dtype)
+    return found.to(dtype_of_formulas(loc))
 
 
 def _fit(loc: Tensor, scale: Tensor) -> bool:
     return (
-        type(loc) in _PLAIN_TYPES
-        and type(scale) in _PLAIN_TYPES
+        type(loc) in PLAIN_TENSORS
+        and type(scale) in PLAIN_TENSORS
         and loc.shape == scale.shape
         and loc.dtype == scale.dtype
         and loc.dim() > 0
@@ -118,53 +130,52 @@ def _fit(loc: Tensor, scale: Tensor) -> bool:
 
 def _fit_prior(given: Tensor, loc: Tensor) -> bool:
     """One that broadcasts to loc, as the fused ops want it."""
+    shape, fewer = given.shape, loc.dim() - given.dim()
+    if fewer < 0:
+        return False
+    its_shape = loc.shape[fewer:]
     return (
-        type(given) in _PLAIN_TYPES
+        type(given) in PLAIN_TENSORS
         and given.dtype == loc.dtype
         and given.device == loc.device
-        and given.dim() <= loc.dim()
-        and all(mine in (1, its) for mine, its in zip(given.shape[::-1], loc.shape[::-1], strict=False))
+        and (shape == its_shape or all(mine in (1, its) for mine, its in zip(shape, its_shape, strict=True)))
     )
 
 
-def _will_go_back(loc: Tensor, scale: Tensor) -> bool:
-    """Whether backward will go through a draw and on to what its parameters came from.
-
-    One node then serves the draw and its KL, and backward through both is to be one. Parameters that came from nothing
-    may be gone back to from the draw first and from its KL later.
-    """
-    return (
-        torch.is_grad_enabled()
-        and (loc.grad_fn is not None or scale.grad_fn is not None)
-        and not (loc.is_inference() or scale.is_inference())
-    )
-
-
-def _price_of(normal: Normal) -> Tensor | None:
-    known = getattr(normal, "_fastvae_known", None)
-    if known is None or known.kl is None or not torch.is_grad_enabled():
+def _priced(normal: Normal) -> _Known | None:
+    known = vars(normal).get("_fastvae_known")
+    if known is None or known.kl is None or not torch.is_grad_enabled() or not known.holds_of(normal):
         return None
-    return known.kl if known.holds_of(normal) else None
+    return known
 
 
 def _is_standard(normal: Normal) -> bool:
-    """Whether it is N(0, 1) everywhere, as a constant. Other devices than the CPU would have to be waited for."""
+    """Whether it is N(0, 1) everywhere, as a constant. Other devices than the CPU would have to be waited for.
+
+    What the constructor saw counts once: a prior that is kept may be changed in ways that no version tells of.
+    """
     loc, scale = normal.loc, normal.scale
     if loc.requires_grad or scale.requires_grad:
         return False
-    known = getattr(normal, "_fastvae_known", None)
+    known = vars(normal).get("_fastvae_known")
     if known is not None and known.standard and known.holds_of(normal):
+        known.standard = False
         return True
-    if loc.device.type != "cpu" or _bounds(loc) != (0.0, 0.0) or _bounds(scale) != (1.0, 1.0):
-        return False
-    _note(normal, standard=True)
-    return True
+    return loc.device.type == "cpu" and _look_at(loc, scale)[1]
 
 
 def _note(normal: Normal, **found: Any) -> None:
-    loc, scale = normal.loc, normal.scale
-    if not (loc.is_inference() or scale.is_inference()):  # their changes are not counted
-        vars(normal)["_fastvae_known"] = Known(loc, scale, (loc._version, scale._version), **found)
+    if not (normal.loc.is_inference() or normal.scale.is_inference()):  # their changes are not counted
+        vars(normal)["_fastvae_known"] = _Known(normal, **found)
+
+
+def _look_at(loc: Tensor, scale: Tensor) -> tuple[bool, bool]:
+    """Whether they are a Normal's, and whether of N(0, 1). NaN is its own bound."""
+    found = None if _cpu is None else _cpu.look_at_normal(loc, scale)
+    if found is not None:
+        return found
+    (low, high), (least, most) = _bounds(loc), _bounds(scale)
+    return low == low and least > 0.0, low == high == 0.0 and least == most == 1.0
 
 
 def _bounds(tensor: Tensor) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import re
 import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..arguments import check_flag
@@ -43,39 +44,48 @@ class Setting(NamedTuple):
 
 
 class Patch:
-    """A patch that is in effect until `undo`, or until the end of its ``with`` block."""
+    """A patch that is in effect until `undo`, or until the end of its outermost ``with`` block."""
 
     def __init__(self, libraries: tuple[str, ...], setting: Setting) -> None:
         self.libraries, self.setting = libraries, setting
+        self._blocks = 0  # that are open
         self._apply()
 
     def _apply(self) -> None:
+        """For those of the libraries for which it is not in effect."""
         with _lock:
-            modules = [_load(library) for library in self.libraries]  # what cannot be had is known before any change
+            missing = [library for library in self.libraries if self not in _layers.get(library, ())]
+            modules = [_load(library) for library in missing]  # what cannot be had is known before any change
             try:
-                for library, module in zip(self.libraries, modules, strict=True):
+                for library, module in zip(missing, modules, strict=True):
                     layers = _layers.setdefault(library, [])
                     if not layers:
                         _install(library, module)
                     layers.append(self)
             except BaseException:
-                self.undo()
+                self._remove_from(missing)
                 raise
 
     def undo(self) -> None:
         """End this patch; others of the same libraries stay in effect. More than once does no harm."""
+        self._remove_from(self.libraries)
+
+    def _remove_from(self, libraries: Sequence[str]) -> None:
         with _lock:
-            for library in self.libraries:
+            for library in libraries:
                 _remove(library, [layer for layer in _layers.get(library, ()) if layer is not self])
 
     def __enter__(self) -> Patch:
         with _lock:
-            if not any(self in layers for layers in _layers.values()):  # a second block with the same patch
-                self._apply()
+            self._apply()  # a second block with the same patch, or one after `unpatch`
+            self._blocks += 1
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.undo()
+        with _lock:
+            self._blocks -= 1
+            if not self._blocks:
+                self.undo()
 
     def __repr__(self) -> str:
         return f"Patch({', '.join(map(repr, self.libraries))}, noise={self.setting.noise!r})"

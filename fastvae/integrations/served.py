@@ -1,4 +1,4 @@
-"""When a library's call may go to the fused ops at all."""
+"""When a library's call may go to the fused ops at all, and what dtype it would have come out in."""
 
 from __future__ import annotations
 
@@ -18,3 +18,10 @@ def is_served(tensor: Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
+
+
+def dtype_of_formulas(tensor: Tensor) -> torch.dtype:
+    """What a library's exponentials and powers of it come out in: where autocast says so, wider than the tensor."""
+    if tensor.dtype == torch.float32 or not torch.is_autocast_enabled(tensor.device.type):
+        return tensor.dtype
+    return tensor.detach().new_empty(0).exp().dtype

@@ -19,6 +19,8 @@ from . import normals
 from .patching import setting_of
 from .replacements import Replacements
 
+_NO_EVENT = torch.Size()
+
 
 def install(replacements: Replacements) -> None:
     of_normals = torch_kl._KL_REGISTRY[Normal, Normal]
@@ -31,6 +33,11 @@ def install(replacements: Replacements) -> None:
         plain = type(self).arg_constraints is Normal.arg_constraints
         if not (setting_of("torch") and plain and normals.begin(self, loc, scale, validate)):
             init_of_torch(self, loc, scale, validate_args)
+            return
+        if type(self) is Normal:  # all that is left of torch's constructor
+            self._batch_shape, self._event_shape = loc.size(), _NO_EVENT
+            if validate_args is not None:
+                self._validate_args = validate_args
             return
         super(Normal, self).__init__(loc.size(), validate_args=False)
         if validate_args is None:

@@ -110,6 +110,23 @@ def backward(
     return grad_mu, grad_logvar
 
 
+def look_at_normal(loc: Tensor, scale: Tensor) -> tuple[bool, bool] | None:
+    """Of a Normal: whether no loc is NaN and all scales are positive, and whether it is N(0, 1); one pass, one thread.
+
+    None where that is not for this: other dtypes, strides, more than one thread's work.
+    """
+    size = loc.numel()
+    if not (
+        loc.dtype == scale.dtype == torch.float32
+        and size == scale.numel() <= _kernels.elements_worth_threads
+        and loc.is_contiguous()
+        and scale.is_contiguous()
+    ):
+        return None
+    found = _kernels.look_at_normal(loc, scale)
+    return bool(found & 1), bool(found & 2)
+
+
 @functools.lru_cache(maxsize=256)
 def _packed(options: Options) -> bytes:
     """The struct `options` of call.h."""

@@ -253,6 +253,24 @@ static PyObject *py_likelihood_backward(PyObject *self, PyObject *const *args, P
     return run_without_gil(&c, isa->likelihood_backward, threads);
 }
 
+/* What can be said of dense loc and scale of a Normal in one pass; NaN is neither above nor equal to anything. */
+static PyObject *py_look_at_normal(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    tensor loc, scale;
+    if (given != 2) {
+        PyErr_SetString(PyExc_TypeError, "expected loc and scale");
+        return NULL;
+    }
+    if (!view_tensor(args[0], &loc) || !view_tensor(args[1], &scale)) return NULL;
+    const float *mean = (const float *)loc.data, *std = (const float *)scale.data;
+    int64_t n = elements_of(&loc, 0);
+    int valid = 1, standard = 1;
+    for (int64_t i = 0; i < n; i++) {
+        valid &= (mean[i] == mean[i]) & (std[i] > 0.0f);
+        standard &= (mean[i] == 0.0f) & (std[i] == 1.0f);
+    }
+    return PyLong_FromLong(valid | standard << 1);
+}
+
 static PyObject *py_gammas(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     if (given != 4 || !isa) {
         PyErr_SetString(PyExc_TypeError, "expected arguments, how many, and where to write lgamma and digamma");
@@ -294,6 +312,7 @@ static PyMethodDef methods[] = {
     {"latent_backward", (PyCFunction)(void (*)(void))py_latent_backward, METH_FASTCALL, "backward, of any latent"},
     {"likelihood_forward", (PyCFunction)(void (*)(void))py_likelihood_forward, METH_FASTCALL, "log-likelihoods"},
     {"likelihood_backward", (PyCFunction)(void (*)(void))py_likelihood_backward, METH_FASTCALL, "their gradients"},
+    {"look_at_normal", (PyCFunction)(void (*)(void))py_look_at_normal, METH_FASTCALL, "1: valid, 2: N(0, 1), or both"},
     {"gammas", (PyCFunction)(void (*)(void))py_gammas, METH_FASTCALL, "lgamma and digamma of floats, for the tests"},
     {"use_exchange", py_use_exchange, METH_O, "how tensors are looked at: DLPack's C exchange interface, or None"},
     {"words", (PyCFunction)(void (*)(void))py_words, METH_FASTCALL, "Philox words of given counters, for the tests"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pickle
 import sys
@@ -178,6 +179,58 @@ def test_it_can_be_pickled_patched_and_afterwards():
     loaded = pickle.loads(pickle.dumps(ours))
     assert type(loaded) is vae.DiagonalGaussianDistribution
     assert torch.equal(loaded.parameters, ours.parameters)
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda given: pickle.loads(pickle.dumps(given))])
+@pytest.mark.parametrize("patched_then", [True, False])
+def test_what_was_set_by_hand_goes_along_with_a_copy(again, patched_then):
+    with fastvae.patch("diffusers"):
+        ours = posterior(moments().detach())
+        ours.mean = torch.ones_like(ours.mean)
+        ours.label = "mine"
+        copied = again(ours) if patched_then else None
+    copied = copied or again(ours)
+    assert copied.label == "mine"
+    assert torch.equal(copied.mode(), ours.mean)
+    assert torch.equal(copied.kl(), ours.kl())
+
+
+def test_what_was_made_before_is_of_the_class_too():
+    before = posterior(moments())
+    with fastvae.patch("diffusers"):
+        assert isinstance(before, vae.DiagonalGaussianDistribution)
+        assert isinstance(posterior(moments()), type(before))
+        assert not isinstance(0, vae.DiagonalGaussianDistribution)
+
+
+def test_what_was_made_under_a_patch_is_diffusers_own_afterwards():
+    given, theirs = moments(), posterior(moments())
+    with fastvae.patch("diffusers"):
+        ours = posterior(given)
+    draws = [one.sample(torch.Generator().manual_seed(0)) for one in (ours, theirs)]
+    assert torch.equal(*draws)
+    assert torch.equal(ours.kl(), theirs.kl())
+
+
+def test_lists_of_generators_are_taken_as_there():
+    given = moments()
+
+    def generators(count):
+        return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+    def outcome(generator):
+        try:
+            return posterior(given).sample(generator).shape
+        except Exception as error:
+            return type(error)
+
+    wrong = [[], (), tuple(generators(2)), 3, generators(5)]
+    theirs = [outcome(generator) for generator in wrong]
+    with fastvae.patch("diffusers"):
+        assert [outcome(generator) for generator in wrong] == theirs
+        assert torch.equal(*(posterior(given).sample(generators(count)) for count in (2, 4)))
+        alone, listed = (posterior(given).sample(one) for one in (generators(1)[0], generators(1)))
+        assert torch.equal(alone, listed)
 
 
 def test_every_module_that_knows_the_class_is_reached_and_let_go():

@@ -1,0 +1,124 @@
+"""Draws from Normals in which backward may go through the draw and its KL one after the other, as in torch.
+
+The ops of `fastvae.functional` keep their inputs by autograd's means, which lets go of them after the first backward.
+Here a draw and its KL are two things to the user, who knows nothing of the pass that they share: what is kept goes when
+backward has been through both, or with the graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .. import library
+from ..arguments import requested_backend, seed_tensor
+from ..autograd import computed_by_autograd, without_detour
+from ..functional import reparameterize
+from ..kernels.family import Latents, Options
+from ..kernels.selection import implementation
+from ..recorded import recorded_gradients
+
+_STD = Options(scale="std")
+_DRAW, _KL = 1, 2  # what backward has yet to go through
+_NAMES = {_DRAW: "draw", _KL: "KL", _DRAW | _KL: "draw and the KL"}
+
+_is_saving_watched = torch._C._autograd._top_saved_tensors_default_hooks
+_is_graph_kept = torch._C._autograd._get_current_graph_task_keep_graph
+
+
+def draw(loc: Tensor, scale: Tensor, draws: int | None = None) -> Tensor:
+    """loc + scale eps; with ``draws`` that many, stacked in front."""
+    if not _is_recorded(loc, scale):
+        return reparameterize(loc, scale, scale="std", num_samples=draws)
+    return _apply(loc, scale, (seed_tensor(None, None, loc.device), draws, None, requested_backend()))[0]
+
+
+def draw_and_kl(loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A draw, and the KL of each coordinate to N(0, 1), in nats; None without a backward that both would share."""
+    if not _is_recorded(loc, scale):
+        return reparameterize(loc, scale, scale="std"), None
+    return _apply(loc, scale, (seed_tensor(None, None, loc.device), None, "none", requested_backend()))
+
+
+def _is_recorded(loc: Tensor, scale: Tensor) -> bool:
+    """Whether there is a backward to keep things for, and nobody offloads or recomputes what autograd keeps."""
+    return (
+        torch.is_grad_enabled()
+        and (loc.requires_grad or scale.requires_grad)
+        and not (loc.is_inference() or scale.is_inference())
+        and not _is_saving_watched(True)
+    )
+
+
+class _Draw(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, loc: Tensor, scale: Tensor, how: tuple[Tensor, int | None, str | None, str]
+    ) -> tuple[Tensor, ...]:
+        seed, draws, reduction, backend = how  # one argument: autograd looks at each
+        ctx.kept = loc, scale, seed, loc._version, scale._version
+        ctx.arguments = draws, backend
+        ctx.ahead = _DRAW if reduction is None else _DRAW | _KL
+        ctx.set_materialize_grads(False)
+        if _goes_directly(loc, scale):
+            kernels = implementation(backend, loc.device, loc.dtype)
+            z, kl, *_ = kernels.latent_forward(
+                loc, scale, None, None, seed, 0, draws, reduction, False, False, _STD
+            )  # fmt: skip
+            return (z,) if kl is None else (z, kl)
+        return tuple(library.latent(loc, scale, None, None, seed, 1, 0, draws, reduction, False, False, backend, *_STD))
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        through = (0 if grad_z is None else _DRAW) | (0 if grad_kl is None else _KL)
+        if not through:
+            return None, None, None
+        if through & ~ctx.ahead:
+            raise RuntimeError(
+                f"backward goes through the {_NAMES[through & ~ctx.ahead]} of a Normal a second time, expected"
+                " retain_graph=True the first time"
+            )
+        loc, scale, seed, *versions = ctx.kept
+        draws, backend = ctx.arguments
+        # The gradient of a draw is eps, whatever has become of loc and scale since.
+        if grad_kl is not None and versions != [loc._version, scale._version]:
+            raise RuntimeError(
+                "loc or scale of a Normal was changed in place after a draw and before backward through its KL,"
+                " expected both as they were"
+            )
+        if not _is_graph_kept():
+            ctx.ahead &= ~through
+            if not ctx.ahead:
+                del ctx.kept
+        reduction = None if grad_kl is None else "none"
+        if grad_z is None:
+            seed = None
+        if computed_by_autograd(grad_z, grad_kl):
+            gradients = Latents(grad_z, grad_kl, None, None, None)
+            of_loc, of_scale, *_ = recorded_gradients(
+                gradients, (loc, scale, None, None), seed, 0, draws, reduction, _STD, backend
+            )
+        elif _goes_directly(grad_z, grad_kl):
+            kernels = implementation(backend, loc.device, loc.dtype)
+            of_loc, of_scale, *_ = kernels.latent_backward(
+                grad_z, grad_kl, None, None, loc, scale, None, None, seed, 0, draws, reduction, _STD, False
+            )
+        else:
+            of_loc, of_scale = library.latent_backward(
+                loc, scale, None, None, seed, grad_z, grad_kl, None, None, 1, 0, draws, reduction, False, backend, *_STD
+            )
+        return of_loc, of_scale, None
+
+
+def _goes_directly(*tensors: Tensor | None) -> bool:
+    """Whether the kernels may be called past PyTorch's dispatcher: nobody observes it, and memory is what it says."""
+    for tensor in tensors:
+        if tensor is not None and (type(tensor) not in library.PLAIN_TENSORS or tensor.is_neg()):
+            return False
+    return not library.observed()
+
+
+_apply = without_detour(_Draw)  # transforms have been looked for before
