@@ -14,10 +14,14 @@ ALWAYS_INLINE vf log1p_of(vf r) {
     return n * 0.693359375f + value + (r - r);
 }
 
-/* softplus(a) - softplus(b), with one logarithm: u = exp(-|a|), v = exp(-|b|), log((1 + u) / (1 + v)). */
-ALWAYS_INLINE vf softplus_difference(vf a, vf b) {
+/* softplus(a) - softplus(b) = rise + log(1 + ratio): u = exp(-|a|), v = exp(-|b|), log((1 + u) / (1 + v)). */
+typedef struct {
+    vf rise, ratio;
+} softplus_difference;
+
+ALWAYS_INLINE softplus_difference softplus_difference_of(vf a, vf b) {
     vf u = exp_of_minus_size(a), v = exp_of_minus_size(b);
-    return (at_least(a, 0.0f) - at_least(b, 0.0f)) + log1p_of((u - v) / (1.0f + v));
+    return (softplus_difference){at_least(a, 0.0f) - at_least(b, 0.0f), (u - v) / (1.0f + v)};
 }
 
 typedef struct {

@@ -82,7 +82,11 @@ WRONG_ARITHMETIC = (
     *constants("special.h", r"(?<![\w.])-?0\.\d{5,}f", "(0.5f * {})"),
     Fault("counts.h", "log1p_of(mean / (theta + COUNT_EPS))", "log1p_of(mean / theta)"),
     Fault("counts.h", "log_of((mean + COUNT_EPS) /", "log_of(mean /"),
-    Fault("counts.h", "softplus_difference(at_zero - logits, -logits)", "softplus_difference(at_zero, -logits)"),
+    Fault(
+        "counts.h",
+        "softplus_difference_of(load_some(log_prob + i, count) - logits, -logits)",
+        "softplus_difference_of(load_some(log_prob + i, count), -logits)",
+    ),
     Fault("counts.h", "if (kind == ZERO_INFLATED) log_prob -= softplus_of(load_some(s->logits + i, count));", ""),
     Fault("counts.h", "(shifted * total) - log_ratio", "(shifted * shifted) - log_ratio"),
     Fault("counts.h", "sigmoid_of(-logits) - counted", "sigmoid_of(logits) - counted"),
