@@ -65,9 +65,7 @@ class _Draw(Function):
         ctx.set_materialize_grads(False)
         if _goes_directly(loc, scale):
             kernels = implementation(backend, loc.device, loc.dtype)
-            z, kl, *_ = kernels.latent_forward(
-                loc, scale, None, None, seed, 0, draws, reduction, False, False, _STD
-            )  # fmt: skip
+            z, kl, *_ = kernels.latent_forward(loc, scale, None, None, seed, 0, draws, reduction, False, False, _STD)
             return (z,) if kl is None else (z, kl)
         return tuple(library.latent(loc, scale, None, None, seed, 1, 0, draws, reduction, False, False, backend, *_STD))
 

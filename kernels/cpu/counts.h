@@ -3,7 +3,7 @@
    in full, and put back.
 
    What takes one logarithm after the other is cut into stages, each a loop over the tile: a processor waits less for one
-   result after the other if the next vector's work is near. That halves the time of the zero-inflated zeros. */
+   result after the other if the next vector's work is near. */
 
 #define COUNT_EPS 1e-8f
 
