@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastvae.kernels import reference, selection
-from fastvae.kernels.family import PLAIN
+from fastvae.kernels.family import PLAIN, SCALES, Options
 
 if selection.reason_unavailable("cpu"):
     pytest.skip(f"no CPU kernels here: {selection.reason_unavailable('cpu')}", allow_module_level=True)
@@ -95,3 +95,35 @@ def test_bad_arguments_of_the_extension_are_errors():
         _kernels.latent_forward(mu, mu, None, None, None, None, None, None, None, b"options", *rest)
     with pytest.raises(TypeError, match="expected bytes"):
         _kernels.latent_forward(mu, mu, None, None, None, None, None, None, None, "options", *rest)
+
+
+@pytest.mark.parametrize("length", [1, 3, 10, 15, 16, 17, 31, 33, 64, 65, 127, 200])
+def test_a_row_has_the_same_bits_whatever_rows_are_computed_with_it(length):
+    mu, logvar, prior_mu, prior_logvar = torch.randn(4, 39, length)
+    for prior in ((None, None), (prior_mu, prior_logvar)):
+        for row in range(0, 39, 7):
+            rows = [tensor if tensor is None else tensor[row : row + 1] for tensor in prior]
+            alone = cpu.latent_forward(
+                mu[row : row + 1], logvar[row : row + 1], *rows, SEED, row, None, "sample", False, True, PLAIN
+            )
+            all_rows = cpu.latent_forward(mu, logvar, *prior, SEED, 0, None, "sample", False, True, PLAIN)
+            for name in ("kl", "log_q", "log_p"):
+                assert torch.equal(getattr(all_rows, name)[row : row + 1], getattr(alone, name)), (name, prior is None)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_prior_of_the_posteriors_shape_is_as_good_as_one_with_other_options(scale):
+    """Without free bits such a prior has kernels of its own; with some that cut nothing off it has not."""
+    mu, given, prior_mu, prior_given = 0.3 + torch.rand(4, 7, 203)
+    grad_z, grad_kl = torch.randn(7, 203), torch.randn(7)
+    found = []
+    for free_bits in (0.0, 1e-38):
+        options = Options(scale=scale, free_bits=free_bits, temperature=0.7)
+        latents = cpu.latent_forward(mu, given, prior_mu, prior_given, SEED, 2, None, "sample", False, False, options)
+        gradients = cpu.latent_backward(
+            grad_z, grad_kl, None, None, mu, given, prior_mu, prior_given, SEED, 2, None, "sample", options, True
+        )
+        found.append((latents.z, latents.kl, *gradients))
+    assert torch.equal(found[0][0], found[1][0])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

@@ -8,6 +8,7 @@ import scipy.special
 import torch
 
 from fastvae.kernels import reference, selection
+from fastvae.kernels.likelihoods import Density
 
 from .likelihood_cases import CASES, draw, shapes_of
 
@@ -50,6 +51,40 @@ def test_gamma_functions_at_the_ends():
     assert np.isnan(lgamma[2])
     assert digamma[0] == -np.inf
     assert np.isnan(digamma[2])
+
+
+def counts_and_thetas() -> tuple[torch.Tensor, torch.Tensor]:
+    """Few and many counts, whole and not, beside small and large theta: each pair twice, among others."""
+    x = torch.cat((torch.arange(0.0, 30.0), torch.tensor([0.5, 2.5, 7.5, 100.0])))
+    theta = torch.tensor([1e-6, 1e-3, 0.1, 1.0, 1.7, 3.0, 40.0, 999.0, 9999.0, 1e4, 10001.0, 1e6])
+    pairs = torch.cartesian_prod(x, theta)
+    pairs = torch.cat((pairs, pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))]))
+    return pairs[:, 0].contiguous(), pairs[:, 1].contiguous()
+
+
+def test_few_counts_and_many_have_the_log_likelihood_and_gradients_of_the_formula():
+    x, theta = counts_and_thetas()
+    mean = torch.full_like(x, 2.5)
+
+    def exactly(dtype):
+        return _negative_binomial(x.to(dtype), mean.to(dtype), theta.to(dtype))
+
+    density = Density("negative_binomial")
+    came = cpu.likelihood_forward(x, (mean, theta), "none", density)
+    of_mean, of_theta = cpu.likelihood_backward(torch.ones_like(x), x, (mean, theta), "none", density, (True, True))
+    expected, eager = exactly(torch.float64), exactly(torch.float32)
+    for one, exact, usual in zip((came, of_mean, of_theta), expected, eager, strict=True):
+        error, allowed = (one.double() - exact).abs(), 2 * (usual.double() - exact).abs() + 3e-6 * (1 + exact.abs())
+        worst = (error - allowed).argmax()
+        assert error[worst] <= allowed[worst], f"x = {x[worst]}, theta = {theta[worst]}: off by {error[worst]}"
+
+
+def _negative_binomial(x, mean, theta):
+    mean, theta = mean.requires_grad_(), theta.requires_grad_()
+    log_of = [torch.log(y + 1e-8) for y in (theta, mean, theta + mean)]
+    log_prob = theta * (log_of[0] - log_of[2]) + x * (log_of[1] - log_of[2])
+    log_prob = log_prob + torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    return log_prob.detach(), *torch.autograd.grad(log_prob.sum(), (mean, theta))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -83,7 +83,7 @@ def run_under_sanitizers(folder: Path, kernels: Path):
     if not supports(compiler, *ADDRESS_AND_UNDEFINED):
         pytest.skip(f"{compiler[0]} does not come with AddressSanitizer and UndefinedBehaviorSanitizer")
     program, _ = build(folder / "check", compiler, *ADDRESS_AND_UNDEFINED, "-O0", "-w", kernels=kernels)
-    return check([program], ("500",), **OPTIONS)
+    return check([program], ("1500",), **OPTIONS)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@
 #include "sums.h"
 #include "parameterisation.h"
 #include "gaussian.h"
+#include "own_prior.h"
 #include "resolve.h"
 #include "latent_forward.h"
 #include "latent_backward.h"

@@ -127,6 +127,10 @@ static void ISA_NAME(latent_backward)(const call *c, int64_t first, int64_t last
         ISA_NAME(backward)(c, first, last);
         return;
     }
+    if (has_own_prior(c) && c->grad_kl.data) {
+        ISA_NAME(backward_own_prior)(c, first, last);
+        return;
+    }
     gaussian_buffers buffers;
     gaussians g;
     noise_stream noise;

@@ -79,6 +79,10 @@ static void ISA_NAME(latent_forward)(const call *c, int64_t first, int64_t last)
         ISA_NAME(forward)(c, first, last);
         return;
     }
+    if (has_own_prior(c) && c->reduction != NO_KL) {
+        ISA_NAME(forward_own_prior)(c, first, last);
+        return;
+    }
     gaussian_buffers buffers;
     gaussians g;
     noise_stream noise;

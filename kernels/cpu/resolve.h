@@ -90,8 +90,3 @@ static inline void resolve(const call *c, tile t, int with_std, gaussians *g, ga
     else
         g->ratio = raw;
 }
-
-/* The KL of each coordinate. */
-ALWAYS_INLINE vf kl_of(vf difference, vf inverse, exponentials ratio) {
-    return (difference * difference * inverse + ratio.expm1_less) * 0.5f;
-}

@@ -40,6 +40,12 @@ static void choose_instruction_set(void) {
 static int64_t rounded_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t at_most_of(int64_t a, int64_t bound) { return a < bound ? a : bound; }
 
+/* Rows with gaps between them are used where they stand, one a tile, from this length on; shorter ones are brought
+   together. */
+#define ROW_WORTH_A_TILE 128
+
+static int has_gaps(const call *c, const strided *t) { return t->data && t->row != c->event; }
+
 static void cut_into_tiles(call *c) {
     if (c->draws < 1) c->draws = 1;
     c->tile = TILE;
@@ -47,6 +53,7 @@ static void cut_into_tiles(call *c) {
         while (c->tile > SMALLEST_TILE && c->rows * c->event < FEWEST_TILES * c->tile) c->tile /= 2;
     c->tiles_a_row = rounded_up(c->event, c->tile);
     c->rows_a_tile = c->event > 0 && c->event < c->tile ? c->tile / c->event : 1;
+    if (c->event >= ROW_WORTH_A_TILE && (has_gaps(c, &c->mu) || has_gaps(c, &c->scale))) c->rows_a_tile = 1;
     c->tiles = c->tiles_a_row * rounded_up(c->rows, c->rows_a_tile);
     c->tiles_a_unit = 1;
     for (int i = 0; i < MOST_COLUMN_SUMS; i++)

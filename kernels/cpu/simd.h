@@ -40,6 +40,7 @@ static inline void store(float *to, vf value) { memcpy(to, &value, sizeof value)
 /* What each of these files offers beside what its names say:
      choose(m, a, b)            lanes of a where the mask holds, else of b
      equal, less, less_or_equal masks; a NaN is none of these
+     holds_everywhere(m)        whether the mask holds in all lanes
      put_lanes(m, first, to)    writes first + lane for the lanes where the mask holds, and returns how many they are;
                                 no branches; writes LANES numbers, the last of which mean nothing
      at_least, at_most          the lane or the bound; a NaN stays one
@@ -47,7 +48,9 @@ static inline void store(float *to, vf value) { memcpy(to, &value, sizeof value)
      high_words(a)              the high words moved down
      low_words(a, b)            low words of a and b in turns: a0 b0 a1 b1 ...
      lane_order                 which of COUNTERS neighbours stands in each lane, see interleave_* below
-     sum_lanes(v)               the sum of all lanes, always in the same order
+     sum_lanes(v)               the sum of all lanes: halves are added, and their halves, down to one
+     add_down_to_fours(v)       of v[0], v[4] .. v[LANES - 4], the same down to four lanes each, one after the other
+     load_first, store_first    the first `count` lanes only; nothing else is touched, and loaded lanes behind are 0
      lanes_below                LANES times all ones, LANES zeros: masks of the first lanes are windows of it */
 #if LANES == 16
 #include "simd_16.h"
@@ -61,6 +64,13 @@ static inline void store(float *to, vf value) { memcpy(to, &value, sizeof value)
    counters whose lanes stand in lane_order come out in their own order. */
 static inline vf interleave_lower(vf a, vf b) { return SHUFFLE(a, b, LOWER); }
 static inline vf interleave_upper(vf a, vf b) { return SHUFFLE(a, b, UPPER); }
+
+/* sum_lanes of each of LANES vectors. */
+static inline vf sum_lanes_of_each(const vf *v) {
+    vf a = add_down_to_fours(v), b = add_down_to_fours(v + 1), c = add_down_to_fours(v + 2), d = add_down_to_fours(v + 3);
+    vf ac = interleave_lower(a, c) + interleave_upper(a, c), bd = interleave_lower(b, d) + interleave_upper(b, d);
+    return interleave_lower(ac, bd) + interleave_upper(ac, bd);
+}
 
 /* x 2^n, n whole and from -252 to 254; in two steps, because 2^n alone may leave the range of float. */
 #if defined(POWERS_OF_TWO_BY_PARTS)

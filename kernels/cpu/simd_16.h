@@ -7,6 +7,7 @@ static inline mask less_or_equal(vf a, vf b) { return _mm512_cmp_ps_mask((__m512
 static inline mask equal_integers(vi a, vi b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
 static inline mask sign_of(vu a) { return _mm512_movepi32_mask((__m512i)a); }
 static inline vf choose(mask m, vf a, vf b) { return (vf)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
+static inline int holds_everywhere(mask m) { return m == 0xffff; }
 
 static inline vf at_least(vf x, float bound) { return (vf)_mm512_max_ps(_mm512_set1_ps(bound), (__m512)x); }
 static inline vf at_most(vf x, float bound) { return (vf)_mm512_min_ps(_mm512_set1_ps(bound), (__m512)x); }
@@ -25,6 +26,14 @@ static inline vh to_float16(vf value) {
     return (vh)_mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
+static inline __mmask16 first_lanes(int64_t count) { return (__mmask16)((1u << count) - 1); }
+static inline vf load_first(const float *from, int64_t count) {
+    return (vf)_mm512_maskz_loadu_ps(first_lanes(count), from);
+}
+static inline void store_first(float *to, vf value, int64_t count) {
+    _mm512_mask_storeu_ps(to, first_lanes(count), (__m512)value);
+}
+
 /* Lanes of the counters such that what interleave_* gives is in the order of the coordinates. */
 static const uint64_t lane_order[COUNTERS] = {0, 4, 1, 5, 2, 6, 3, 7};
 #define LOWER 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29
@@ -36,6 +45,16 @@ static inline float sum_lanes(vf v) {
     v += SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
     v += SHUFFLE(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
     return v[0];
+}
+
+static inline vf add_down_to_fours(const vf *v) {
+#define LOWER_HALVES 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
+#define UPPER_HALVES 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
+#define LOWER_FOURS 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27
+#define UPPER_FOURS 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31
+    vf a = SHUFFLE(v[0], v[4], LOWER_HALVES) + SHUFFLE(v[0], v[4], UPPER_HALVES);
+    vf b = SHUFFLE(v[8], v[12], LOWER_HALVES) + SHUFFLE(v[8], v[12], UPPER_HALVES);
+    return SHUFFLE(a, b, LOWER_FOURS) + SHUFFLE(a, b, UPPER_FOURS);
 }
 
 static inline int64_t put_lanes(mask m, int64_t first, uint16_t *to) {

@@ -7,6 +7,7 @@ static inline mask less_or_equal(vf a, vf b) { return a <= b; }
 static inline mask equal_integers(vi a, vi b) { return a == b; }
 static inline mask sign_of(vu a) { return (vi)a >> 31; }
 static inline vf choose(mask m, vf a, vf b) { return (vf)vbslq_f32((uint32x4_t)m, (float32x4_t)a, (float32x4_t)b); }
+static inline int holds_everywhere(mask m) { return vminvq_u32((uint32x4_t)m) == 0xffffffffu; }
 
 static inline vf at_least(vf x, float bound) { return (vf)vmaxq_f32((float32x4_t)x, vdupq_n_f32(bound)); }
 static inline vf at_most(vf x, float bound) { return (vf)vminq_f32((float32x4_t)x, vdupq_n_f32(bound)); }
@@ -35,6 +36,8 @@ static inline float sum_lanes(vf v) {
     return v[0];
 }
 
+static inline vf add_down_to_fours(const vf *v) { return v[0]; }
+
 static inline int64_t put_lanes(mask m, int64_t first, uint16_t *to) {
     int64_t kept = 0;
     for (int lane = 0; lane < 4; lane++) {
@@ -45,3 +48,12 @@ static inline int64_t put_lanes(mask m, int64_t first, uint16_t *to) {
 }
 
 static const int32_t lanes_below[2 * LANES] = {-1, -1, -1, -1};
+
+static inline vf load_first(const float *from, int64_t count) {
+    vf value = {0};
+    memcpy(&value, from, sizeof(float) * (size_t)count);
+    return value;
+}
+static inline void store_first(float *to, vf value, int64_t count) {
+    memcpy(to, &value, sizeof(float) * (size_t)count);
+}

@@ -7,6 +7,7 @@ static inline mask less_or_equal(vf a, vf b) { return a <= b; }
 static inline mask equal_integers(vi a, vi b) { return a == b; }
 static inline mask sign_of(vu a) { return (vi)a; /* choose looks at the sign alone */ }
 static inline vf choose(mask m, vf a, vf b) { return (vf)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)m); }
+static inline int holds_everywhere(mask m) { return _mm256_movemask_ps((__m256)m) == 0xff; }
 
 static inline vf at_least(vf x, float bound) { return (vf)_mm256_max_ps(_mm256_set1_ps(bound), (__m256)x); }
 static inline vf at_most(vf x, float bound) { return (vf)_mm256_min_ps(_mm256_set1_ps(bound), (__m256)x); }
@@ -36,6 +37,10 @@ static inline float sum_lanes(vf v) {
     return v[0];
 }
 
+static inline vf add_down_to_fours(const vf *v) {
+    return SHUFFLE(v[0], v[4], 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(v[0], v[4], 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
 static inline int64_t put_lanes(mask m, int64_t first, uint16_t *to) {
     unsigned bits = (unsigned)_mm256_movemask_ps((__m256)m);
     uint64_t kept = _pext_u64(0x0706050403020100, _pdep_u64(bits, 0x0101010101010101) * 0xff);
@@ -45,3 +50,11 @@ static inline int64_t put_lanes(mask m, int64_t first, uint16_t *to) {
 }
 
 static const int32_t lanes_below[2 * LANES] = {-1, -1, -1, -1, -1, -1, -1, -1};
+
+static inline __m256i first_lanes(int64_t count) {
+    return _mm256_loadu_si256((const __m256i *)(lanes_below + LANES - count));
+}
+static inline vf load_first(const float *from, int64_t count) { return (vf)_mm256_maskload_ps(from, first_lanes(count)); }
+static inline void store_first(float *to, vf value, int64_t count) {
+    _mm256_maskstore_ps(to, first_lanes(count), (__m256)value);
+}

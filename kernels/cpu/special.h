@@ -78,8 +78,37 @@ ALWAYS_INLINE vf digamma_of(vf y) {
     return log_of(a.y) - digamma_series(1.0f / a.y) - a.log_slope;
 }
 
+/* Most counts are few. Of whole ones up to this many, Gamma(theta + x) / Gamma(theta) is a product of x factors, which
+   takes no gamma function. theta is bounded so that the product is finite. */
+#define FEW 8
+#define LARGEST_THETA_OF_FEW 1e4f
+
+ALWAYS_INLINE mask are_few(vf x, vf theta) {
+    vf whole = __builtin_convertvector(__builtin_convertvector(x, vi), vf);
+    return equal(x, whole) & less_or_equal(splat(0.0f), x) & less_or_equal(x, splat(FEW)) &
+           less_or_equal(theta, splat(LARGEST_THETA_OF_FEW));
+}
+
+/* theta (theta + 1) .. (theta + x - 1), its derivative by theta, and x!. */
+typedef struct {
+    vf product, slope, factorial;
+} rising;
+
+ALWAYS_INLINE rising rising_of(vf x, vf theta) {
+    rising r = {splat(1.0f), splat(0.0f), splat(1.0f)};
+#pragma GCC unroll 8
+    for (int k = 0; k < FEW; k++) {
+        mask counts = less(splat((float)k), x);
+        vf factor = theta + (float)k;
+        r.slope = choose(counts, r.slope * factor + r.product, r.slope);
+        r.product = choose(counts, r.product * factor, r.product);
+        r.factorial = choose(counts, r.factorial * (float)(k + 1), r.factorial);
+    }
+    return r;
+}
+
 /* lgamma(theta + x) - lgamma(theta) - lgamma(x + 1): of theta and x nothing large is taken from something large. */
-ALWAYS_INLINE vf lgamma_of_counts(vf x, vf theta) {
+ALWAYS_INLINE vf lgamma_of_any_counts(vf x, vf theta) {
     raised a = raised_of(theta), b = raised_of(theta + x);
     vf between = x + (b.by - a.by); /* from a.y to b.y */
     vf rise = (a.y - 0.5f) * log1p_of(between / a.y) + between * (log_of(b.y) - 1.0f);
@@ -87,11 +116,25 @@ ALWAYS_INLINE vf lgamma_of_counts(vf x, vf theta) {
     return (rise - lgamma_of(x + 1.0f)) + log_of(a.product / b.product);
 }
 
+ALWAYS_INLINE vf lgamma_of_counts(vf x, vf theta) {
+    mask few = are_few(x, theta);
+    rising r = rising_of(x, theta);
+    vf of_few = log_of(r.product / r.factorial);
+    return holds_everywhere(few) ? of_few : choose(few, of_few, lgamma_of_any_counts(x, theta));
+}
+
 /* digamma(theta + x) - digamma(theta) */
-ALWAYS_INLINE vf digamma_rise(vf x, vf theta) {
+ALWAYS_INLINE vf digamma_rise_of_any(vf x, vf theta) {
     raised a = raised_of(theta), b = raised_of(theta + x);
     vf rise = log1p_of((x + (b.by - a.by)) / a.y) + (digamma_series(1.0f / a.y) - digamma_series(1.0f / b.y));
     return rise + (a.log_slope - b.log_slope);
+}
+
+ALWAYS_INLINE vf digamma_rise(vf x, vf theta) {
+    mask few = are_few(x, theta);
+    rising r = rising_of(x, theta);
+    vf of_few = r.slope / r.product;
+    return holds_everywhere(few) ? of_few : choose(few, of_few, digamma_rise_of_any(x, theta));
 }
 
 /* For the tests. */

@@ -1,13 +1,9 @@
 /* Sums that come out the same whatever the number of threads: along rows, and down the batch. Each tile leaves partial
    sums in places of its own, and these are added in a fixed order, in double. */
 
-/* Sum of n floats, in an order that depends on n alone. Reads, and ignores, up to LANES - 1 floats behind them. */
-ALWAYS_INLINE float sum_of(const float *terms, int64_t n) {
-    if (n < 2 * LANES) { /* many short rows: one float after the other, but many rows at a time */
-        float sum = 0.0f;
-        for (int64_t i = 0; i < n; i++) sum += terms[i];
-        return sum;
-    }
+/* The sum of n floats in LANES parts, in an order that depends on n alone; sum_lanes adds these. Reads, and ignores, up
+   to LANES - 1 floats behind them. */
+ALWAYS_INLINE vf parts_of_sum(const float *terms, int64_t n) {
     vf sum[4] = {{0}}; /* four, so that long rows lose less to rounding, and no addition waits for the one before */
     int64_t i = 0;
     for (; i + 4 * LANES <= n; i += 4 * LANES)
@@ -18,7 +14,23 @@ ALWAYS_INLINE float sum_of(const float *terms, int64_t n) {
         memcpy(&inside, lanes_below + LANES - (n - i), sizeof inside);
         sum[1] += (vf)((vi)load(terms + i) & inside);
     }
-    return sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* From this many rows on it takes fewer steps to add the parts of LANES of them at once. */
+#define ROWS_WORTH_ADDING_TOGETHER (LANES / 2)
+
+/* The sums of `rows` rows of n floats. */
+ALWAYS_INLINE void sum_rows(const float *terms, int64_t rows, int64_t n, float *sums) {
+    int64_t r = 0;
+    for (; r + ROWS_WORTH_ADDING_TOGETHER <= rows; r += LANES) {
+        int64_t many = rows - r < LANES ? rows - r : LANES;
+        vf parts[LANES];
+        for (int64_t k = 0; k < many; k++) parts[k] = parts_of_sum(terms + (r + k) * n, n);
+        for (int64_t k = many; k < LANES; k++) parts[k] = splat(0.0f);
+        store_some(sums + r, sum_lanes_of_each(parts), many);
+    }
+    for (; r < rows; r++) sums[r] = sum_lanes(parts_of_sum(terms + r * n, n));
 }
 
 /* The stretches of `size` coordinates that begin or end within a tile: d .. end-1, counted in the tile. `first_end` is
@@ -33,13 +45,16 @@ ALWAYS_INLINE float sum_of(const float *terms, int64_t n) {
 static inline void sum_tile(const call *c, tile t, float *terms, int64_t size, float *slots) {
     int64_t slots_a_row = c->event / size + c->tiles_a_row - 1, stretch = t.start / size;
     int64_t first_end = (stretch + 1) * size - t.start;
-    store(terms + t.rows * t.count, splat(0.0f)); /* sum_of looks behind the last term */
+    store(terms + t.rows * t.count, splat(0.0f)); /* parts_of_sum looks behind the last term */
+    slots += t.row * slots_a_row + t.start / c->tile + stretch;
+    if (first_end >= t.count) { /* one stretch a row, the usual; where the tile has several rows, that is all of it */
+        sum_rows(terms, t.rows, t.count, slots);
+        return;
+    }
     for (int64_t r = 0; r < t.rows; r++) {
-        float *slot = slots + (t.row + r) * slots_a_row + t.start / c->tile + stretch;
-        if (first_end >= t.count) /* one stretch a row, the usual */
-            *slot = sum_of(terms + r * t.count, t.count);
-        else
-            EACH_STRETCH(t, size, first_end, d, end) *slot++ = sum_of(terms + r * t.count + d, end - d);
+        float *slot = slots + r * slots_a_row;
+        EACH_STRETCH(t, size, first_end, d, end)
+            *slot++ = sum_lanes(parts_of_sum(terms + r * t.count + d, end - d));
     }
 }
 

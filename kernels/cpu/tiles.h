@@ -30,11 +30,9 @@ static inline pieces pieces_of(const call *c, const strided *t, tile tl) {
     return (pieces){tl.rows, tl.count};
 }
 
-/* The vectors of an array of n elements, the last one possibly short. */
-static inline vf load_some(const float *from, int64_t count) {
-    vf value = {0};
-    memcpy(&value, from, sizeof(float) * (size_t)count);
-    return value;
+/* The vectors of an array of n elements, the last one possibly short: then the lanes behind it are 0, and not stored. */
+ALWAYS_INLINE vf load_some(const float *from, int64_t count) {
+    return __builtin_constant_p(count) && count == LANES ? load(from) : load_first(from, count);
 }
 
 /* The same of what may stand in memory, not in a buffer: asks for the vector `ahead` elements on, so that it is there
@@ -44,7 +42,12 @@ ALWAYS_INLINE vf load_ahead(const float *from, int64_t i, int64_t count, int64_t
     return load_some(from + i, count);
 }
 
-static inline void store_some(float *to, vf value, int64_t count) { memcpy(to, &value, sizeof(float) * (size_t)count); }
+ALWAYS_INLINE void store_some(float *to, vf value, int64_t count) {
+    if (__builtin_constant_p(count) && count == LANES)
+        store(to, value);
+    else
+        store_first(to, value, count);
+}
 
 /* function(..., i, count) for each vector of n elements: the one of `count` elements from the i-th on. */
 #define EACH_VECTOR(n, function, ...)                                                                       \
@@ -152,7 +155,11 @@ static inline void fetch_ahead(const strided *t, int dtype, tile tl, int64_t bas
 /* The tile of tensor t as float32, row after row: in place where possible, else brought into the buffer. */
 NEVER_INLINE const float *read_tile(const call *c, const strided *t, int dtype, tile tl, float *buffer) {
     pieces piece = pieces_of(c, t, tl);
-    if (piece.count == 1 && dtype == FLOAT32) return (const float *)t->data + tl.row * t->row + tl.start;
+    if (piece.count == 1 && dtype == FLOAT32) {
+        int64_t base = tl.row * t->row + tl.start;
+        if (t->row != c->event && tl.count == c->event) fetch_ahead(t, dtype, tl, base, tl.count);
+        return (const float *)t->data + base;
+    }
     if (piece.count) {
         for (int64_t r = 0; r < piece.count; r++) {
             int64_t base = (tl.row + r) * t->row + tl.start;
@@ -188,8 +195,11 @@ NEVER_INLINE const float *read_tile(const call *c, const strided *t, int dtype, 
 
 /* Where the tile of an output is to be computed: in place where possible, else in the buffer, for write_tile to send. */
 static inline float *begin_tile(const call *c, const strided *t, int dtype, tile tl, float *buffer) {
-    if (dtype == FLOAT32 && pieces_of(c, t, tl).count == 1)
-        return (float *)t->data + tl.row * t->row + tl.start;
+    if (dtype == FLOAT32 && pieces_of(c, t, tl).count == 1) {
+        int64_t base = tl.row * t->row + tl.start;
+        if (t->row != c->event && tl.count == c->event) fetch_ahead(t, dtype, tl, base, tl.count);
+        return (float *)t->data + base;
+    }
     return buffer;
 }
 

@@ -10,8 +10,9 @@ from .fault import Fault, constants
 from .likelihood_faults import LIKELIHOOD_FAULTS
 
 ONE_TOO_MANY_OR_TOO_FEW = (
-    Fault("tiles.h", "memcpy(to, &value, sizeof(float) * (size_t)count)", "memcpy(to, &value, sizeof value)"),
-    Fault("tiles.h", "memcpy(&value, from, sizeof(float) * (size_t)count)", "memcpy(&value, from, sizeof value)"),
+    Fault("tiles.h", "store_first(to, value, count);", "store(to, value);"),
+    Fault("tiles.h", "store_first(to, value, count);", "store_first(to, value, count - 1);"),
+    Fault("tiles.h", ": load_first(from, count);", ": load_first(from, count - 1);"),
     Fault(
         "tiles.h", "memcpy(&bits, from + i, sizeof(uint16_t) * (size_t)(n - i))", "memcpy(&bits, from + i, sizeof bits)"
     ),
@@ -51,7 +52,17 @@ WRONG_PLACE = (
         "int64_t base = (tl.row + r) * t->row + tl.start;\n            float *to",
         "int base = (int)((tl.row + r) * t->row + tl.start);\n            float *to",
     ),
-    Fault("tiles.h", "return (float *)t->data + tl.row * t->row", "return (float *)t->data + (int)(tl.row * t->row)"),
+    Fault(
+        "tiles.h",
+        "int64_t base = tl.row * t->row + tl.start;\n        if (t->row != c->event && tl.count == c->event) "
+        "fetch_ahead(t, dtype, tl, base, tl.count);\n        return (float *)",
+        "int base = (int)(tl.row * t->row + tl.start);\n        return (float *)",
+    ),
+    Fault(
+        "sums.h", "store_some(sums + r, sum_lanes_of_each(parts), many);", "store(sums + r, sum_lanes_of_each(parts));"
+    ),
+    Fault("sums.h", "parts[k] = parts_of_sum(terms + (r + k) * n, n);", "parts[k] = parts_of_sum(terms + r * n, n);"),
+    Fault("simd.h", "c = add_down_to_fours(v + 2)", "c = add_down_to_fours(v)"),
     Fault("tiles.h", "(t->inner == 1 || c->inner == 1) && ", ""),
     Fault("tiles.h", "tl.rows == 1 || t->row == c->event", "1"),
     Fault("noise.h", "row_of_quad >> 32, splat64(draw)", "splat64(0), splat64(draw)"),
@@ -125,6 +136,26 @@ WRONG_ARITHMETIC = (
     Fault("gaussian.h", "(load_some(a.eps + i, count) * o->temperature);", "load_some(a.eps + i, count);"),
     Fault("gaussian.h", "if (clamp != CLAMP_NONE) grad_scale =", "if (0) grad_scale ="),
     Fault("gaussian.h", "through_logvar(0.5f * grad_kl", "through_logvar(grad_kl"),
+    Fault("own_prior.h", "c->prior_mu.row && c->prior_scale.row", "c->prior_mu.row"),
+    Fault("own_prior.h", " && !c->columns[KL_MEAN].out.data", ""),
+    Fault("own_prior.h", "!o->residual && ", ""),
+    Fault("own_prior.h", "o->clamp == CLAMP_NONE && ", ""),
+    Fault("own_prior.h", "c->draws == 1 && ", ""),
+    Fault("own_prior.h", "o->free_bits == 0.0f && ", ""),
+    Fault("own_prior.h", " && !c->log_q", ""),
+    Fault("own_prior.h", "!c->grad_log_q.data && ", ""),
+    Fault(
+        "own_prior.h", "q.std * (load_some(a.eps + i, count) * o->temperature)", "q.std * load_some(a.eps + i, count)"
+    ),
+    Fault("own_prior.h", "q.std, scale) * (load_some(a.eps + i, count) * o->temperature);", "q.std, scale);"),
+    Fault("own_prior.h", "-(of_ratio + 0.5f * of_difference * difference)", "-of_ratio"),
+    Fault("own_prior.h", "of_ratio = 0.5f * grad_kl", "of_ratio = grad_kl"),
+    Fault("own_prior.h", "grad_mu += grad_z;", ""),
+    Fault("own_prior.h", "through_logvar(of_prior_logvar, prior_x, p.std, scale)", "of_prior_logvar"),
+    Fault("own_prior.h", ", kl[TILE + LANES]", ", kl[TILE]"),
+    Fault("own_prior.h", "grad_kl[TILE + LANES]", "grad_kl[TILE]"),
+    Fault("latent_forward.h", "has_own_prior(c) && c->reduction != NO_KL", "has_own_prior(c)"),
+    Fault("latent_backward.h", "has_own_prior(c) && c->grad_kl.data", "has_own_prior(c)"),
     Fault("latent_backward.h", "if (is_usual(c) && (c->grad_z.data || c->grad_kl.data))", "if (is_usual(c))"),
     Fault("vector_math.h", "l.f * l.f + l.curve", "l.curve"),
     Fault("vector_math.h", "0.5f * l.curve, far", "l.curve, far"),

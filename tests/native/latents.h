@@ -60,13 +60,31 @@ static void make_usual(latent_problem *l) {
     l->options.free_bits = 0.0f;
 }
 
+/* One draw, against a prior for each coordinate, which has other kernels of its own; or but for one thing, which they are
+   not for. */
+static void make_own_prior(latent_problem *l) {
+    make_usual(l);
+    l->prior_mu = l->prior_scale = FULL;
+    if (one_of(4)) l->options.clamp = CLAMP_NONE;
+    switch (one_of(12)) {
+    case 0: l->kl_mean = 1; break;
+    case 1:
+    case 2: l->log_probs = l->with_z; break;
+    case 7: l->draws = 3; break;
+    case 3: l->options.free_bits = 0.5f; break;
+    case 4: l->options.residual = l->options.scale == SCALE_LOGVAR || l->options.scale == SCALE_LOGSTD; break;
+    case 5: l->prior_mu = SHARED; break;
+    case 6: l->prior_scale = SHARED; break;
+    }
+}
+
 static latent_problem new_latent_problem(const problem *p) {
     latent_problem l = {.p = p, .draws = one_of(4), .reduction = one_of(6), .with_z = one_of(4) > 0};
     l.kl_mean = is_large(p) || one_of(2);
     if (one_of(3)) l.prior_mu = 1 + one_of(3), l.prior_scale = 1 + one_of(3);
     l.log_probs = l.with_z && one_of(2);
     l.options = random_options(l.prior_mu != ABSENT);
-    if (!is_large(p) && one_of(3) == 0) make_usual(&l);
+    if (!is_large(p) && one_of(2)) one_of(2) ? make_usual(&l) : make_own_prior(&l);
     l.mu = input(p->shape, p->dtype, 0);
     l.scale = input(p->shape, p->dtype, 1);
     l.prior_mu_tensor = shared_tensor(p, p->dtype, l.prior_mu, 2);

@@ -32,7 +32,7 @@ static double largest_of(int dtype) {
 static double random_count(int dtype, double zeros) {
     if (chance() < zeros) return 0.0;
     if (one_of(16) == 0) return floor(fmin(largest_of(dtype), 70000.0) * chance());
-    return dtype < UINT8 && one_of(8) == 0 ? 5.0 * chance() : 1.0 + one_of(8);
+    return dtype < UINT8 && one_of(8) == 0 ? 5.0 * chance() : 1.0 + one_of(10);
 }
 
 static double random_real(int dtype) {
