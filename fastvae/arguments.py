@@ -12,7 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import plain
 from .kernels import selection
+from .plain import observed
 
 REDUCTIONS = ("none", "sample", "sum", "batchmean")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -43,6 +45,8 @@ def check_dtype(name: str, dtype: torch.dtype) -> None:
 
 def check_posterior(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
     """mu and logvar, broadcast against each other."""
+    if not observed() and plain.alike_on_cpu(mu, logvar):
+        return mu, logvar
     check_tensor("mu", mu)
     check_tensor("logvar", logvar)
     if mu.dtype != logvar.dtype:
@@ -118,22 +122,25 @@ def is_integer(value: object) -> bool:
     return isinstance(value, (int, torch.SymInt, numbers.Integral)) and not isinstance(value, bool)
 
 
-def check_row_offset(row_offset: int) -> None:
+def check_row_offset(row_offset: int) -> int:
+    """An int of Python's, or of the compiler's."""
     if type(row_offset) is int and 0 <= row_offset < 2**63:
-        return
+        return row_offset
     if not is_integer(row_offset):
         raise TypeError(f"row_offset is a {type(row_offset).__name__}, expected an int")
     if row_offset < 0:
         raise ValueError(f"row_offset is {row_offset}, expected 0 or more")
     if row_offset >= 2**63:
         raise ValueError(f"row_offset is {row_offset}, expected less than 2**63")
+    return row_offset if isinstance(row_offset, torch.SymInt) else int(row_offset)
 
 
-def check_draw(draw: int) -> None:
+def check_draw(draw: int) -> int:
     if not is_integer(draw):
         raise TypeError(f"draw is a {type(draw).__name__}, expected an int")
     if not 0 <= draw < 2**32:
         raise ValueError(f"draw is {draw}, expected 0 or more and less than 2**32")
+    return draw if isinstance(draw, torch.SymInt) else int(draw)
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:

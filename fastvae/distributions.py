@@ -19,10 +19,9 @@ from .arguments import (
     check_posterior,
     check_row_offset,
     is_integer,
-    requested_backend,
     seed_tensor,
 )
-from .autograd import Latent, apply
+from .autograd import latent
 from .divergences import Diagonal, Parameters, align, in_rows, keywords_of, kl_to_standard, parameters_of
 from .functional import reparameterize, sample_and_kl, sample_and_kl_packed
 from .kernels.family import Options
@@ -275,12 +274,11 @@ class DiagonalGaussian(Diagonal):
                 temperature=temperature, **keywords_of(self._options)
             )  # fmt: skip
         else:
-            check_row_offset(row_offset)
+            row_offset = check_row_offset(row_offset)
             options = self._options._replace(temperature=check_number("temperature", temperature, 0.0))
             drawn = seed_tensor(seed, generator, rows.moments.device)
-            z = apply(
-                Latent, rows.moments, None, None, None, drawn, self._dim, row_offset, num_samples, None, False, False,
-                requested_backend(), *options
+            z = latent(
+                rows.moments, None, (None, None), drawn, self._dim, row_offset, num_samples, None, options
             )[0]  # fmt: skip
         return z if z.shape == shape else z.reshape(shape)
 

@@ -41,9 +41,10 @@ from .arguments import (
     requested_backend,
     seed_tensor,
 )
-from .autograd import GaussianKL, Latent, Reparameterize, SampleAndKL, SampleAndKLPacked, apply
+from .autograd import GaussianKL, Reparameterize, SampleAndKL, SampleAndKLPacked, apply, latent
 from .kernels.family import Options
 from .options import check_num_samples, check_options, check_prior, check_values
+from .plain import plain_kernels
 from .shaping import check_kl_shape, shaped_latent
 
 
@@ -117,9 +118,11 @@ def sample_and_kl(
     >>> fastvae.sample_and_kl(mu, logvar, 1.0, 0.0, num_samples=3, free_bits=2.0)[1]  # a prior of mean 1; 20 x 2 nats
     tensor([40., 40., 40., 40.])
     """
-    mu, logvar = check_posterior(mu, logvar)
+    kernels = plain_kernels(mu, logvar)
+    if kernels is None:
+        mu, logvar = check_posterior(mu, logvar)
     check_reduction(reduction)
-    check_row_offset(row_offset)
+    row_offset = check_row_offset(row_offset)
     if (
         prior_mu is None and prior_logvar is None and num_samples is None and temperature == 1.0 and scale == "logvar"
         and floor == 0.0 and clamp is None and soft_clamp is None and residual is False and beta == 1.0
@@ -127,10 +130,10 @@ def sample_and_kl(
         and not per_coordinate and not check
     ):  # fmt: skip
         seed = seed_tensor(seed, generator, mu.device)
-        return apply(SampleAndKL, mu, logvar, seed, row_offset, reduction, requested_backend())
+        return apply(SampleAndKL, mu, logvar, seed, row_offset, reduction, requested_backend(), kernels)
     options = check_options(scale, clamp, soft_clamp, floor, residual, temperature)
     shape = check_kl_shape(beta, capacity, free_bits, free_bits_group, free_bits_over, reduction, mu.dim() - 1)
-    check_num_samples(num_samples)
+    num_samples = check_num_samples(num_samples)
     prior = _prior(mu, logvar, prior_mu, prior_logvar, options, check)
     seed = seed_tensor(seed, generator, mu.device)
     z, *kl = shaped_latent(
@@ -190,7 +193,7 @@ def sample_and_kl_packed(
     """
     dim = check_moments(moments, dim)
     check_reduction(reduction)
-    check_row_offset(row_offset)
+    row_offset = check_row_offset(row_offset)
     if (
         prior_mu is None and prior_logvar is None and num_samples is None and temperature == 1.0 and scale == "logvar"
         and floor == 0.0 and clamp is None and soft_clamp is None and residual is False and beta == 1.0
@@ -198,11 +201,12 @@ def sample_and_kl_packed(
         and not per_coordinate and not check
     ):  # fmt: skip
         seed = seed_tensor(seed, generator, moments.device)
-        return apply(SampleAndKLPacked, moments, seed, dim, row_offset, reduction, requested_backend())
+        kernels = plain_kernels(moments, moments)
+        return apply(SampleAndKLPacked, moments, seed, dim, row_offset, reduction, requested_backend(), kernels)
     mu, logvar = moments.chunk(2, dim)
     options = check_options(scale, clamp, soft_clamp, floor, residual, temperature)
     shape = check_kl_shape(beta, capacity, free_bits, free_bits_group, free_bits_over, reduction, mu.dim() - 1)
-    check_num_samples(num_samples)
+    num_samples = check_num_samples(num_samples)
     prior = _prior(mu, logvar, prior_mu, prior_logvar, options, check)
     seed = seed_tensor(seed, generator, mu.device)
     z, *kl = shaped_latent(
@@ -256,14 +260,12 @@ def sample_and_log_prob(
     (torch.Size([50, 4, 20]), True)
     """
     mu, logvar = check_posterior(mu, logvar)
-    check_row_offset(row_offset)
+    row_offset = check_row_offset(row_offset)
     options = check_options(scale, clamp, soft_clamp, floor, residual, temperature)
-    check_num_samples(num_samples)
+    num_samples = check_num_samples(num_samples)
     prior = _prior(mu, logvar, prior_mu, prior_logvar, options, check)
     seed = seed_tensor(seed, generator, mu.device)
-    z, _, _, log_q, log_p = apply(
-        Latent, mu, logvar, *prior, seed, 1, row_offset, num_samples, None, False, True, requested_backend(), *options
-    )
+    z, _, _, log_q, log_p = latent(mu, logvar, prior, seed, 1, row_offset, num_samples, None, options, log_probs=True)
     return z, log_q, log_p
 
 
@@ -296,7 +298,7 @@ def reparameterize(
     True
     """
     mu, logvar = check_posterior(mu, logvar)
-    check_row_offset(row_offset)
+    row_offset = check_row_offset(row_offset)
     if (
         num_samples is None and temperature == 1.0 and scale == "logvar" and floor == 0.0 and clamp is None
         and soft_clamp is None and not check
@@ -304,12 +306,10 @@ def reparameterize(
         seed = seed_tensor(seed, generator, mu.device)
         return apply(Reparameterize, mu, logvar, seed, row_offset, requested_backend())
     options = check_options(scale, clamp, soft_clamp, floor, False, temperature)
-    check_num_samples(num_samples)
+    num_samples = check_num_samples(num_samples)
     prior = _prior(mu, logvar, None, None, options, check)
     seed = seed_tensor(seed, generator, mu.device)
-    return apply(
-        Latent, mu, logvar, *prior, seed, 1, row_offset, num_samples, None, False, False, requested_backend(), *options
-    )[0]
+    return latent(mu, logvar, prior, seed, 1, row_offset, num_samples, None, options)[0]
 
 
 def gaussian_kl(
@@ -393,8 +393,8 @@ def noise(
     True
     """
     sizes = check_shape(shape)
-    check_row_offset(row_offset)
-    check_draw(draw)
+    row_offset = check_row_offset(row_offset)
+    draw = check_draw(draw)
     check_dtype("dtype", dtype)
     if seed is None:
         raise TypeError("seed is None, expected an int or a one-element int64 tensor")

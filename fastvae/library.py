@@ -7,7 +7,7 @@ device. Gradients are not attached here: `fastvae.autograd` calls a forward and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,35 +16,11 @@ from torch import Tensor
 from .kernels.family import Options
 from .kernels.layout import compute_dtype, draws_like, likelihood_dtype
 from .kernels.likelihoods import MIXTURE, Density
-from .kernels.selection import implementation
+from .kernels.selection import implementation, kernels_for
+from .plain import are_plain
 
 _library = torch.library.Library("fastvae", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
-
-
-# What the arguments of plain calls are. A subclass of Tensor may have its own idea of what an operator does.
-PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
-_PLAIN_TYPES = PLAIN_TENSORS | {type(None), int, float, bool, str, tuple, torch.Size, torch.dtype}
-
-# Each call asks these, so they are looked up once.
-_is_compiling = torch.compiler.is_compiling
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_function_modes = torch._C._len_torch_function_stack  # torch.set_default_device is one
-_transforms_are_active = torch._C._are_functorch_transforms_active
-_profiler_is_on = torch.autograd._profiler_enabled
-_tracing_state = torch._C._get_tracing_state
-
-
-def observed() -> object:
-    """True in effect if a compiler, mode, transform, profiler or tracer looks at the operators that are called."""
-    return (
-        _is_compiling()
-        or _dispatch_modes()
-        or _function_modes()
-        or _transforms_are_active()
-        or _profiler_is_on()
-        or _tracing_state()
-    )
 
 
 def _define(schema: str, run: Callable, fake: Callable) -> Callable:
@@ -63,11 +39,8 @@ def _define(schema: str, run: Callable, fake: Callable) -> Callable:
     tensors = schema.partition("->")[0].count("Tensor")
 
     def call(*arguments: Any) -> Any:
-        if observed() or arguments[0].is_meta or not _PLAIN_TYPES.issuperset(map(type, arguments)):
+        if not are_plain(tensors, *arguments):
             return operator(*arguments)
-        for tensor in arguments[:tensors]:
-            if tensor is not None and tensor.is_neg():  # memory has the signs of what it is a view of
-                return operator(*arguments)
         try:
             return run(*arguments)
         except RuntimeError:  # tensors without memory of their own, batched ones for instance, are the dispatcher's
@@ -93,21 +66,26 @@ def _noise(seed, shape, row_offset, dtype, draw, backend):
 
 
 def _sample_and_kl(mu, logvar, seed, row_offset, reduction, backend):
-    return implementation(backend, mu.device, mu.dtype).forward(mu, logvar, seed, row_offset, reduction)
+    return kernels_for(backend, mu).forward(mu, logvar, seed, row_offset, reduction)
 
 
 def _sample_and_kl_backward(grad_z, grad_kl, mu, logvar, seed, row_offset, reduction, backend):
-    kernels = implementation(backend, mu.device, mu.dtype)
+    kernels = kernels_for(backend, mu)
     return kernels.backward(grad_z, grad_kl, mu, logvar, seed, row_offset, reduction)
 
 
-def _sample_and_kl_packed(moments, seed, dim, row_offset, reduction, backend):
+def run_packed(kernels, moments, seed, dim, row_offset, reduction):
+    """z and the KL by these kernels."""
     mu, logvar = moments.chunk(2, dim)
-    return implementation(backend, mu.device, mu.dtype).forward(mu, logvar, seed, row_offset, reduction)
+    return kernels.forward(mu, logvar, seed, row_offset, reduction)
 
 
-def _sample_and_kl_packed_backward(moments, grad_z, grad_kl, seed, dim, row_offset, reduction, backend):
-    kernels = implementation(backend, moments.device, moments.dtype)
+def _sample_and_kl_packed(moments, seed, dim, row_offset, reduction, backend):
+    return run_packed(kernels_for(backend, moments), moments, seed, dim, row_offset, reduction)
+
+
+def run_packed_backward(kernels, moments, grad_z, grad_kl, seed, dim, row_offset, reduction):
+    """The gradient of the moments by these kernels."""
     grad_moments = torch.empty_like(moments)
     mu, logvar = moments.chunk(2, dim)
     grad_mu, grad_logvar = grad_moments.chunk(2, dim)
@@ -120,21 +98,26 @@ def _sample_and_kl_packed_backward(moments, grad_z, grad_kl, seed, dim, row_offs
     return grad_moments
 
 
+def _sample_and_kl_packed_backward(moments, grad_z, grad_kl, seed, dim, row_offset, reduction, backend):
+    kernels = kernels_for(backend, moments)
+    return run_packed_backward(kernels, moments, grad_z, grad_kl, seed, dim, row_offset, reduction)
+
+
 def _reparameterize(mu, logvar, seed, row_offset, backend):
-    return implementation(backend, mu.device, mu.dtype).forward(mu, logvar, seed, row_offset, None)[0]
+    return kernels_for(backend, mu).forward(mu, logvar, seed, row_offset, None)[0]
 
 
 def _reparameterize_backward(grad_z, logvar, seed, row_offset, backend):
-    kernels = implementation(backend, logvar.device, logvar.dtype)
+    kernels = kernels_for(backend, logvar)
     return kernels.backward(grad_z, None, None, logvar, seed, row_offset, None)[1]
 
 
 def _gaussian_kl(mu, logvar, reduction, backend):
-    return implementation(backend, mu.device, mu.dtype).forward(mu, logvar, None, 0, reduction)[1]
+    return kernels_for(backend, mu).forward(mu, logvar, None, 0, reduction)[1]
 
 
 def _gaussian_kl_backward(grad_kl, mu, logvar, reduction, backend):
-    kernels = implementation(backend, mu.device, mu.dtype)
+    kernels = kernels_for(backend, mu)
     return kernels.backward(None, grad_kl, mu, logvar, None, 0, reduction)
 
 
@@ -146,24 +129,26 @@ def _halves(first: Tensor, second: Tensor | None, dim: int) -> tuple[Tensor, Ten
     return mu, scale
 
 
+def run_latent(
+    kernels, first, second, prior_mu, prior_scale, seed, dim, row_offset, num_samples, reduction, kl_mean, log_probs,
+    options,
+):  # fmt: skip
+    """`Latents` by these kernels."""
+    mu, scale = _halves(first, second, dim)
+    return kernels.latent_forward(
+        mu, scale, prior_mu, prior_scale, seed, row_offset, num_samples, reduction, kl_mean, log_probs, options
+    )
+
+
 def _latent(
     first, second, prior_mu, prior_scale, seed, dim, row_offset, num_samples, reduction, kl_mean, log_probs, backend,
     *options,
 ):  # fmt: skip
-    mu, scale = _halves(first, second, dim)
-    latents = implementation(backend, mu.device, mu.dtype).latent_forward(
-        mu,
-        scale,
-        prior_mu,
-        prior_scale,
-        seed,
-        row_offset,
-        num_samples,
-        reduction,
-        kl_mean,
-        log_probs,
-        Options(*options),
-    )
+    kernels = kernels_for(backend, first)
+    latents = run_latent(
+        kernels, first, second, prior_mu, prior_scale, seed, dim, row_offset, num_samples, reduction, kl_mean,
+        log_probs, Options(*options)
+    )  # fmt: skip
     return [output for output in latents if output is not None]
 
 
@@ -188,18 +173,33 @@ def _fake_latent(
     return outputs
 
 
+def run_latent_backward(
+    kernels, first, second, prior_mu, prior_scale, seed, grad_z, grad_kl, grad_log_q, grad_log_p, dim, row_offset,
+    num_samples, reduction, wants_prior, options,
+):  # fmt: skip
+    """The gradients of first, second, prior_mu and prior_scale by these kernels; None where there is none."""
+    mu, scale, out, packed = first, second, None, None
+    if second is None:
+        packed = torch.empty_like(first)
+        mu, scale = first.chunk(2, dim)
+        out = packed.chunk(2, dim)
+    gradients = kernels.latent_backward(
+        grad_z, grad_kl, grad_log_q, grad_log_p, mu, scale, prior_mu, prior_scale, seed, row_offset, num_samples,
+        reduction, options, wants_prior, out
+    )  # fmt: skip
+    return gradients if packed is None else (packed, None, gradients.prior_mu, gradients.prior_scale)
+
+
 def _latent_backward(
     first, second, prior_mu, prior_scale, seed, grad_z, grad_kl, grad_log_q, grad_log_p, dim, row_offset, num_samples,
     reduction, wants_prior, backend, *options,
 ):  # fmt: skip
-    mu, scale = _halves(first, second, dim)
-    given = torch.empty_like(first), None if second is None else torch.empty_like(second)
-    gradients = implementation(backend, mu.device, mu.dtype).latent_backward(
-        grad_z, grad_kl, grad_log_q, grad_log_p, mu, scale, prior_mu, prior_scale, seed, row_offset, num_samples,
-        reduction, Options(*options), wants_prior, _halves(*given, dim)
+    kernels = kernels_for(backend, first)
+    gradients = run_latent_backward(
+        kernels, first, second, prior_mu, prior_scale, seed, grad_z, grad_kl, grad_log_q, grad_log_p, dim, row_offset,
+        num_samples, reduction, wants_prior, Options(*options)
     )  # fmt: skip
-    of_prior = [gradients.prior_mu, gradients.prior_scale] if wants_prior else []
-    return [gradient for gradient in (*given, *of_prior) if gradient is not None]
+    return [gradient for gradient in gradients if gradient is not None]
 
 
 def _fake_latent_backward(
@@ -210,25 +210,26 @@ def _fake_latent_backward(
     return [torch.empty_like(tensor) for tensor in given if tensor is not None]
 
 
-def _likelihood_kernels(backend: str, x: Tensor, parameters: tuple[Tensor, ...]) -> Any:
+def likelihood_kernels(backend: str, x: Tensor, parameters: Sequence[Tensor]) -> Any:
     """float64 anywhere is the reference's."""
     wide = likelihood_dtype(x, *parameters) == torch.float64
     return implementation(backend, x.device, torch.float64 if wide else parameters[0].dtype)
 
 
-def _given(*parameters: Tensor | None) -> tuple[Tensor, ...]:
+def given(*parameters: Tensor | None) -> tuple[Tensor, ...]:
+    """Those that are there."""
     return tuple([parameter for parameter in parameters if parameter is not None])
 
 
 def _likelihood(x, first, second, third, reduction, backend, *density):
-    parameters = _given(first, second, third)
-    kernels = _likelihood_kernels(backend, x, parameters)
+    parameters = given(first, second, third)
+    kernels = likelihood_kernels(backend, x, parameters)
     return kernels.likelihood_forward(x, parameters, reduction, Density(*density))
 
 
 def _fake_likelihood(x, first, second, third, reduction, backend, *density):
     like = first if Density(*density).kind != MIXTURE else first[:, 0]
-    dtype = likelihood_dtype(x, *_given(first, second, third))
+    dtype = likelihood_dtype(x, *given(first, second, third))
     if reduction == "none":
         return torch.empty_like(like, dtype=dtype)
     shape = {"sample": like.shape[:1], "channel": like.shape[:2]}.get(reduction, ())
@@ -236,14 +237,14 @@ def _fake_likelihood(x, first, second, third, reduction, backend, *density):
 
 
 def _likelihood_backward(grad, x, first, second, third, wants, reduction, backend, *density):
-    parameters = _given(first, second, third)
-    kernels = _likelihood_kernels(backend, x, parameters)
+    parameters = given(first, second, third)
+    kernels = likelihood_kernels(backend, x, parameters)
     gradients = kernels.likelihood_backward(grad, x, parameters, reduction, Density(*density), wants)
     return [gradient for gradient in gradients if gradient is not None]
 
 
 def _fake_likelihood_backward(grad, x, first, second, third, wants, *rest):
-    parameters = _given(first, second, third)
+    parameters = given(first, second, third)
     return [torch.empty_like(given) for given, wanted in zip(parameters, wants, strict=True) if wanted]
 
 

@@ -265,7 +265,7 @@ def log_marginal(
     torch.Size([8])
     """
     log_weights = model_method(model, "log_weights")
-    check_row_offset(row_offset)
+    row_offset = check_row_offset(row_offset)
 
     def draw(rows: slice, count: int, seed: Tensor) -> Tensor:
         first = row_offset + rows.start

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import plain
 from .arguments import check_flag, check_tensor, dtype_name, fit_to_rows, is_integer, refuse_first
 from .kernels.family import LOG_SCALES, SCALES, Options
+from .plain import observed
 
 
 def check_options(
@@ -88,13 +90,14 @@ def check_number(name: str, value: float, at_least: float) -> float:
     return float(value)
 
 
-def check_num_samples(num_samples: int | None) -> None:
+def check_num_samples(num_samples: int | None) -> int | None:
     if num_samples is None:
-        return
+        return None
     if not is_integer(num_samples):
         raise TypeError(f"num_samples is a {type(num_samples).__name__}, expected an int or None")
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}, expected 1 or more")
+    return num_samples if isinstance(num_samples, torch.SymInt) else int(num_samples)
 
 
 def check_prior(
@@ -108,6 +111,8 @@ def check_prior(
     for name, given in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar)):
         if given is None:
             raise ValueError(f"{name} is None, expected both of prior_mu and prior_logvar or neither")
+    if not observed() and plain.alike_on_cpu(prior_mu, mu) and plain.alike_on_cpu(prior_logvar, mu):
+        return prior_mu, prior_logvar  # type: ignore[return-value]
     return _check_prior_tensor("prior_mu", prior_mu, mu), _check_prior_tensor("prior_logvar", prior_logvar, mu)
 
 

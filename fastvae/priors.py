@@ -153,7 +153,7 @@ class Prior(nn.Module):
             TypeError, ValueError: an argument is of the wrong kind; the message names it.
         """
         mu, logvar = self._check_posterior(mu, logvar)
-        check_num_samples(num_samples)
+        num_samples = check_num_samples(num_samples)
         draw: dict[str, Any] = {
             "num_samples": num_samples, "seed": seed, "generator": generator, "row_offset": row_offset
         }  # fmt: skip

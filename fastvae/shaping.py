@@ -7,12 +7,13 @@ and what follows are operations on tensors of that size. Autograd sees them: not
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from .arguments import requested_backend
-from .autograd import Latent, apply
+from .autograd import latent
 from .kernels.family import Options
 from .options import check_number
 
@@ -64,6 +65,19 @@ class KLShape(NamedTuple):
 def check_kl_shape(
     beta: float, capacity: float | None, free_bits: float, group: str, over: str, reduction: str, event_rank: int
 ) -> KLShape:
+    """The shape, each of it checked. Calls repeat theirs: what has passed once is looked up."""
+    arguments = (beta, capacity, free_bits, group, over, reduction, event_rank)
+    if not torch.compiler.is_compiling():
+        try:
+            return _checked_kl_shape(*arguments)
+        except TypeError:  # it is wrong, and this will be said again
+            pass
+    return _check_kl_shape(*arguments)
+
+
+def _check_kl_shape(
+    beta: float, capacity: float | None, free_bits: float, group: str, over: str, reduction: str, event_rank: int
+) -> KLShape:
     beta = check_number("beta", beta, 0.0)
     free_bits = check_number("free_bits", free_bits, 0.0)
     if group not in GROUPS:
@@ -86,6 +100,9 @@ def check_kl_shape(
     return KLShape(beta, capacity, free_bits, group, over)
 
 
+_checked_kl_shape = functools.lru_cache(maxsize=256, typed=True)(_check_kl_shape)
+
+
 def shaped_latent(
     first: Tensor,
     second: Tensor | None,
@@ -104,9 +121,9 @@ def shaped_latent(
     summed = shape.kernel_reduction(reduction)
     if shape.free_bits:
         options = options._replace(free_bits=shape.in_kernel())
-    z, kl, kl_mean, _, _ = apply(
-        Latent, first, second, *prior, seed, dim, row_offset, num_samples, summed, per_coordinate or summed is None,
-        False, requested_backend(), *options
+    z, kl, kl_mean, _, _ = latent(
+        first, second, prior, seed, dim, row_offset, num_samples, summed, options,
+        kl_mean=per_coordinate or summed is None,
     )  # fmt: skip
     kl = shape.finish(kl, kl_mean, mu.shape[0], reduction)
     return (z, kl, kl_mean.detach()) if per_coordinate else (z, kl)

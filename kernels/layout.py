@@ -39,8 +39,9 @@ def kl_like(mu: Tensor, reduction: str) -> Tensor:
     """An empty float32 tensor for the KL under ``reduction``."""
     if reduction == "none":
         return torch.empty_like(mu, dtype=torch.float32)
-    shape = (mu.shape[0],) if reduction == "sample" else ()
-    return mu.new_empty(shape) if mu.dtype is torch.float32 else mu.new_empty(shape, dtype=torch.float32)
+    if reduction == "sample":
+        return mu.new_empty(len(mu), dtype=torch.float32)
+    return mu.new_empty((), dtype=torch.float32)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

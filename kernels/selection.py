@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 NAMES = ("triton", "cpu", "reference")
 AUTOMATIC = "auto"
@@ -33,6 +34,7 @@ requested = _from_environment()
 
 _unavailable: dict[str, str] = {}  # why a backend cannot run on this machine; "" where it can
 _resolved: dict[tuple[str, torch.device, torch.dtype], ModuleType] = {}
+_resolved_on_cpu: dict[tuple[str, torch.dtype], ModuleType] = {}
 _has_kernels: dict[tuple[str, torch.device, torch.dtype], bool] = {}
 
 
@@ -68,6 +70,17 @@ def implementation(name: str, device: torch.device, dtype: torch.dtype) -> Modul
     module = _resolved.get(key)
     if module is None:
         module = _resolved[key] = importlib.import_module(f"fastvae.kernels.{_resolve(name, device.type, dtype)}")
+    return module
+
+
+def kernels_for(name: str, like: Tensor) -> ModuleType:
+    """`implementation` for this tensor. Small latents on the CPU are asked for often: their device is not looked at."""
+    if not like.is_cpu:
+        return implementation(name, like.device, like.dtype)
+    key = (name, like.dtype)
+    module = _resolved_on_cpu.get(key)
+    if module is None:
+        module = _resolved_on_cpu[key] = implementation(name, like.device, like.dtype)
     return module
 
 

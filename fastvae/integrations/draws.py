@@ -18,7 +18,8 @@ from ..arguments import requested_backend, seed_tensor
 from ..autograd import computed_by_autograd, without_detour
 from ..functional import reparameterize
 from ..kernels.family import Latents, Options
-from ..kernels.selection import implementation
+from ..kernels.selection import kernels_for
+from ..plain import may_go_directly
 from ..recorded import recorded_gradients
 
 _STD = Options(scale="std")
@@ -63,8 +64,8 @@ class _Draw(Function):
         ctx.arguments = draws, backend
         ctx.ahead = _DRAW if reduction is None else _DRAW | _KL
         ctx.set_materialize_grads(False)
-        if _goes_directly(loc, scale):
-            kernels = implementation(backend, loc.device, loc.dtype)
+        if may_go_directly(2, loc, scale):
+            kernels = kernels_for(backend, loc)
             z, kl, *_ = kernels.latent_forward(loc, scale, None, None, seed, 0, draws, reduction, False, False, _STD)
             return (z,) if kl is None else (z, kl)
         return tuple(library.latent(loc, scale, None, None, seed, 1, 0, draws, reduction, False, False, backend, *_STD))
@@ -99,8 +100,8 @@ class _Draw(Function):
             of_loc, of_scale, *_ = recorded_gradients(
                 gradients, (loc, scale, None, None), seed, 0, draws, reduction, _STD, backend
             )
-        elif _goes_directly(grad_z, grad_kl):
-            kernels = implementation(backend, loc.device, loc.dtype)
+        elif may_go_directly(2, grad_z, grad_kl):
+            kernels = kernels_for(backend, loc)
             of_loc, of_scale, *_ = kernels.latent_backward(
                 grad_z, grad_kl, None, None, loc, scale, None, None, seed, 0, draws, reduction, _STD, False
             )
@@ -109,14 +110,6 @@ class _Draw(Function):
                 loc, scale, None, None, seed, grad_z, grad_kl, None, None, 1, 0, draws, reduction, False, backend, *_STD
             )
         return of_loc, of_scale, None
-
-
-def _goes_directly(*tensors: Tensor | None) -> bool:
-    """Whether the kernels may be called past PyTorch's dispatcher: nobody observes it, and memory is what it says."""
-    for tensor in tensors:
-        if tensor is not None and (type(tensor) not in library.PLAIN_TENSORS or tensor.is_neg()):
-            return False
-    return not library.observed()
 
 
 _apply = without_detour(_Draw)  # transforms have been looked for before

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
+from .. import plain
 from ..functional import gaussian_kl
 from ..kernels.selection import reason_unavailable
-from ..library import PLAIN_TENSORS
+from ..plain import PLAIN_TENSORS
 from .draws import draw as drawn
 from .draws import draw_and_kl
 from .served import dtype_of_formulas, is_served
@@ -116,15 +117,14 @@ def _kl_between(p: Normal, q: Normal, reduction: str) -> Tensor | None:
 
 
 def _fit(loc: Tensor, scale: Tensor) -> bool:
-    return (
-        type(loc) in PLAIN_TENSORS
-        and type(scale) in PLAIN_TENSORS
-        and loc.shape == scale.shape
+    if not (type(loc) in PLAIN_TENSORS and type(scale) in PLAIN_TENSORS and is_served(loc)):
+        return False
+    return plain.alike_on_cpu(loc, scale) or (
+        loc.shape == scale.shape
         and loc.dtype == scale.dtype
         and loc.dim() > 0
         and loc.numel() > 0
         and loc.device == scale.device
-        and is_served(loc)
     )
 
 

@@ -24,17 +24,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..arguments import (
-    check_flag,
-    check_reduction,
-    check_tensor,
-    fit_to_rows,
-    refuse_first,
-    requested_backend,
-)
-from ..autograd import LogLikelihood, apply
+from .. import plain
+from ..arguments import check_flag, check_reduction, check_tensor, fit_to_rows, refuse_first
+from ..autograd import log_likelihood
 from ..kernels.likelihoods import MIXTURE, Density, channels_of_mixture
 from ..options import check_clamp
+from ..plain import observed
 from ..sizes import check_count
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
@@ -216,10 +211,10 @@ def discretized_logistic_mixture_log_prob(
         refuse_first("x", x, ~((x >= 0) & (x <= highest)), f"0 to {highest:g}")
     density = Density(MIXTURE, low=LOWEST_LOG_SCALE, components=int(components))
     if not draws:
-        return apply(LogLikelihood, x, parameters, None, None, reduction, requested_backend(), *density)
+        return log_likelihood(x, [parameters], reduction, density)
     rows = parameters.flatten(0, 1)
     x = x.expand(parameters.shape[0], *x.shape).flatten(0, 1)
-    log_prob = apply(LogLikelihood, x, rows, None, None, reduction, requested_backend(), *density)
+    log_prob = log_likelihood(x, [rows], reduction, density)
     return log_prob.unflatten(0, parameters.shape[:2])
 
 
@@ -247,17 +242,12 @@ def _log_prob(
         _check_values(x, parameters, rules)
     if not draws:
         fitted = [fit_to_rows(other_name, other, "x", x) for other_name, other in others]
-        return _apply(x, first, fitted, reduction, density)
+        return log_likelihood(x, [first, *fitted], reduction, density)
     # As rows of an event that holds all draws: (B, K, *event), in which x repeats itself without taking memory.
     fitted = [_beside_draws(other_name, other, first, x) for other_name, other in others]
     repeated = x.unsqueeze(1).expand(x.shape[0], first.shape[0], *x.shape[1:])
     over = "channel" if reduction == "sample" else reduction
-    return _apply(repeated, first.transpose(0, 1), fitted, over, density).transpose(0, 1)
-
-
-def _apply(x: Tensor, first: Tensor, others: list[Tensor], reduction: str, density: Density) -> Tensor:
-    second, third = [*others, None, None][:2]
-    return apply(LogLikelihood, x, first, second, third, reduction, requested_backend(), *density)
+    return log_likelihood(repeated, [first.transpose(0, 1), *fitted], over, density).transpose(0, 1)
 
 
 def _beside_draws(name: str, given: Tensor, first: Tensor, x: Tensor) -> Tensor:
@@ -270,7 +260,9 @@ def _beside_draws(name: str, given: Tensor, first: Tensor, x: Tensor) -> Tensor:
 
 
 def _check_inputs(x: Tensor, parameters: list[Parameter]) -> None:
-    if isinstance(x, Tensor) and x.dtype in INTEGERS:
+    if not observed() and plain.alike_on_cpu(parameters[0][1], x):
+        parameters = parameters[1:]
+    elif isinstance(x, Tensor) and x.dtype in INTEGERS:
         if x.dim() == 0:
             raise ValueError("x is 0-d, expected shape (batch, *event)")
     else:

@@ -25,8 +25,11 @@ except ImportError as error:
     raise ImportError(f"the C extension was not built when fastvae was installed, or does not load: {error}") from error
 
 _kernels.use_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None))
+_kernels.use_plain(Tensor, torch.nn.Parameter, Tensor.is_neg)
+alike_on_cpu, plain_on_cpu = _kernels.alike, _kernels.plain
 
 __all__ = [
+    "alike_on_cpu",
     "backward",
     "describe",
     "device_types",
@@ -36,6 +39,7 @@ __all__ = [
     "likelihood_backward",
     "likelihood_forward",
     "noise",
+    "plain_on_cpu",
     "unavailable",
 ]
 

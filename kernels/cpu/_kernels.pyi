@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 from torch import Tensor
 
 def forward(
@@ -126,6 +128,14 @@ def look_at_normal(loc: Tensor, scale: Tensor, /) -> int:
     """1 if no loc is NaN and all scales are positive, plus 2 if all are 0 and 1; both dense float32 of one size."""
 
 def gammas(arguments: int, n: int, lgamma: int, digamma: int, /) -> None: ...
+def use_plain(tensor: type, parameter: type, is_neg: Callable, /) -> None: ...
+def plain(tensors: int, /, *arguments: object) -> bool:
+    """Whether the first so many arguments are None or tensors of these types, in the CPU's memory and no negative
+    views, and the others Python's own numbers, strings and tuples."""
+
+def alike(mu: object, logvar: object, /) -> bool:
+    """Whether both are such tensors, of one shape that is neither () nor empty, both float32, bfloat16 or float16."""
+
 def use_exchange(capsule: object, /) -> bool: ...
 def words(counters: int, n: int, seed: int, words: int, /) -> None: ...
 def instruction_set() -> str | None: ...

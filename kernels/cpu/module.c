@@ -16,6 +16,79 @@ static PyObject *py_use_exchange(PyObject *self, PyObject *capsule) {
     return PyBool_FromLong(exchange != NULL);
 }
 
+/* What plain tensors are: torch.Tensor and torch.nn.Parameter themselves; of what they are asked, the attribute is_cpu
+   and the method is_neg, which tells a tensor whose memory has the signs of what it is a view of. */
+static PyObject *plain_types[2], *is_cpu, *is_neg;
+
+static PyObject *py_use_plain(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    if (given != 3) {
+        PyErr_SetString(PyExc_TypeError, "expected two types and a method");
+        return NULL;
+    }
+    for (int i = 0; i < 3; i++) Py_INCREF(args[i]);
+    plain_types[0] = args[0];
+    plain_types[1] = args[1];
+    is_neg = args[2];
+    is_cpu = PyUnicode_InternFromString("is_cpu");
+    if (!is_cpu) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* Takes the answer's reference. */
+static int answer_is(PyObject *answer, PyObject *expected) {
+    if (!answer) PyErr_Clear();
+    Py_XDECREF(answer);
+    return answer == expected;
+}
+
+/* Whether this is a plain tensor in the memory of the CPU, and a description of it if so. PyTorch takes a millisecond to
+   say that it cannot describe one, so those of other devices are not asked for. */
+static int view_plain(PyObject *object, dlpack_tensor *d) {
+    PyObject *type = (PyObject *)Py_TYPE(object);
+    if (!exchange || (type != plain_types[0] && type != plain_types[1])) return 0;
+    if (!answer_is(PyObject_GetAttr(object, is_cpu), Py_True)) return 0;
+    if (!answer_is(PyObject_CallFunctionObjArgs(is_neg, object, NULL), Py_False)) return 0;
+    if (exchange->view(object, d)) {
+        PyErr_Clear(); /* a batch of tensors, for instance */
+        return 0;
+    }
+    return d->data != NULL; /* NULL also where there are no elements: the long way will do */
+}
+
+/* An int and not NumPy's, and so on: what needs no conversion. */
+static int is_simple(PyObject *object) {
+    return object == Py_None || PyLong_CheckExact(object) || PyUnicode_CheckExact(object) || PyFloat_CheckExact(object) ||
+           PyBool_Check(object) || PyTuple_CheckExact(object);
+}
+
+static PyObject *py_plain(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    Py_ssize_t tensors = given ? PyLong_AsSsize_t(args[0]) : -1;
+    if (tensors < 0 || tensors >= given) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "expected how many tensors there are, and the arguments");
+        return NULL;
+    }
+    dlpack_tensor d;
+    for (Py_ssize_t i = 1; i <= tensors; i++)
+        if (args[i] != Py_None && !view_plain(args[i], &d)) Py_RETURN_FALSE;
+    for (Py_ssize_t i = tensors + 1; i < given; i++)
+        if (!is_simple(args[i])) Py_RETURN_FALSE;
+    Py_RETURN_TRUE;
+}
+
+/* Whether these are plain, of one shape, with a batch dimension and no empty one, and of one dtype that there are kernels
+   for. */
+static PyObject *py_alike(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    enum { FLOAT = 2, BFLOAT = 4 }; /* DLPack's codes */
+    dlpack_tensor a, b;
+    if (given != 2 || !view_plain(args[0], &a) || !view_plain(args[1], &b)) Py_RETURN_FALSE;
+    int has_kernels = a.dtype.code == FLOAT ? a.dtype.bits == 32 || a.dtype.bits == 16 : a.dtype.code == BFLOAT;
+    if (!has_kernels || a.dtype.code != b.dtype.code || a.dtype.bits != b.dtype.bits) Py_RETURN_FALSE;
+    if (a.rank == 0 || a.rank != b.rank) Py_RETURN_FALSE;
+    for (int32_t dim = 0; dim < a.rank; dim++)
+        if (a.shape[dim] == 0 || a.shape[dim] != b.shape[dim]) Py_RETURN_FALSE;
+    Py_RETURN_TRUE;
+}
+
 /* What all calls end with: the seed's tensor, the dtype, row_offset, reduction and number of threads.
    0 and an exception where the arguments cannot be these. */
 static int take_rest(call *c, int *threads, PyObject *const *rest, Py_ssize_t given, Py_ssize_t expected) {
@@ -314,6 +387,9 @@ static PyMethodDef methods[] = {
     {"likelihood_backward", (PyCFunction)(void (*)(void))py_likelihood_backward, METH_FASTCALL, "their gradients"},
     {"look_at_normal", (PyCFunction)(void (*)(void))py_look_at_normal, METH_FASTCALL, "1: valid, 2: N(0, 1), or both"},
     {"gammas", (PyCFunction)(void (*)(void))py_gammas, METH_FASTCALL, "lgamma and digamma of floats, for the tests"},
+    {"use_plain", (PyCFunction)(void (*)(void))py_use_plain, METH_FASTCALL, "what plain tensors are; see module.c"},
+    {"plain", (PyCFunction)(void (*)(void))py_plain, METH_FASTCALL, "whether arguments are plain; see _kernels.pyi"},
+    {"alike", (PyCFunction)(void (*)(void))py_alike, METH_FASTCALL, "whether two plain tensors are of a shape and dtype"},
     {"use_exchange", py_use_exchange, METH_O, "how tensors are looked at: DLPack's C exchange interface, or None"},
     {"words", (PyCFunction)(void (*)(void))py_words, METH_FASTCALL, "Philox words of given counters, for the tests"},
     {"instruction_set", py_instruction_set, METH_NOARGS, "name of the instruction set in use, or None"},
