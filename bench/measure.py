@@ -1,4 +1,4 @@
-"""Measures a case: the contenders are checked, then timed in turns, direction by direction."""
+"""Measures a case: the contenders are checked, then each is timed in turns with eager PyTorch, in each direction."""
 
 from __future__ import annotations
 
@@ -99,7 +99,9 @@ def measure(
     directions: Sequence[str] | None = None,
     timed: Plan | None = None,
 ) -> Measurement:
-    """Check, then time the contenders in turns. Raises Disagreement; torch's generator is left as it was.
+    """Check, then time each contender in turns with eager PyTorch. Torch's generator is left as it was.
+
+    Raises Disagreement where a contender computes something else.
 
     Args:
         case: what to compute.
@@ -130,9 +132,17 @@ def measure(
 def _time(
     steps: Mapping[str, Step], direction: str, budget: float, timed: Plan | None
 ) -> dict[tuple[str, str], Timing]:
+    """Each contender in turns with plain PyTorch alone: what else ran before would leave it other caches."""
     jobs = {name: step.direction(direction) for name, step in steps.items()}
-    how = timed or plan(jobs, budget)
-    others = Elsewhere()
-    seconds = interleaved_seconds(jobs, **how._asdict())
-    share = others.share()
-    return {(direction, name): Timing(seconds[name], how.calls, speed_against(seconds, name), share) for name in jobs}
+    timings: dict[tuple[str, str], Timing] = {}
+    rivals = [name for name in jobs if name != "eager"]
+    for rival in rivals or ["eager"]:
+        pair = {name: jobs[name] for name in ("eager", rival)}
+        how = timed or plan(pair, budget / max(len(rivals), 1))
+        others = Elsewhere()
+        seconds = interleaved_seconds(pair, **how._asdict())
+        share = others.share()
+        for name in pair:
+            timing = Timing(seconds[name], how.calls, speed_against(seconds, name), share)
+            timings.setdefault((direction, name), timing)
+    return timings

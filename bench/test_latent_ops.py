@@ -2,8 +2,8 @@
 
 python -m pytest bench --benchmark-json=suite.json [-k "4096x256 and bfloat16"]        or: make bench
 
-Each case is checked and measured once, all contenders in turns, before its benchmarks record what was measured
-(`bench.replay`). A contender that computes something else fails the case before anything is timed.
+Each case is checked and measured once, each contender in turns with eager PyTorch, before its benchmarks record what
+was measured (`bench.replay`). A contender that computes something else fails the case before anything is timed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @functools.lru_cache(maxsize=1)  # the benchmarks of a case follow each other
 def measured(case: Case, device: torch.device) -> tuple[Measurement, dict[str, int | None]]:
-    """All contenders of a case, timed in turns, and their peak memory."""
+    """All contenders of a case, each timed in turns with eager PyTorch, and their peak memory."""
     names = contender_names(case, device)
     measurement = measure(case, names, device)
     with_peak = (case.op, case.dtype) in PEAKS_OF and device.type == "cpu"
