@@ -95,7 +95,7 @@ def measure(
     names: Sequence[str],
     device: torch.device,
     *,
-    budget: float = 2.0,
+    budget: float = 1.0,
     directions: Sequence[str] | None = None,
     timed: Plan | None = None,
 ) -> Measurement:
