@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import library
-from .kernels import selection
+from .arguments import requested_backend
 from .kernels.family import PLAIN, Latents, Options
 from .kernels.likelihoods import Density
 from .kernels.reference.latents import grad_kl_elementwise
@@ -268,7 +268,7 @@ def latent(
     log_probs: bool = False,
 ) -> Any:
     """z, kl, kl_mean, log_q and log_p of any latent, with gradients; None for what was not wanted."""
-    backend = selection.requested
+    backend = requested_backend()
     kernels = kernels_for(backend, first) if may_go_directly(5, first, second, *prior, seed) else None
     how = (dim, row_offset, num_samples, reduction, kl_mean, log_probs, backend, options, kernels)
     return apply(Latent, first, second, *prior, seed, how)
@@ -324,7 +324,7 @@ class LogLikelihood(Function):
 def log_likelihood(x: Tensor, parameters: list[Tensor], reduction: str, density: Density) -> Tensor:
     """log p(x|z), reduced, with gradients."""
     first, second, third = [*parameters, None, None][:3]
-    backend = selection.requested
+    backend = requested_backend()
     kernels = None
     if may_go_directly(4, x, first, second, third):
         kernels = library.likelihood_kernels(backend, x, parameters)

@@ -138,7 +138,8 @@ def negative_binomial_log_prob(
 
     with 1e-8 added to the arguments of the logarithms (scVI, Lopez et al. 2018). ``mean`` is 0 or more and ``theta``
     positive: one for each gene (event), for each cell and gene, or (B, 1) for each cell. Most counts of a gene
-    expression matrix are 0: their log p has no gamma functions, and the CPU kernel computes those for the others alone.
+    expression matrix are 0: their log p has no gamma functions. The CPU kernel computes those for what is not a whole
+    count up to 8, and of the others, where theta is at most 10,000, the logarithm of a product.
 
     >>> import torch
     >>> from fastvae.likelihoods import negative_binomial_log_prob
