@@ -65,13 +65,11 @@ def check_posterior(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fit_to_rows(name: str, given: Tensor, like_name: str, like: Tensor) -> Tensor:
-    """What kernels take beside ``like``: a tensor of its shape, of shape (1, *event), or of one element."""
-    if given.shape == like.shape:
+    """What kernels take beside ``like``: a tensor of its shape, of the event's shape, of (1, *event) or one element."""
+    if given.shape in (like.shape, like.shape[1:]):
         return given
     if given.numel() == 1:
         return given.reshape((1,) * like.dim())
-    if given.shape == like.shape[1:]:
-        return given.expand(1, *given.shape)
     try:
         fits = torch.broadcast_shapes(given.shape, like.shape) == like.shape
     except RuntimeError:

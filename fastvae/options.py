@@ -103,7 +103,7 @@ def check_num_samples(num_samples: int | None) -> int | None:
 def check_prior(
     prior_mu: Tensor | float | None, prior_logvar: Tensor | float | None, mu: Tensor, options: Options
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The prior's parameters, each of mu's shape, of shape (1, *event) or of one element; None, None for N(0, I)."""
+    """The prior's parameters, of mu's shape, the event's, (1, *event) or of one element; None, None for N(0, I)."""
     if prior_mu is None and prior_logvar is None:
         if options.residual:
             raise ValueError("residual is True without a prior, expected prior_mu and prior_logvar")

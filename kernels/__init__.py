@@ -19,9 +19,9 @@ These are the shortest way for the most usual latent. All others, with the optio
                     num_samples, reduction, options, wants_prior, out) -> Gradients
 
 ``mu`` and ``scale`` have one shape, (B, *event), any strides. ``prior_mu`` and ``prior_scale`` are both None (N(0, I))
-or both tensors of mu's dtype and rank, each of mu's shape, of shape (1, *event), which the batch shares, or of one
-element; their gradients, computed if ``wants_prior``, have the shape that was given: sums over the batch in a fixed
-order.
+or both tensors of mu's dtype, each of mu's shape, of shape (*event) or (1, *event), which the batch shares, or of mu's
+rank and of one element; their gradients, computed if ``wants_prior``, have the shape that was given: sums over the
+batch in a fixed order.
 ``seed`` None: no z, no noise. ``num_samples`` None: z has mu's shape; K: z is (K, B, *event), and log_q and log_p,
 wanted with ``log_probs``, are (K, B) instead of (B,), float32. ``reduction`` None: no KL; "channel", beside the public
 words, sums over all dimensions behind the second: (B, shape[1]). ``kl_mean``: the KL of each coordinate averaged over
@@ -35,11 +35,12 @@ Likelihoods, the formulas of `likelihoods`:
     likelihood_backward(grad, x, parameters, reduction, density, wants)  -> for each parameter its gradient, or None
 
 ``parameters`` is a tuple of as many tensors as the kind takes. The first has x's shape, (B, *event); each other one has
-x's shape, (1, *event), which the batch shares, or one element, and so has its gradient: a sum over the batch in a fixed
-order. ``wants`` says of each parameter whether its gradient is wanted. Every tensor has a dtype of its own, x also an
-integer one or bool, any strides (0 among them), and gradients take the dtype of their parameter; results are float32
-(float64 if x or a parameter is), reduced as the KL is, "channel" included. The parameter of a mixture is (B, channels,
-...), x is (B, C, ...), the result of "none" (B, ...) without the C, and "channel" does not occur.
+x's shape, (*event) or (1, *event), which the batch shares, or x's rank and one element, and so has its gradient: a sum
+over the batch in a fixed order. ``wants`` says of each parameter whether its gradient is wanted. Every tensor has a
+dtype of its own, x also an integer one or bool, any strides (0 among them), and gradients take the dtype of their
+parameter; results are float32 (float64 if x or a parameter is), reduced as the KL is, "channel" included. The parameter
+of a mixture is (B, channels, ...), x is (B, C, ...), the result of "none" (B, ...) without the C, and "channel" does
+not occur.
 
 Each also has ``describe(shape, dtype, device)``, what a latent op of this shape would run as, in words.
 

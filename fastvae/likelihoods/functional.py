@@ -257,6 +257,8 @@ def _beside_draws(name: str, given: Tensor, first: Tensor, x: Tensor) -> Tensor:
     fitted = fit_to_rows(name, given, "x", x)
     if fitted.numel() == 1:
         return fitted.reshape((1,) * first.dim())
+    if fitted.dim() < x.dim():
+        fitted = fitted.unsqueeze(0)
     return fitted.unsqueeze(1).expand(fitted.shape[0], first.shape[0], *x.shape[1:])
 
 

@@ -192,8 +192,8 @@ static PyObject *py_latent_forward(PyObject *self, PyObject *const *args, Py_ssi
     if (!take_rest(&c, &threads, args + TENSORS + 2, given, TENSORS + 7)) return NULL;
     if (!take_options(&c, args + TENSORS) || !view_tensors(args, TENSORS, t)) return NULL;
     int64_t between_draws = c.draws ? take_draws(&t[Z]) : 0;
-    expand(&t[PRIOR_MU]);
-    expand(&t[PRIOR_SCALE]);
+    expand(&t[PRIOR_MU], t[MU].rank);
+    expand(&t[PRIOR_SCALE], t[MU].rank);
     int elementwise = c.reduction == ELEMENTWISE;
     if (!plan_rows(&c, &t[MU], 5 + elementwise,
                    (const tensor *[]){&t[MU], &t[SCALE], &t[PRIOR_MU], &t[PRIOR_SCALE], &t[Z], &t[KL]},
@@ -221,10 +221,10 @@ static PyObject *py_latent_backward(PyObject *self, PyObject *const *args, Py_ss
     if (!take_rest(&c, &threads, args + TENSORS + 2, given, TENSORS + 7)) return NULL;
     if (!take_options(&c, args + TENSORS) || !view_tensors(args, TENSORS, t)) return NULL;
     int64_t between_draws = c.draws ? take_draws(&t[GRAD_Z]) : 0;
-    expand(&t[PRIOR_MU]);
-    expand(&t[PRIOR_SCALE]);
-    expand(&t[GRAD_PRIOR_MU]);
-    expand(&t[GRAD_PRIOR_SCALE]);
+    expand(&t[PRIOR_MU], t[MU].rank);
+    expand(&t[PRIOR_SCALE], t[MU].rank);
+    expand(&t[GRAD_PRIOR_MU], t[MU].rank);
+    expand(&t[GRAD_PRIOR_SCALE], t[MU].rank);
     int elementwise = c.reduction == ELEMENTWISE;
     if (!plan_rows(&c, &t[MU], 9 + elementwise,
                    (const tensor *[]){&t[GRAD_Z], &t[MU], &t[SCALE], &t[PRIOR_MU], &t[PRIOR_SCALE], &t[GRAD_MU],
@@ -282,8 +282,8 @@ static PyObject *py_likelihood_forward(PyObject *self, PyObject *const *args, Py
     if (!take_rest(&c, &threads, args + TENSORS + 1, given, TENSORS + 6)) return NULL;
     if (!take_density(&c, args[TENSORS]) || !view_tensors(args, TENSORS, t)) return NULL;
     plan_mixture(&c, &t[X], &t[FIRST], &none, between);
-    expand(&t[SECOND]);
-    expand(&t[THIRD]);
+    expand(&t[SECOND], t[X].rank);
+    expand(&t[THIRD], t[X].rank);
     int elementwise = c.reduction == ELEMENTWISE;
     if (!plan_rows(&c, &t[X], 4 + elementwise, (const tensor *[]){&t[X], &t[FIRST], &t[SECOND], &t[THIRD], &t[LOG_PROB]},
                    (strided *[]){&c.x, &c.parameters[0], &c.parameters[1], &c.parameters[2], &c.kl}))
@@ -306,7 +306,7 @@ static PyObject *py_likelihood_backward(PyObject *self, PyObject *const *args, P
     if (!take_density(&c, args[TENSORS]) || !view_tensors(args, TENSORS, t)) return NULL;
     plan_mixture(&c, &t[X], &t[FIRST], &t[GRAD_FIRST], between);
     for (int i = SECOND; i < TENSORS; i++)
-        if (i != GRAD_FIRST) expand(&t[i]);
+        if (i != GRAD_FIRST) expand(&t[i], t[X].rank);
     int elementwise = c.reduction == ELEMENTWISE;
     if (!plan_rows(&c, &t[X], 7 + elementwise,
                    (const tensor *[]){&t[X], &t[FIRST], &t[SECOND], &t[THIRD], &t[GRAD_FIRST], &t[GRAD_SECOND],

@@ -109,6 +109,11 @@ static inline int64_t end_of_tiles(const call *c, int64_t unit) {
 /* A unit's sums: its tiles were added up, element by element; now the rows of what came of them are. */
 static inline void leave_partial_sums(const call *c, const column_sums *s, int64_t unit, const float *tiles) {
     tile t = tile_at(c, unit % c->tiles_a_row); /* has the most rows */
+    float *partial = s->partial + unit / c->tiles_a_row * c->event + t.start;
+    if (t.rows == 1 && !s->single) {
+        copy_array(tiles, t.count, partial);
+        return;
+    }
     double sum[TILE] = {0}, total = 0.0;
     for (int64_t r = 0; r < t.rows; r++)
         for (int64_t d = 0; d < t.count; d++) sum[d] += tiles[r * t.count + d];
@@ -117,7 +122,6 @@ static inline void leave_partial_sums(const call *c, const column_sums *s, int64
         s->partial[unit] = (float)total;
         return;
     }
-    float *partial = s->partial + unit / c->tiles_a_row * c->event + t.start;
     for (int64_t d = 0; d < t.count; d++) partial[d] = (float)sum[d];
 }
 

@@ -100,9 +100,17 @@ static int64_t elements_of(const tensor *t, int64_t first_dim) {
     return elements;
 }
 
-/* Dimensions of one element become as long as any other tensor's. */
-static void expand(tensor *t) {
-    for (int64_t dim = 0; dim < t->rank; dim++) t->numbers[MAX_RANK + dim] = t->shape[dim] == 1 ? 0 : t->strides[dim];
+/* Dimensions that it lacks in front, and those of one element, become as long as any other tensor's. */
+static void expand(tensor *t, int64_t rank) {
+    if (!t->data) return;
+    int64_t lacking = rank - t->rank;
+    for (int64_t dim = rank - 1; dim >= 0; dim--) {
+        int64_t length = dim < lacking ? 1 : t->shape[dim - lacking];
+        t->numbers[MAX_RANK + dim] = length == 1 ? 0 : t->strides[dim - lacking];
+        t->numbers[dim] = length;
+    }
+    t->rank = rank;
+    t->shape = t->numbers;
     t->strides = t->numbers + MAX_RANK;
 }
 
