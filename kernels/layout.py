@@ -38,7 +38,7 @@ class RowsView(NamedTuple):
 def kl_like(mu: Tensor, reduction: str) -> Tensor:
     """An empty float32 tensor for the KL under ``reduction``."""
     if reduction == "none":
-        return torch.empty_like(mu, dtype=torch.float32)
+        return torch.empty_like(mu) if mu.dtype is torch.float32 else torch.empty_like(mu, dtype=torch.float32)
     if reduction == "sample":
         return mu.new_empty(len(mu), dtype=torch.float32)
     return mu.new_empty((), dtype=torch.float32)

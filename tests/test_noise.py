@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 
 import fastvae
+from fastvae.arguments import seed_tensor
 from fastvae.kernels.reference import philox as reference_philox
 
 from .conftest import BACKENDS, backend_device, interpreter_truncates
@@ -225,3 +226,13 @@ def test_ten_million_draws_are_standard_normal(name):
         pairs = first.numel()
         assert abs((first * second).sum().item()) < 5 * math.sqrt(pairs)
         assert abs(((first**2 - 1) * (second**2 - 1)).sum().item()) < 5 * math.sqrt(4 * pairs)
+
+
+def test_the_seed_is_drawn_as_randint_draws_it():
+    torch.manual_seed(3)
+    seeds = [seed_tensor(None, None, torch.device("cpu")) for _ in range(3)]
+    state = torch.get_rng_state()
+    torch.manual_seed(3)
+    assert seeds == [torch.randint(-(2**63), 2**63 - 1, (1,)) for _ in range(3)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len({seed.data_ptr() for seed in seeds}) == 3

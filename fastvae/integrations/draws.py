@@ -60,12 +60,12 @@ class _Draw(Function):
         ctx: Any, loc: Tensor, scale: Tensor, how: tuple[Tensor, int | None, str | None, str]
     ) -> tuple[Tensor, ...]:
         seed, draws, reduction, backend = how  # one argument: autograd looks at each
+        kernels = kernels_for(backend, loc) if may_go_directly(2, loc, scale) else None
         ctx.kept = loc, scale, seed, loc._version, scale._version
-        ctx.arguments = draws, backend
+        ctx.arguments = draws, backend, kernels
         ctx.ahead = _DRAW if reduction is None else _DRAW | _KL
         ctx.set_materialize_grads(False)
-        if may_go_directly(2, loc, scale):
-            kernels = kernels_for(backend, loc)
+        if kernels is not None:
             z, kl, *_ = kernels.latent_forward(loc, scale, None, None, seed, 0, draws, reduction, False, False, _STD)
             return (z,) if kl is None else (z, kl)
         return tuple(library.latent(loc, scale, None, None, seed, 1, 0, draws, reduction, False, False, backend, *_STD))
@@ -80,10 +80,10 @@ class _Draw(Function):
                 f"backward goes through the {_NAMES[through & ~ctx.ahead]} of a Normal a second time, expected"
                 " retain_graph=True the first time"
             )
-        loc, scale, seed, *versions = ctx.kept
-        draws, backend = ctx.arguments
+        loc, scale, seed, loc_version, scale_version = ctx.kept
+        draws, backend, kernels = ctx.arguments
         # The gradient of a draw is eps, whatever has become of loc and scale since.
-        if grad_kl is not None and versions != [loc._version, scale._version]:
+        if grad_kl is not None and (loc_version != loc._version or scale_version != scale._version):
             raise RuntimeError(
                 "loc or scale of a Normal was changed in place after a draw and before backward through its KL,"
                 " expected both as they were"
@@ -100,8 +100,7 @@ class _Draw(Function):
             of_loc, of_scale, *_ = recorded_gradients(
                 gradients, (loc, scale, None, None), seed, 0, draws, reduction, _STD, backend
             )
-        elif may_go_directly(2, grad_z, grad_kl):
-            kernels = kernels_for(backend, loc)
+        elif kernels is not None and may_go_directly(2, grad_z, grad_kl):
             of_loc, of_scale, *_ = kernels.latent_backward(
                 grad_z, grad_kl, None, None, loc, scale, None, None, seed, 0, draws, reduction, _STD, False
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,13 +19,21 @@ from torch.distributions import Independent, Normal
 
 from .. import plain
 from ..functional import gaussian_kl
-from ..kernels.selection import reason_unavailable
+from ..kernels.selection import has_kernels, reason_unavailable
 from ..plain import PLAIN_TENSORS
 from .draws import draw as drawn
 from .draws import draw_and_kl
-from .served import dtype_of_formulas, is_served
+from .served import are_taken_apart, dtype_of_formulas
 
-_cpu = None if reason_unavailable("cpu") else importlib.import_module("fastvae.kernels.cpu")
+_VALID, _STANDARD = 1, 2  # loc and scale are those of a Normal; of N(0, 1)
+
+
+def _cannot_see(loc: Tensor, scale: Tensor) -> int:
+    return -1
+
+
+# Both of these at once, or -1 where it is not for the C extension to say.
+_see = _cannot_see if reason_unavailable("cpu") else importlib.import_module("fastvae.kernels.cpu").look_at_normal
 
 
 class _Known:
@@ -53,34 +62,37 @@ def begin(normal: Normal, loc: Tensor, scale: Tensor, validate: bool) -> bool:
     """
     if not _fit(loc, scale):
         return False
+    seen = 0
     if validate:
-        if loc.device.type != "cpu":
+        if not loc.is_cpu:
             return False  # to look at bounds is to wait for them
-        valid, standard = _look_at(loc, scale)
-        if not valid:
+        seen = _look_at(loc, scale)
+        if not seen & _VALID:
             return False  # torch says what is wrong with them
     normal.loc, normal.scale = loc, scale
-    if validate and standard:
-        _note(normal, standard=True)
+    if seen & _STANDARD and not (loc.is_inference() or scale.is_inference()):  # changes of those are not counted
+        vars(normal)["_fastvae_known"] = _Known(normal, standard=True)
     return True
 
 
-def draw(normal: Normal, sample_shape: torch.Size) -> Tensor | None:
+def draw(normal: Normal, sample_shape: Sequence[int]) -> Tensor | None:
     """loc + scale eps, (*sample_shape, *batch_shape), with gradients; eps is of `fastvae.noise`."""
     loc, scale = normal.loc, normal.scale
     if not _fit(loc, scale):
         return None
+    if type(sample_shape) is not torch.Size:
+        sample_shape = torch.Size(sample_shape)
     if sample_shape:
         draws = math.prod(sample_shape)
         if not draws:
             return None
         z = drawn(loc, scale, draws)
         return z if len(sample_shape) == 1 else z.reshape(sample_shape + loc.shape)
-    if loc.grad_fn is None and scale.grad_fn is None:
+    if loc.is_leaf and scale.is_leaf:
         return drawn(loc, scale)  # parameters, not what an encoder gave: hardly the posterior of a VAE
     z, elementwise = draw_and_kl(loc, scale)
     if elementwise is not None:
-        _note(normal, kl=elementwise)
+        vars(normal)["_fastvae_known"] = _Known(normal, kl=elementwise)
     return z
 
 
@@ -92,7 +104,7 @@ def kl(p: Normal, q: Normal) -> Tensor | None:
     # Given out once: whoever asks again gets a tensor of their own, as from torch.
     found, priced.kl = priced.kl, None
     assert found is not None
-    return found.to(dtype_of_formulas(p.loc))
+    return _in_dtype_of_formulas(found, p.loc)
 
 
 def kl_of_independents(p: Independent, q: Independent) -> Tensor | None:
@@ -113,14 +125,24 @@ def _kl_between(p: Normal, q: Normal, reduction: str) -> Tensor | None:
         return None
     found = gaussian_kl(loc, scale, q.loc, q.scale, scale="std", reduction=reduction)
     assert isinstance(found, Tensor)  # no KL per coordinate was asked for
-    return found.to(dtype_of_formulas(loc))
+    return _in_dtype_of_formulas(found, loc)
+
+
+def _in_dtype_of_formulas(found: Tensor, loc: Tensor) -> Tensor:
+    dtype = dtype_of_formulas(loc)
+    return found if found.dtype is dtype else found.to(dtype)
 
 
 def _fit(loc: Tensor, scale: Tensor) -> bool:
-    if not (type(loc) in PLAIN_TENSORS and type(scale) in PLAIN_TENSORS and is_served(loc)):
+    if are_taken_apart():
         return False
-    return plain.alike_on_cpu(loc, scale) or (
-        loc.shape == scale.shape
+    if plain.alike_on_cpu(loc, scale):
+        return has_kernels(loc.device, loc.dtype)
+    return (
+        type(loc) in PLAIN_TENSORS
+        and type(scale) in PLAIN_TENSORS
+        and has_kernels(loc.device, loc.dtype)
+        and loc.shape == scale.shape
         and loc.dtype == scale.dtype
         and loc.dim() > 0
         and loc.numel() > 0
@@ -136,8 +158,8 @@ def _fit_prior(given: Tensor, loc: Tensor) -> bool:
     its_shape = loc.shape[fewer:]
     return (
         type(given) in PLAIN_TENSORS
-        and given.dtype == loc.dtype
-        and given.device == loc.device
+        and given.dtype is loc.dtype
+        and ((given.is_cpu and loc.is_cpu) or given.device == loc.device)
         and (shape == its_shape or all(mine in (1, its) for mine, its in zip(shape, its_shape, strict=True)))
     )
 
@@ -161,21 +183,17 @@ def _is_standard(normal: Normal) -> bool:
     if known is not None and known.standard and known.holds_of(normal):
         known.standard = False
         return True
-    return loc.device.type == "cpu" and _look_at(loc, scale)[1]
+    return loc.is_cpu and bool(_look_at(loc, scale) & _STANDARD)
 
 
-def _note(normal: Normal, **found: Any) -> None:
-    if not (normal.loc.is_inference() or normal.scale.is_inference()):  # their changes are not counted
-        vars(normal)["_fastvae_known"] = _Known(normal, **found)
-
-
-def _look_at(loc: Tensor, scale: Tensor) -> tuple[bool, bool]:
-    """Whether they are a Normal's, and whether of N(0, 1). NaN is its own bound."""
-    found = None if _cpu is None else _cpu.look_at_normal(loc, scale)
-    if found is not None:
-        return found
+def _look_at(loc: Tensor, scale: Tensor) -> int:
+    """_VALID, _STANDARD, both or 0. NaN is its own bound."""
+    seen = _see(loc, scale)
+    if seen >= 0:
+        return seen
     (low, high), (least, most) = _bounds(loc), _bounds(scale)
-    return low == low and least > 0.0, low == high == 0.0 and least == most == 1.0
+    valid, standard = low == low and least > 0.0, low == high == 0.0 and least == most == 1.0
+    return _VALID * valid | _STANDARD * standard
 
 
 def _bounds(tensor: Tensor) -> tuple[float, float]:

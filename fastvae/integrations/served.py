@@ -7,17 +7,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..kernels.selection import has_kernels
+from ..plain import is_compiling
+
+_transforms_are_active = torch._C._are_functorch_transforms_active
 
 
 def is_served(tensor: Tensor) -> bool:
-    """Whether there are kernels for its device and dtype, and neither a compiler, torch.func nor forward-mode
-    differentiation takes it apart."""
-    return (
-        has_kernels(tensor.device, tensor.dtype)
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-    )
+    """Whether there are kernels for its device and dtype, and nobody takes operations on it apart."""
+    return has_kernels(tensor.device, tensor.dtype) and not are_taken_apart()
+
+
+def are_taken_apart() -> bool:
+    """Whether a compiler, torch.func or forward-mode differentiation takes operations apart."""
+    return is_compiling() or _transforms_are_active() or forward_ad._current_level >= 0
 
 
 def dtype_of_formulas(tensor: Tensor) -> torch.dtype:

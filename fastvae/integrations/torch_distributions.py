@@ -49,7 +49,7 @@ def install(replacements: Replacements) -> None:
         setting = setting_of("torch")
         z = None
         if setting is not None and setting.noise == "fastvae":
-            z = normals.draw(self, torch.Size(sample_shape))
+            z = normals.draw(self, sample_shape)
         return rsample_of_torch(self, sample_shape) if z is None else z
 
     def kl(p: Normal, q: Normal) -> Tensor:

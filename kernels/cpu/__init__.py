@@ -26,7 +26,7 @@ except ImportError as error:
 
 _kernels.use_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None))
 _kernels.use_plain(Tensor, torch.nn.Parameter, Tensor.is_neg)
-alike_on_cpu, plain_on_cpu = _kernels.alike, _kernels.plain
+alike_on_cpu, look_at_normal, plain_on_cpu = _kernels.alike, _kernels.look_at_normal, _kernels.plain
 
 __all__ = [
     "alike_on_cpu",
@@ -38,6 +38,7 @@ __all__ = [
     "latent_forward",
     "likelihood_backward",
     "likelihood_forward",
+    "look_at_normal",
     "noise",
     "plain_on_cpu",
     "unavailable",
@@ -112,23 +113,6 @@ def backward(
         dense = backward(grad_z, grad_kl, mu, logvar, seed, row_offset, reduction)
         _copy_all(dense, (grad_mu, grad_logvar))
     return grad_mu, grad_logvar
-
-
-def look_at_normal(loc: Tensor, scale: Tensor) -> tuple[bool, bool] | None:
-    """Of a Normal: whether no loc is NaN and all scales are positive, and whether it is N(0, 1); one pass, one thread.
-
-    None where that is not for this: other dtypes, strides, more than one thread's work.
-    """
-    size = loc.numel()
-    if not (
-        loc.dtype == scale.dtype == torch.float32
-        and size == scale.numel() <= _kernels.elements_worth_threads
-        and loc.is_contiguous()
-        and scale.is_contiguous()
-    ):
-        return None
-    found = _kernels.look_at_normal(loc, scale)
-    return bool(found & 1), bool(found & 2)
 
 
 @functools.lru_cache(maxsize=256)

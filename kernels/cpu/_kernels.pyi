@@ -124,8 +124,9 @@ def likelihood_backward(
 ) -> bool:
     """Write the gradients that are given; each has its parameter's shape."""
 
-def look_at_normal(loc: Tensor, scale: Tensor, /) -> int:
-    """1 if no loc is NaN and all scales are positive, plus 2 if all are 0 and 1; both dense float32 of one size."""
+def look_at_normal(loc: object, scale: object, /) -> int:
+    """1 if no loc is NaN and all scales are positive, plus 2 if all are 0 and 1; -1 unless they are `alike`, float32,
+    dense, and of at most `elements_worth_threads`."""
 
 def gammas(arguments: int, n: int, lgamma: int, digamma: int, /) -> None: ...
 def use_plain(tensor: type, parameter: type, is_neg: Callable, /) -> None: ...

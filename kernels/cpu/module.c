@@ -75,18 +75,55 @@ static PyObject *py_plain(PyObject *self, PyObject *const *args, Py_ssize_t give
     Py_RETURN_TRUE;
 }
 
+enum { DLPACK_FLOAT = 2, DLPACK_BFLOAT = 4 };
+
 /* Whether these are plain, of one shape, with a batch dimension and no empty one, and of one dtype that there are kernels
-   for. */
+   for; their descriptions if so. */
+static int view_alike(PyObject *first, PyObject *second, dlpack_tensor *a, dlpack_tensor *b) {
+    if (!view_plain(first, a) || !view_plain(second, b)) return 0;
+    int of_16_or_32 = a->dtype.bits == 32 || a->dtype.bits == 16;
+    int has_kernels = a->dtype.code == DLPACK_FLOAT ? of_16_or_32 : a->dtype.code == DLPACK_BFLOAT;
+    if (!has_kernels || a->dtype.code != b->dtype.code || a->dtype.bits != b->dtype.bits) return 0;
+    if (a->rank == 0 || a->rank != b->rank) return 0;
+    for (int32_t dim = 0; dim < a->rank; dim++)
+        if (a->shape[dim] == 0 || a->shape[dim] != b->shape[dim]) return 0;
+    return 1;
+}
+
 static PyObject *py_alike(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    enum { FLOAT = 2, BFLOAT = 4 }; /* DLPack's codes */
     dlpack_tensor a, b;
-    if (given != 2 || !view_plain(args[0], &a) || !view_plain(args[1], &b)) Py_RETURN_FALSE;
-    int has_kernels = a.dtype.code == FLOAT ? a.dtype.bits == 32 || a.dtype.bits == 16 : a.dtype.code == BFLOAT;
-    if (!has_kernels || a.dtype.code != b.dtype.code || a.dtype.bits != b.dtype.bits) Py_RETURN_FALSE;
-    if (a.rank == 0 || a.rank != b.rank) Py_RETURN_FALSE;
-    for (int32_t dim = 0; dim < a.rank; dim++)
-        if (a.shape[dim] == 0 || a.shape[dim] != b.shape[dim]) Py_RETURN_FALSE;
-    Py_RETURN_TRUE;
+    return PyBool_FromLong(given == 2 && view_alike(args[0], args[1], &a, &b));
+}
+
+/* How many elements a tensor without gaps has; 0 of one with gaps. */
+static int64_t dense_elements(const dlpack_tensor *d) {
+    int64_t elements = 1;
+    for (int32_t dim = d->rank - 1; dim >= 0; dim--) {
+        if (d->shape[dim] != 1 && d->strides[dim] != elements) return 0;
+        elements *= d->shape[dim];
+    }
+    return elements;
+}
+
+/* What can be said of loc and scale of a Normal in one pass, see _kernels.pyi; NaN is neither above nor equal to
+   anything. */
+static PyObject *py_look_at_normal(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    dlpack_tensor loc, scale;
+    if (given != 2) {
+        PyErr_SetString(PyExc_TypeError, "expected loc and scale");
+        return NULL;
+    }
+    if (!view_alike(args[0], args[1], &loc, &scale) || loc.dtype.bits != 32) return PyLong_FromLong(-1);
+    int64_t n = dense_elements(&loc);
+    if (n == 0 || n != dense_elements(&scale) || n > ELEMENTS_WORTH_THREADS) return PyLong_FromLong(-1);
+    const float *mean = (const float *)((char *)loc.data + loc.byte_offset);
+    const float *std = (const float *)((char *)scale.data + scale.byte_offset);
+    int valid = 1, standard = 1;
+    for (int64_t i = 0; i < n; i++) {
+        valid &= (mean[i] == mean[i]) & (std[i] > 0.0f);
+        standard &= (mean[i] == 0.0f) & (std[i] == 1.0f);
+    }
+    return PyLong_FromLong(valid | standard << 1);
 }
 
 /* What all calls end with: the seed's tensor, the dtype, row_offset, reduction and number of threads.
@@ -324,24 +361,6 @@ static PyObject *py_likelihood_backward(PyObject *self, PyObject *const *args, P
     plan_shared_gradient(&c, &t[X], &t[GRAD_THIRD], c.parameter_dtypes[2], of_third, &c.grad_parameters[2],
                          &c.columns[OF_PARAMETER(2)]);
     return run_without_gil(&c, isa->likelihood_backward, threads);
-}
-
-/* What can be said of dense loc and scale of a Normal in one pass; NaN is neither above nor equal to anything. */
-static PyObject *py_look_at_normal(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    tensor loc, scale;
-    if (given != 2) {
-        PyErr_SetString(PyExc_TypeError, "expected loc and scale");
-        return NULL;
-    }
-    if (!view_tensor(args[0], &loc) || !view_tensor(args[1], &scale)) return NULL;
-    const float *mean = (const float *)loc.data, *std = (const float *)scale.data;
-    int64_t n = elements_of(&loc, 0);
-    int valid = 1, standard = 1;
-    for (int64_t i = 0; i < n; i++) {
-        valid &= (mean[i] == mean[i]) & (std[i] > 0.0f);
-        standard &= (mean[i] == 0.0f) & (std[i] == 1.0f);
-    }
-    return PyLong_FromLong(valid | standard << 1);
 }
 
 static PyObject *py_gammas(PyObject *self, PyObject *const *args, Py_ssize_t given) {
