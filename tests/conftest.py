@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
 import torch
 
@@ -24,6 +25,10 @@ from .gpu_marker import (  # noqa: F401  (pytest finds its hooks here)
     pytest_configure,
     pytest_terminal_summary,
 )
+
+# Tests are of results: a machine that pauses is no failure.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 BACKENDS = ("reference", "cpu", "triton")
 

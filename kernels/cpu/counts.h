@@ -124,7 +124,7 @@ ALWAYS_INLINE void zeros_gradient_vector(int with_theta, const likelihood_inputs
         store_some(to[1] + i, grad * (share * load_some(ratio + i, count) - load_some(log_ratio + i, count)), count);
 }
 
-/* The same if there are zeros of another kind. Processors take long to divide: three divisions are made one. */
+/* The same if there are zeros of another kind. One division serves three quotients. */
 ALWAYS_INLINE void deflated_gradient_vector(int with_theta, const likelihood_inputs *in, const float *ratio,
                                             const float *log_ratio, float *const *to, int64_t i, int64_t count) {
     vf mean = load_ahead(in->parameters[0], i, count, in->ahead);
