@@ -162,7 +162,7 @@ def seed_tensor(
         if generator is not None:
             check_generator(generator, device)
         elif device == _CPU and not observed():
-            return torch.randint_like(_one_on_cpu(), *_DRAWN)  # the same number, in less time
+            return drawn_on_cpu()
         return torch.randint(*_DRAWN, (1,), generator=generator, device=device, dtype=torch.int64)
     if generator is not None:
         raise ValueError("seed and generator were both given, expected at most one of them")
@@ -180,6 +180,11 @@ def seed_tensor(
         raise ValueError(f"seed is {seed}, expected 64 bits: from -2**63 to 2**64 - 1")
     seed = int(seed)
     return torch.full((1,), seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64, device=device)
+
+
+def drawn_on_cpu() -> Tensor:
+    """The seed that `seed_tensor` draws from torch's generator of the CPU, in less time where nobody observes."""
+    return torch.randint_like(_one_on_cpu(), *_DRAWN)
 
 
 @functools.cache

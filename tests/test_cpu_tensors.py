@@ -14,6 +14,7 @@ if selection.reason_unavailable("cpu"):
     pytest.skip(f"no CPU kernels here: {selection.reason_unavailable('cpu')}", allow_module_level=True)
 
 from fastvae.kernels.cpu import _kernels
+from fastvae.likelihoods import gaussian_log_prob
 
 EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 
@@ -67,6 +68,27 @@ def test_any_strides_are_read_in_logical_order(case):
     dense = [tensor.contiguous() for tensor in tensors]
     for one, other in zip(step(*tensors), step(*dense), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1, 1), (1, 1, 1, 1), (3, 4, 1, 1), (3, 1, 5, 1), (3, 1, 1, 6), (1, 4, 5, 6)])
+@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (3, 4, 1, 6), (3, 1, 1, 1)])
+def test_an_expanded_gradient_of_each_kl_or_log_probability_is_read_as_a_dense_one(sizes, shape):
+    """Whatever part of the event it is the same for."""
+    grad = torch.randn([min(size, whole) for size, whole in zip(sizes, shape, strict=True)]).expand(shape)
+    mu, logvar, prior_mu, prior_logvar = (torch.randn(shape, requires_grad=True) for _ in range(4))
+    inputs = (mu, logvar, prior_mu, prior_logvar)
+    with fastvae.use_backend("cpu"):
+        to_standard = fastvae.gaussian_kl(mu, logvar, reduction="none")
+        to_prior = fastvae.gaussian_kl(*inputs, reduction="none")
+        with_options = fastvae.gaussian_kl(*inputs, scale="softplus", reduction="none")
+        log_prob = gaussian_log_prob(mu, logvar, torch.zeros(shape), reduction="none")
+        for output in (to_standard, to_prior, with_options, log_prob):
+            wanted = inputs if output is to_prior or output is with_options else (mu, logvar)
+            found, expected = (
+                torch.autograd.grad(output, wanted, given, retain_graph=True) for given in (grad, grad.contiguous())
+            )
+            for one, other in zip(found, expected, strict=True):
+                assert torch.equal(one, other)
 
 
 def test_more_dimensions_than_any_tensor_has_are_refused_when_asked_by_methods():

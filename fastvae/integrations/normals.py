@@ -23,7 +23,7 @@ from ..kernels.selection import has_kernels, reason_unavailable
 from ..plain import PLAIN_TENSORS
 from .draws import draw as drawn
 from .draws import draw_and_kl
-from .served import are_taken_apart, dtype_of_formulas
+from .served import are_taken_apart, dtype_of_formulas, kernels_at_hand
 
 _VALID, _STANDARD = 1, 2  # loc and scale are those of a Normal; of N(0, 1)
 
@@ -78,7 +78,8 @@ def begin(normal: Normal, loc: Tensor, scale: Tensor, validate: bool) -> bool:
 def draw(normal: Normal, sample_shape: Sequence[int]) -> Tensor | None:
     """loc + scale eps, (*sample_shape, *batch_shape), with gradients; eps is of `fastvae.noise`."""
     loc, scale = normal.loc, normal.scale
-    if not _fit(loc, scale):
+    kernels = kernels_at_hand(loc, scale)
+    if kernels is None and not _fit(loc, scale):
         return None
     if type(sample_shape) is not torch.Size:
         sample_shape = torch.Size(sample_shape)
@@ -86,11 +87,11 @@ def draw(normal: Normal, sample_shape: Sequence[int]) -> Tensor | None:
         draws = math.prod(sample_shape)
         if not draws:
             return None
-        z = drawn(loc, scale, draws)
+        z = drawn(loc, scale, kernels, draws)
         return z if len(sample_shape) == 1 else z.reshape(sample_shape + loc.shape)
     if loc.is_leaf and scale.is_leaf:
-        return drawn(loc, scale)  # parameters, not what an encoder gave: hardly the posterior of a VAE
-    z, elementwise = draw_and_kl(loc, scale)
+        return drawn(loc, scale, kernels)  # parameters, not what an encoder gave: hardly the posterior of a VAE
+    z, elementwise = draw_and_kl(loc, scale, kernels)
     if elementwise is not None:
         vars(normal)["_fastvae_known"] = _Known(normal, kl=elementwise)
     return z

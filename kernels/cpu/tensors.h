@@ -179,10 +179,14 @@ static void plan_channels(call *c, const tensor *mu) {
     c->channel_size = elements_of(mu, 2);
 }
 
-/* A gradient of the KL that is not planned with the rest because it has another shape. */
+/* A gradient of the KL that is not planned with the rest because it has another shape. One that is the same all along a
+   row, as sums over the event give, is read as one number a row. */
 static void take_grad_kl(call *c, const tensor *grad_kl) {
     c->grad_kl.data = grad_kl->data;
-    if (c->reduction == ELEMENTWISE) return;
+    if (c->reduction == ELEMENTWISE) {
+        if (c->grad_kl.inner == 0 && c->grad_kl.outer == 0) c->reduction = PER_SAMPLE;
+        return;
+    }
     if (grad_kl->rank > 0) c->grad_kl.row = grad_kl->strides[0];
     if (grad_kl->rank > 1) c->grad_kl.inner = grad_kl->strides[1];
 }
