@@ -84,12 +84,13 @@ typedef struct {
     strided x, parameters[MOST_PARAMETERS], grad_parameters[MOST_PARAMETERS];
     int x_dtype, parameter_dtypes[MOST_PARAMETERS];
 
-    /* A unit is what one thread computes from beginning to end: one column of tiles_a_unit tiles. */
-    int64_t tile, rows_a_tile, tiles_a_row, tiles, tiles_a_unit, units;
+    /* A unit is what one thread computes from beginning to end: one column of tiles_a_unit tiles. Where the draws are
+       shared out, it comes up once for each share. */
+    int64_t tile, rows_a_tile, tiles_a_row, tiles, tiles_a_unit, units, shares_of_draws;
     float *kl_slots, *log_q_slots, *log_p_slots; /* sums of pieces of rows, see sums.h */
 } call;
 
-/* Work through units first..last-1. */
+/* Work through units first..last-1; behind all units of one share of the draws come those of the next. */
 typedef void unit_range(const call *c, int64_t first, int64_t last);
 
 typedef struct {

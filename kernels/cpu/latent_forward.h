@@ -8,22 +8,26 @@ typedef struct {
 } draw_arrays;
 
 /* Of the log-probabilities, the terms that differ from one coordinate to the other, times -2. */
-ALWAYS_INLINE void draw_vector(int with_log_probs, draw_arrays a, int64_t i, int64_t count) {
+ALWAYS_INLINE void draw_vector(int with_log_probs, int with_prior, draw_arrays a, int64_t i, int64_t count) {
     vf eps = load(a.eps + i) * a.temperature;
-    vf step = load_some(a.std + i, count) * eps;
-    store_some(a.z + i, load_some(a.mu + i, count) + step, count);
-    if (with_log_probs) {
+    vf step = load_some(a.std + i, count) * eps, drawn = load_some(a.mu + i, count) + step;
+    store_some(a.z + i, drawn, count);
+    if (!with_log_probs) return;
+    vf log_p = drawn * drawn;
+    if (with_prior) {
         vf distance = load_some(a.difference + i, count) + step;
-        vf weighted = distance * distance * load_some(a.prior_inverse + i, count);
-        store_some(a.log_q + i, eps * eps + load_some(a.logvar + i, count), count);
-        store_some(a.log_p + i, weighted + load_some(a.prior_logvar + i, count), count);
+        log_p = distance * distance * load_some(a.prior_inverse + i, count) + load_some(a.prior_logvar + i, count);
     }
+    store_some(a.log_q + i, eps * eps + load_some(a.logvar + i, count), count);
+    store_some(a.log_p + i, log_p, count);
 }
 
-static inline void draw_tile(const call *c, tile t, const gaussians *g, noise_stream *noise) {
+/* Of one share of the draws. */
+static inline void draw_tile(const call *c, tile t, int64_t share, const gaussians *g, noise_stream *noise) {
     float eps[TILE + NOISE_SLACK], z[TILE], log_q[TILE + LANES], log_p[TILE + LANES];
     int64_t n = t.rows * t.count, sums = c->rows * c->tiles_a_row;
-    for (int64_t k = 0; k < c->draws; k++) {
+    int64_t end = c->draws * (share + 1) / c->shares_of_draws;
+    for (int64_t k = c->draws * share / c->shares_of_draws; k < end; k++) {
         strided to = at_draw(c->z, c->dtype, k);
         fill_noise(eps, noise, (uint32_t)k, c->row_offset + (uint64_t)t.row, t.rows, t.start, t.count);
         draw_arrays a = {
@@ -39,12 +43,15 @@ static inline void draw_tile(const call *c, tile t, const gaussians *g, noise_st
             .log_q = log_q,
             .log_p = log_p,
         };
+        if (!c->log_q)
+            EACH_VECTOR(n, draw_vector, 0, 0, a);
+        else if (c->prior_mu.data)
+            EACH_VECTOR(n, draw_vector, 1, 1, a);
+        else
+            EACH_VECTOR(n, draw_vector, 1, 0, a);
         if (c->log_q) {
-            EACH_VECTOR(n, draw_vector, 1, a);
             sum_tile(c, t, log_q, c->event, c->log_q_slots + k * sums);
             sum_tile(c, t, log_p, c->event, c->log_p_slots + k * sums);
-        } else {
-            EACH_VECTOR(n, draw_vector, 0, a);
         }
         write_tile(c, &to, c->dtype, t, a.z, z);
     }
@@ -87,16 +94,17 @@ static void ISA_NAME(latent_forward)(const call *c, int64_t first, int64_t last)
     gaussians g;
     noise_stream noise;
     float kl_mean[TILE];
-    int with_kl_mean = c->columns[KL_MEAN].out.data != NULL;
     begin_gaussians(c, &g, &buffers);
     if (c->seed) begin_noise(&noise, c->seed);
-    for (int64_t unit = first; unit < last; unit++) {
+    for (int64_t i = first; i < last; i++) {
+        int64_t unit = i % c->units, share = i / c->units;
+        int with_kl_mean = share == 0 && c->columns[KL_MEAN].out.data, with_kl = share == 0 && c->reduction != NO_KL;
         if (with_kl_mean) memset(kl_mean, 0, sizeof kl_mean);
         for (int64_t index = first_tile(c, unit); index < end_of_tiles(c, unit); index += c->tiles_a_row) {
             tile t = tile_at(c, index);
             resolve(c, t, c->seed != NULL, &g, &buffers);
-            if (c->reduction != NO_KL || with_kl_mean) kl_tile(c, t, &g, with_kl_mean ? kl_mean : NULL);
-            if (c->seed) draw_tile(c, t, &g, &noise);
+            if (with_kl || with_kl_mean) kl_tile(c, t, &g, with_kl_mean ? kl_mean : NULL);
+            if (c->seed) draw_tile(c, t, share, &g, &noise);
         }
         if (with_kl_mean) leave_partial_sums(c, &c->columns[KL_MEAN], unit, kl_mean);
     }

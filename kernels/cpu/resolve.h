@@ -46,7 +46,7 @@ ALWAYS_INLINE void compare_vector(int with_inverse, const gaussians *g, gaussian
 static inline int resolve_prior(const call *c, tile t, gaussians *g, gaussian_buffers *b) {
     tile last = g->prior_tile;
     int shared = c->prior_mu.row == 0 && c->prior_scale.row == 0;
-    if (shared && last.rows > 0 && last.start == t.start) return 0; /* no later tile has more rows */
+    if (shared && last.rows >= t.rows && last.start == t.start) return 0;
     int64_t n = t.rows * t.count;
     g->prior_tile = t;
     g->prior_mu = read_tile(c, &c->prior_mu, c->dtype, t, b->prior_mu);

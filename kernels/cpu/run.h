@@ -62,6 +62,16 @@ static void cut_into_tiles(call *c) {
     c->units = c->tiles ? c->tiles_a_row * rounded_up(c->tiles / c->tiles_a_row, c->tiles_a_unit) : 0;
 }
 
+/* Each of several draws of a small batch is a few KB. Were its rows shared out, every thread would write next to the others,
+   draw by draw, and processors that read ahead would take the memory from one another: the draws are shared out instead.
+   No number depends on that. */
+#define ELEMENTS_WORTH_SHARING_ROWS 32768
+
+static void share_draws_out(call *c, int threads) {
+    int small = c->rows * c->event < ELEMENTS_WORTH_SHARING_ROWS;
+    c->shares_of_draws = c->z.data && small ? at_most_of(threads, c->draws) : 1;
+}
+
 /* Bytes from the first to the last element of an output, all draws (or channels) of it. */
 static int64_t extent(const call *c, const strided *t, int dtype) {
     if (c->rows == 0 || c->event == 0) return 0;
@@ -140,6 +150,7 @@ static void finish_log_probability(const call *c, const float *slots, float *log
 /* A call with these kernels of `isa`; 0 if there is no memory for the sums. */
 static int run_call(call *c, unit_range *work, int threads) {
     cut_into_tiles(c);
+    share_draws_out(c, threads);
     const strided *outputs[] = {&c->z, &c->grad_mu, &c->grad_scale, &c->grad_prior_mu, &c->grad_prior_scale};
     for (int i = 0; i < 5; i++) advise_huge_pages(outputs[i]->data, extent(c, outputs[i], c->dtype));
     for (int i = 0; i < MOST_PARAMETERS; i++)

@@ -30,14 +30,16 @@ typedef struct {
 
 static void do_share(void *argument) {
     const team_work *team = argument;
-    int64_t size = omp_team_size(), rank = omp_thread_number(), units = team->c->units;
+    int64_t size = omp_team_size(), rank = omp_thread_number();
+    int64_t units = team->c->units * team->c->shares_of_draws;
     team->work(team->c, units * rank / size, units * (rank + 1) / size);
 }
 
 static void run_units(unit_range *work, const call *c, int threads) {
-    if (threads > c->units) threads = (int)c->units;
+    int64_t units = c->units * c->shares_of_draws;
+    if (threads > units) threads = (int)units;
     if (threads <= 1 || !have_threads() || c->rows * c->event * c->draws < ELEMENTS_WORTH_THREADS) {
-        work(c, 0, c->units);
+        work(c, 0, units);
         return;
     }
     team_work team = {work, c};

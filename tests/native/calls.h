@@ -4,7 +4,7 @@
 
 #include "problems.h"
 
-#define MOST_THREADS 3
+static int most_threads = 3;
 
 /* Whether z and its gradient take part, and which KL does. */
 typedef struct {
@@ -65,14 +65,31 @@ static void describe(const char *direction, const problem *p, kind k, tensor *co
 
 #define MOST_OUTPUTS 5
 
+/* What kernels read of their buffers and have not written must not be what the last call left there: NaN are. */
+static __attribute__((noinline)) void scribble(void) {
+    unsigned char stack[200000];
+    memset(stack, 0xff, sizeof stack);
+    __asm__ volatile("" : : "r"(stack) : "memory");
+}
+
+static void scribble_on_stacks(int threads) {
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(threads)
+#else
+    (void)threads;
+#endif
+    scribble();
+}
+
 /* Runs the call on one thread and, where it is large enough to be shared out, on more: the bits must be the same. */
 static void run(call *c, unit_range *work, int how_many, tensor *const *outputs) {
     int64_t draws = c->draws > 1 ? c->draws : 1;
     int large = have_threads() && c->rows * c->event * draws >= ELEMENTS_WORTH_THREADS;
     unsigned char *alone[MOST_OUTPUTS] = {NULL};
-    for (int threads = 1; threads <= (large ? MOST_THREADS : 1); threads++) {
+    for (int threads = 1; threads <= (large ? most_threads : 1); threads++) {
         for (int i = 0; i < how_many; i++)
             if (outputs[i]->block && !is_far(outputs[i])) poison(outputs[i]);
+        scribble_on_stacks(threads);
         if (!run_call(c, work, threads)) fail("no memory for the sums");
         calls_on_threads += threads > 1;
         for (int i = 0; large && i < how_many; i++) {

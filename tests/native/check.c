@@ -102,6 +102,17 @@ static void check_latents_of_whole_tiles(void) {
     free(p.eps);
 }
 
+/* Draws shared out to more threads than there are draws: some begin with the last tile of a share, which has fewer rows than
+   the first one of the next share. */
+static void check_shares_of_draws(void) {
+    const int usual = most_threads;
+    most_threads = 10;
+    problem p = new_problem((shape){923, 1, 10}, FLOAT32, 0, 0, 0, 0);
+    for (int i = 0; i < 32; i++) check_latent(&p);
+    free(p.eps);
+    most_threads = usual;
+}
+
 /* Rows that pass 2^32 and 2^63 within one call, and draws other than the first, in each of the ways in which noise is made. */
 static void check_high_rows(void) {
     const shape three_rows[] = {{3, 1, 10}, {3, 1, 128}, {3, 1, 1100}};
@@ -164,6 +175,7 @@ int main(int argc, char **argv) {
             for (int i = 0; i < COUNT(shapes); i++) check_shape(shapes[i], i, dtype, extreme, effort);
     check_counts_of_whole_tiles();
     check_latents_of_whole_tiles();
+    check_shares_of_draws();
     printf("%s: %lld comparisons, %lld failures, %d calls on several threads\n", isa->name, (long long)comparisons,
            (long long)failures, calls_on_threads);
     printf("largest float32 error, as a part of the tolerance:");
