@@ -73,13 +73,14 @@ def plan(contenders: Contenders, budget: float, *, clock: Callable[[], float] = 
 
     Five rounds are planned where they take up to 15 times as long, and three in any case. Calls each contender twice to
     find out; what was compiled or first touched on the way is warm by then, and only short runs are warmed up further.
+    One call ahead of each timing is not counted: of two or three that are, one would meet the other contender's memory.
     """
     if not contenders:
         return Plan(rounds=3, calls=1, warmup=0)
     trial = interleaved_medians(contenders, rounds=1, warmup=1, clock=clock)
     total = max(sum(trial.values()), 1e-9)
+    ahead = 1
     calls = min(max(math.ceil(4e-3 * len(trial) / total), 1), 100)
-    ahead = 1 if calls == 1 else 0
     round_seconds = total * (calls + ahead)
     fewest = 5 if 5 * round_seconds <= 15 * budget else 3
     return Plan(min(max(int(budget / round_seconds), fewest), 100), calls, 3 if total < 0.1 else 0, ahead)

@@ -56,6 +56,8 @@ def likelihood_dtype(*tensors: Tensor) -> torch.dtype:
 
 def draws_like(mu: Tensor, num_samples: int) -> Tensor:
     """An empty (num_samples, *mu.shape), each draw laid out in memory as ``torch.empty_like(mu)`` is."""
+    if mu.is_contiguous():
+        return mu.new_empty((num_samples, *mu.shape))
     strides = torch.empty_like(mu, device="meta").stride()
     return mu.new_empty(num_samples * mu.numel()).as_strided((num_samples, *mu.shape), (mu.numel(), *strides))
 

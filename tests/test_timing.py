@@ -64,7 +64,7 @@ def test_seconds_come_round_by_round():
 @pytest.mark.parametrize(
     ("seconds", "planned"),
     [
-        (2**-13, Plan(rounds=100, calls=33, warmup=3)),  # four milliseconds to a timing
+        (2**-13, Plan(rounds=100, calls=33, warmup=3, ahead=1)),  # four milliseconds to a timing
         (0.03, Plan(rounds=12, calls=1, warmup=3, ahead=1)),  # as many rounds as fit
         (0.5, Plan(rounds=5, calls=1, warmup=0, ahead=1)),  # five where they are not too long
         (2.0, Plan(rounds=3, calls=1, warmup=0, ahead=1)),  # three in any case
