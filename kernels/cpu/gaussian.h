@@ -9,7 +9,7 @@
 static void ISA_NAME(noise)(const call *c, int64_t first, int64_t last) {
     float eps[TILE + NOISE_SLACK], z[TILE];
     noise_stream noise;
-    begin_noise(&noise, c->seed);
+    begin_noise(&noise, c->seed, c->draws);
     for (int64_t index = first; index < last; index++) {
         tile t = tile_at(c, index);
         fill_noise(eps, &noise, c->draw, c->row_offset + (uint64_t)t.row, t.rows, t.start, t.count);
@@ -63,7 +63,7 @@ static void ISA_NAME(forward)(const call *c, int64_t first, int64_t last) {
     float eps[TILE + NOISE_SLACK], mu[TILE], scale[TILE], z[TILE], kl[TILE + LANES];
     noise_stream noise;
     const options *o = &c->options;
-    if (c->seed) begin_noise(&noise, c->seed);
+    if (c->seed) begin_noise(&noise, c->seed, c->draws);
     for (int64_t index = first; index < last; index++) {
         tile t = tile_at(c, index);
         int64_t n = t.rows * t.count;
@@ -119,7 +119,7 @@ static void ISA_NAME(backward)(const call *c, int64_t first, int64_t last) {
     int with_z = c->grad_z.data != NULL, with_kl = c->grad_kl.data != NULL;
     noise_stream noise;
     const options *o = &c->options;
-    if (with_z) begin_noise(&noise, c->seed);
+    if (with_z) begin_noise(&noise, c->seed, c->draws);
     for (int64_t index = first; index < last; index++) {
         tile t = tile_at(c, index);
         int64_t n = t.rows * t.count;

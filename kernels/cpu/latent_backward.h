@@ -139,7 +139,7 @@ static void ISA_NAME(latent_backward)(const call *c, int64_t first, int64_t last
     int with_draws = c->grad_z.data || c->grad_log_p.data;
     int with_prior = c->grad_prior_mu.data || c->columns[OF_PRIOR_MU].out.data;
     begin_gaussians(c, &g, &buffers);
-    if (with_draws) begin_noise(&noise, c->seed);
+    if (with_draws) begin_noise(&noise, c->seed, c->draws);
     for (int64_t unit = first; unit < last; unit++) {
         for (int i = 0; i < MOST_COLUMN_SUMS; i++)
             if (c->columns[i].out.data) memset(sums[i], 0, sizeof sums[i]);

@@ -95,7 +95,7 @@ static void ISA_NAME(latent_forward)(const call *c, int64_t first, int64_t last)
     noise_stream noise;
     float kl_mean[TILE];
     begin_gaussians(c, &g, &buffers);
-    if (c->seed) begin_noise(&noise, c->seed);
+    if (c->seed) begin_noise(&noise, c->seed, c->draws);
     for (int64_t i = first; i < last; i++) {
         int64_t unit = i % c->units, share = i / c->units;
         int with_kl_mean = share == 0 && c->columns[KL_MEAN].out.data, with_kl = share == 0 && c->reduction != NO_KL;

@@ -3,6 +3,8 @@
 #define GROUP (ABREAST * COUNTERS) /* counters computed at a time */
 #define NOISE_SLACK (4 * GROUP)    /* floats that fill_noise may write behind its tile */
 
+static inline int64_t rounded_up_to_groups(int64_t counters) { return (counters + GROUP - 1) / GROUP * GROUP; }
+
 /* What is the same for every row: of the first two rounds, the products that look at quad and draw alone. */
 typedef struct {
     int64_t start, count; /* the coordinates it is for; none yet if count is 0 */
@@ -10,14 +12,29 @@ typedef struct {
     vw product0[TILE / 4 / COUNTERS], product1[TILE / 4 / COUNTERS];
 } columns;
 
+/* The same for rows that come again with other draws, of each counter. */
+typedef struct {
+    vw of_quad, of_high_row, of_row, of_both;
+} early_rounds;
+
+typedef struct {
+    int wanted; /* whether there are other draws */
+    uint64_t row;
+    int64_t rows; /* they are for; none yet if 0 */
+    early_rounds early[TILE / COUNTERS];
+} short_rows;
+
 typedef struct {
     key_schedule key;
     columns column;
+    short_rows kept;
 } noise_stream;
 
-static inline void begin_noise(noise_stream *noise, const int64_t *seed) {
+static inline void begin_noise(noise_stream *noise, const int64_t *seed, int64_t draws) {
     schedule_key(&noise->key, (uint64_t)*seed);
     noise->column.count = 0;
+    noise->kept.rows = 0;
+    noise->kept.wanted = draws > 1;
 }
 
 /* The normals of ABREAST vectors of counters that have `first` rounds behind them: 4 * GROUP floats, in order. */
@@ -66,34 +83,84 @@ static inline void fill_row(float *eps, noise_stream *noise, uint32_t draw, uint
     }
 }
 
-/* Rows too short for that: the quads of all rows in one sequence, then the rows moved together. */
-static inline void fill_short_rows(float *eps, noise_stream *noise, uint32_t draw, uint64_t row, int64_t rows,
-                                   int64_t count) {
-    uint64_t quads = (uint64_t)(count + 3) / 4, quad_of_lane[COUNTERS], row_of_lane[COUNTERS];
+/* Counters in the order of the coordinates, rows one behind the other: the quad and row of each lane. */
+typedef struct {
+    vw quad, row, quads, quad_step, row_step;
+} sequence;
+
+static inline sequence begin_sequence(uint64_t row, uint64_t quads) {
+    uint64_t quad_of_lane[COUNTERS], row_of_lane[COUNTERS];
     for (int lane = 0; lane < COUNTERS; lane++) {
         quad_of_lane[lane] = lane_order[lane] % quads;
         row_of_lane[lane] = row + lane_order[lane] / quads;
     }
-    vw quad = from_lanes(quad_of_lane), row_of_quad = from_lanes(row_of_lane);
-    vw end = splat64(quads), quad_step = splat64(COUNTERS % quads), row_step = splat64(COUNTERS / quads);
-    float padded[4 * TILE + NOISE_SLACK];
-    int64_t done = 0;
-    for (; done < rows * (int64_t)quads; done += GROUP) {
-        counters c[ABREAST];
-#pragma GCC unroll 4
-        for (int i = 0; i < ABREAST; i++) {
-            c[i] = (counters){quad, row_of_quad, row_of_quad >> 32, splat64(draw)};
-            quad += quad_step;
-            vw over = (vw)(quad >= end); /* all ones where the next row begins */
-            quad -= over & end;
-            row_of_quad += row_step - over;
-        }
-        normals_of(c, &noise->key, 0, padded + 4 * done);
+    return (sequence){from_lanes(quad_of_lane), from_lanes(row_of_lane), splat64(quads), splat64(COUNTERS % quads),
+                      splat64(COUNTERS / quads)};
+}
+
+ALWAYS_INLINE void advance(sequence *s) {
+    s->quad += s->quad_step;
+    vw over = (vw)(s->quad >= s->quads); /* all ones where the next row begins */
+    s->quad -= over & s->quads;
+    s->row += s->row_step - over;
+}
+
+/* Of rounds 0 to 2, what does not look at the draw. */
+static inline void prepare_short_rows(noise_stream *noise, uint64_t row, int64_t rows, int64_t count) {
+    short_rows *kept = &noise->kept;
+    if (kept->row == row && kept->rows == rows) return;
+    kept->row = row;
+    kept->rows = rows;
+    const key_schedule *key = &noise->key;
+    int64_t quads = (count + 3) / 4;
+    sequence s = begin_sequence(row, (uint64_t)quads);
+    for (int64_t done = 0; done < rounded_up_to_groups(rows * quads); done += COUNTERS) {
+        vw of_quad = multiply_low_words(s.quad, MULTIPLIER0), of_high_row = multiply_low_words(s.row >> 32, MULTIPLIER1);
+        vw of_row = multiply_low_words(high_words(of_high_row) ^ s.row ^ key->k0[0], MULTIPLIER0);
+        vw of_both = multiply_low_words(high_words(of_row) ^ of_quad ^ key->k1[1], MULTIPLIER1);
+        kept->early[done / COUNTERS] =
+            (early_rounds){high_words(of_quad) ^ key->k1[0], of_high_row ^ key->k0[1], of_row, of_both};
+        advance(&s);
     }
-    store(padded + 4 * done, splat(0.0f)); /* the last row's last vector may look here */
+}
+
+/* The counters of an early round, and of this draw, before round 3. */
+ALWAYS_INLINE counters with_draw(const early_rounds *early, const key_schedule *key, uint32_t draw) {
+    vw product1 = multiply_low_words(early->of_quad ^ splat64(draw), MULTIPLIER1);
+    vw product0 = multiply_low_words(high_words(product1) ^ early->of_high_row, MULTIPLIER0);
+    return (counters){high_words(early->of_both) ^ product1 ^ key->k0[2], early->of_both,
+                      high_words(product0) ^ early->of_row ^ key->k1[2], product0};
+}
+
+/* Rows too short for that: the quads of all rows in one sequence, then the rows moved together. */
+static inline void fill_short_rows(float *eps, noise_stream *noise, uint32_t draw, uint64_t row, int64_t rows,
+                                   int64_t count) {
+    float padded[4 * TILE + NOISE_SLACK];
+    int64_t quads = (count + 3) / 4, end = rounded_up_to_groups(rows * quads);
+    counters c[ABREAST];
+    if (noise->kept.wanted) {
+        prepare_short_rows(noise, row, rows, count);
+        for (int64_t done = 0; done < end; done += GROUP) {
+#pragma GCC unroll 4
+            for (int i = 0; i < ABREAST; i++)
+                c[i] = with_draw(&noise->kept.early[done / COUNTERS + i], &noise->key, draw);
+            normals_of(c, &noise->key, 3, padded + 4 * done);
+        }
+    } else {
+        sequence s = begin_sequence(row, (uint64_t)quads);
+        for (int64_t done = 0; done < end; done += GROUP) {
+#pragma GCC unroll 4
+            for (int i = 0; i < ABREAST; i++) {
+                c[i] = (counters){s.quad, s.row, s.row >> 32, splat64(draw)};
+                advance(&s);
+            }
+            normals_of(c, &noise->key, 0, padded + 4 * done);
+        }
+    }
+    store(padded + 4 * end, splat(0.0f)); /* the last row's last vector may look here */
     for (int64_t r = 0; r < rows; r++) /* whole vectors: what is written behind a row, the next one overwrites */
         for (int64_t d = 0; d < count; d += LANES) {
-            store(eps + r * count + d, load(padded + r * 4 * (int64_t)quads + d));
+            store(eps + r * count + d, load(padded + r * 4 * quads + d));
             STAYS_A_LOOP;
         }
 }

@@ -41,7 +41,7 @@ static void ISA_NAME(forward_own_prior)(const call *c, int64_t first, int64_t la
     float eps[TILE + NOISE_SLACK], mu[TILE], scale[TILE], prior_mu[TILE], prior_scale[TILE], z[TILE], kl[TILE + LANES];
     noise_stream noise;
     const options *o = &c->options;
-    if (c->seed) begin_noise(&noise, c->seed);
+    if (c->seed) begin_noise(&noise, c->seed, c->draws);
     for (int64_t index = first; index < last; index++) {
         tile t = tile_at(c, index);
         int64_t n = t.rows * t.count;
@@ -97,7 +97,7 @@ static void ISA_NAME(backward_own_prior)(const call *c, int64_t first, int64_t l
     int with_z = c->grad_z.data != NULL, with_prior = c->grad_prior_mu.data != NULL;
     noise_stream noise;
     const options *o = &c->options;
-    if (with_z) begin_noise(&noise, c->seed);
+    if (with_z) begin_noise(&noise, c->seed, c->draws);
     for (int64_t index = first; index < last; index++) {
         tile t = tile_at(c, index);
         int64_t n = t.rows * t.count;

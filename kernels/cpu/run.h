@@ -29,7 +29,8 @@ static void choose_instruction_set(void) {
 #endif
 }
 
-/* Small batches of many draws are cut into smaller tiles, so that there is work for several threads. */
+/* Small batches of many draws are cut into smaller tiles, so that there is work for several threads: of fewer rows, or
+   shorter ones. */
 #define FEWEST_TILES 8
 #define SMALLEST_TILE 256
 
@@ -39,20 +40,50 @@ static void choose_instruction_set(void) {
 
 static int64_t rounded_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t at_most_of(int64_t a, int64_t bound) { return a < bound ? a : bound; }
+static int64_t at_least_of(int64_t a, int64_t bound) { return a > bound ? a : bound; }
+
+/* Each of several draws of a small batch is a few KB. Were its rows shared out, every thread would write next to the others,
+   draw by draw, and processors that read ahead would take the memory from one another: the draws are shared out instead.
+   No number depends on that. */
+#define ELEMENTS_WORTH_SHARING_ROWS 32768
+
+static int shares_draws_out(const call *c) {
+    return c->z.data && c->draws > 1 && c->rows * c->event < ELEMENTS_WORTH_SHARING_ROWS;
+}
 
 /* Rows with gaps between them are used where they stand, one a tile, from this length on; shorter ones are brought
    together. */
 #define ROW_WORTH_A_TILE 128
+
+/* Noise of short rows is computed in groups of this many counters, of the widest vectors, across rows (noise.h). */
+#define COUNTERS_AT_A_TIME 32
+#define TILES_TO_CHOOSE_FROM 16
+
+/* Of tiles of up to `most` rows, and not much fewer, one that leaves few counters of its last group unused. */
+static int64_t rows_that_fill_groups(int64_t most, int64_t event) {
+    int64_t best = most, least = INT64_MAX, quads = rounded_up(event, 4);
+    for (int64_t rows = most; 2 * rows > most && rows > most - TILES_TO_CHOOSE_FROM; rows--) {
+        int64_t unused = (rounded_up(rows * quads, COUNTERS_AT_A_TIME) * COUNTERS_AT_A_TIME - rows * quads) * most / rows;
+        if (unused < least) best = rows, least = unused;
+        if (32 * unused < rows * quads) break;
+    }
+    return best;
+}
 
 static int has_gaps(const call *c, const strided *t) { return t->data && t->row != c->event; }
 
 static void cut_into_tiles(call *c) {
     if (c->draws < 1) c->draws = 1;
     c->tile = TILE;
-    if (c->draws > 1)
+    int by_draws = shares_draws_out(c), cut_smaller = c->draws > 1 && !by_draws;
+    if (cut_smaller && c->event > SMALLEST_TILE)
         while (c->tile > SMALLEST_TILE && c->rows * c->event < FEWEST_TILES * c->tile) c->tile /= 2;
     c->tiles_a_row = rounded_up(c->event, c->tile);
     c->rows_a_tile = c->event > 0 && c->event < c->tile ? c->tile / c->event : 1;
+    if (cut_smaller && c->event > 0 && c->event <= SMALLEST_TILE)
+        c->rows_a_tile = at_most_of(c->rows_a_tile, at_least_of(c->rows / FEWEST_TILES, SMALLEST_TILE / c->event));
+    if (c->rows_a_tile > 1 && (by_draws || c->rows >= FEWEST_TILES * c->rows_a_tile))
+        c->rows_a_tile = rows_that_fill_groups(c->rows_a_tile, c->event);
     if (c->event >= ROW_WORTH_A_TILE && (has_gaps(c, &c->mu) || has_gaps(c, &c->scale))) c->rows_a_tile = 1;
     c->tiles = c->tiles_a_row * rounded_up(c->rows, c->rows_a_tile);
     c->tiles_a_unit = 1;
@@ -60,16 +91,6 @@ static void cut_into_tiles(call *c) {
         if (c->columns[i].out.data && c->tiles > ENOUGH_UNITS)
             c->tiles_a_unit = at_most_of(c->tiles / ENOUGH_UNITS, LONGEST_UNIT);
     c->units = c->tiles ? c->tiles_a_row * rounded_up(c->tiles / c->tiles_a_row, c->tiles_a_unit) : 0;
-}
-
-/* Each of several draws of a small batch is a few KB. Were its rows shared out, every thread would write next to the others,
-   draw by draw, and processors that read ahead would take the memory from one another: the draws are shared out instead.
-   No number depends on that. */
-#define ELEMENTS_WORTH_SHARING_ROWS 32768
-
-static void share_draws_out(call *c, int threads) {
-    int small = c->rows * c->event < ELEMENTS_WORTH_SHARING_ROWS;
-    c->shares_of_draws = c->z.data && small ? at_most_of(threads, c->draws) : 1;
 }
 
 /* Bytes from the first to the last element of an output, all draws (or channels) of it. */
@@ -150,7 +171,7 @@ static void finish_log_probability(const call *c, const float *slots, float *log
 /* A call with these kernels of `isa`; 0 if there is no memory for the sums. */
 static int run_call(call *c, unit_range *work, int threads) {
     cut_into_tiles(c);
-    share_draws_out(c, threads);
+    c->shares_of_draws = shares_draws_out(c) ? at_most_of(threads, c->draws) : 1;
     const strided *outputs[] = {&c->z, &c->grad_mu, &c->grad_scale, &c->grad_prior_mu, &c->grad_prior_scale};
     for (int i = 0; i < 5; i++) advise_huge_pages(outputs[i]->data, extent(c, outputs[i], c->dtype));
     for (int i = 0; i < MOST_PARAMETERS; i++)
