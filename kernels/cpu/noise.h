@@ -108,7 +108,7 @@ ALWAYS_INLINE void advance(sequence *s) {
 /* Of rounds 0 to 2, what does not look at the draw. */
 static inline void prepare_short_rows(noise_stream *noise, uint64_t row, int64_t rows, int64_t count) {
     short_rows *kept = &noise->kept;
-    if (kept->row == row && kept->rows == rows) return;
+    if (kept->rows == rows && kept->row == row) return;
     kept->row = row;
     kept->rows = rows;
     const key_schedule *key = &noise->key;

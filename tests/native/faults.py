@@ -70,7 +70,7 @@ WRONG_PLACE = (
     Fault("noise.h", "s.row >> 32, splat64(draw)", "s.row >> 32, splat64(0)"),
     Fault("noise.h", "s.row >> 32, MULTIPLIER1", "splat64(0), MULTIPLIER1"),
     Fault("noise.h", "early->of_quad ^ splat64(draw)", "early->of_quad"),
-    Fault("noise.h", "kept->row == row && ", ""),
+    Fault("noise.h", " && kept->row == row", ""),
     Fault("noise.h", "noise->key.k1[0] ^ splat64(draw)", "noise->key.k1[0]"),
     Fault("noise.h", "(row >> 32) * MULTIPLIER1", "0 * MULTIPLIER1"),
     Fault("noise.h", "column->count == count && column->start == start", "column->count == count"),
