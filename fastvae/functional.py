@@ -12,8 +12,8 @@ What the ops share:
                              NVAE, arXiv 2007.03898, VDVAE, arXiv 2011.10650), "std" (sigma), "var" (sigma^2;
                              scVI), "softplus" (sigma = softplus(.) + floor)
     floor                    of "softplus": 1e-4 in stable-audio, 1e-5 in TensorFlow Probability
-    clamp                    (low, high) for the scale as given, with torch.clamp's gradient, 1 on the bounds: (-30, 20)
-                             in diffusers and CompVis
+    clamp                    (low, high) for the scale as given, (-30, 20) in diffusers and CompVis; the gradient is 1
+                             between them and on both, as torch.clamp's was before PyTorch 2.14, and 0 beyond
     soft_clamp               s tanh(x / s) of a log scale as given: 5 in NVAE
     residual                 mu and logvar are differences: the posterior is N(prior_mu + mu, ...), its log scale
                              prior_logvar + logvar (NVAE, section 3.2); then comes the clamp

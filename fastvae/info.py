@@ -46,7 +46,8 @@ def lines(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> l
 
 def _version(name: str) -> str:
     try:
-        return importlib.metadata.version(name)
+        # PyTorch itself knows which build it is: 2.13.0+cpu
+        return torch.__version__ if name == "torch" else importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
 

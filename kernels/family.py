@@ -7,7 +7,7 @@
         "std"       x                     2 log x
         "var"       sqrt(x)               log x
         "softplus"  softplus(x) + floor   2 log std
-    clamp           "none"; "hard": torch.clamp(., low, high), its gradient 1 on the bounds; "soft": high tanh(. / high)
+    clamp           "none"; "hard": clamp(., low, high), its gradient 1 on the bounds; "soft": high tanh(. / high)
     z               mu + temperature std eps, eps the noise stream of draw k = 0 .. K-1
     kl              1/2 ((mu - mu_p)^2 exp(-logvar_p) + expm1(d) - d), d = logvar - logvar_p; at least ``free_bits``
     log_q           -1/2 sum((temperature eps)^2 + logvar + log 2 pi)

@@ -17,7 +17,7 @@ Of each coordinate, with x the data, the decoder's parameters as named, and eps 
 
 (Kingma & Welling, arXiv 1312.6114; Loaiza-Ganem & Cunningham, arXiv 1907.06845, for the continuous Bernoulli; the last
 two as in scVI, Lopez et al. 2018, whose eps keeps logarithms finite where a decoder gives 0.) The v of a Gaussian or
-Laplace may be clamped to (low, high), with torch.clamp's gradient.
+Laplace may be clamped to (low, high), with a gradient of 1 on the bounds.
 
 Of each pixel, over its C = 1 or 3 channels and M mixture components:
 

@@ -84,8 +84,8 @@ def gaussian_log_prob(
     """Real values around the mean f with variance exp(v):  -1/2 ((x - f)^2 exp(-v) + v + log(2 pi)).
 
     (Kingma & Welling, arXiv 1312.6114, appendix C.2.) ``logvar`` has a value for each element, for each coordinate, or
-    one; ``clamp`` keeps it in (low, high), with torch.clamp's gradient: a decoder that fits a pixel exactly would
-    otherwise drive it to minus infinity.
+    one; ``clamp`` keeps it in (low, high), with a gradient of 1 on the bounds: a decoder that fits a pixel exactly
+    would otherwise drive it to minus infinity.
 
     >>> import torch
     >>> from fastvae.likelihoods import gaussian_log_prob

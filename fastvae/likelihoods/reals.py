@@ -64,7 +64,7 @@ class Gaussian(_LocationScale):
     Args:
         variance: s^2 > 0, where learning starts if ``learned``; or None.
         learned: learn log s^2 with the rest of the model.
-        clamp: (low, high) for the decoder's logvar, with torch.clamp's gradient.
+        clamp: (low, high) for the decoder's logvar, with a gradient of 1 on the bounds.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind; the message names it.

@@ -36,10 +36,15 @@ class Resolved(NamedTuple):
     log_ratio: Tensor  # logvar - logvar_p
 
 
+def hard_clamp(raw: Tensor, low: float, high: float) -> Tensor:
+    """torch.clamp; for autograd its gradient is 1 on the bounds, where PyTorch's own has become 0 (version 2.14)."""
+    return torch.where(raw < low, low, torch.where(raw > high, high, raw))
+
+
 def resolve_scale(raw: Tensor, options: Options) -> Scale:
     x = raw
     if options.clamp == "hard":
-        x = raw.clamp(options.low, options.high)
+        x = hard_clamp(raw, options.low, options.high)
     elif options.clamp == "soft":
         x = options.high * torch.tanh(raw / options.high)
     if options.scale == "logvar":

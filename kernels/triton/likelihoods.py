@@ -354,10 +354,11 @@ def likelihood_backward_kernel(
         if GRAD == SUMS:
             grad = tl.load(grad_ptr + row * grad_outer, mask=row < rows, other=0.0)
         of_first, of_second, of_third = slopes(x, first, second, third, KIND, CLAMP, LOW, HIGH, HARDWARE)
-        store_gradient(
-            grad_first_ptr, grad * of_first, None, row, column, grad_first_row, grad_first_outer, grad_first_inner,
-            inner, inside, False, UNIT, TWO_DIMS, MASKED
-        )  # fmt: skip
+        if grad_first_ptr is not None:
+            store_tile(
+                grad_first_ptr, grad * of_first, row, column, grad_first_row, grad_first_outer, grad_first_inner,
+                inner, inside, UNIT, TWO_DIMS
+            )  # fmt: skip
         second_sums = store_gradient(
             grad_second_ptr, grad * of_second, second_sums, row, column, grad_second_row, grad_second_outer,
             grad_second_inner, inner, inside, SUM_SECOND, UNIT, TWO_DIMS, MASKED
