@@ -11,7 +11,7 @@ import fastvae
 from fastvae.likelihoods import Bernoulli
 from fastvae.nn import ConditionalVAE, MLPDecoder, MLPEncoder
 from fastvae.objectives import IWAE
-from fastvae.priors import LearnedGaussian
+from fastvae.priors import LearnedGaussian, VampPrior
 
 SHAPE, CLASSES, LATENT, BATCH = (1, 4, 5), 3, 6, 8
 LABELS = torch.arange(BATCH) % CLASSES
@@ -261,3 +261,9 @@ def test_a_prior_of_another_shape_is_refused():
         _vae(MLPEncoder(CLASSES, 8, 5)).elbo(_x(), condition=LABELS)
     with pytest.raises(TypeError, match="prior returned Tensor, expected the pair"):
         _vae(nn.Linear(CLASSES, 5)).elbo(_x(), condition=LABELS)
+
+
+def test_pseudo_inputs_without_a_condition_are_refused():
+    encoder = MLPEncoder(4, 8, 3, condition_dim=2)
+    with pytest.raises(ValueError, match="prior is a VampPrior of the model's encoder, which takes a condition"):
+        ConditionalVAE(encoder, MLPDecoder(3, 8, 4, condition_dim=2), Bernoulli(), prior=VampPrior(encoder, 4, 2))

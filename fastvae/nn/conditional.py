@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..arguments import check_tensor, dtype_name, is_integer, refuse_first, seed_tensor
 from ..functional import noise, reparameterize
 from ..likelihoods import Likelihood
-from ..priors import Prior
+from ..priors import Prior, VampPrior
 from ..sizes import check_count
 from .decoding import log_prob_of_draws
 from .model import check_module
@@ -36,7 +36,7 @@ class ConditionalVAE(VAE):
             all rows; the modules see them one-hot, (B, num_classes). If None, conditions are real vectors, or what else
             the modules take: floating-point tensors (B, ...).
         prior: p(z|c), a module with ``prior(condition) -> (mu, logvar)`` or moments, against which the KL is computed
-            in the same pass; or p(z), one of `fastvae.priors`; N(0, I) if None.
+            in the same pass; or p(z), one of `fastvae.priors` but a VampPrior of this encoder; N(0, I) if None.
         latent_shape: as for `VAE`.
 
     A condition has x's dtype (classes get it) and device. Classes out of range are refused on the CPU; on a GPU, where
@@ -65,6 +65,11 @@ class ConditionalVAE(VAE):
         prior: nn.Module | None = None,
         latent_shape: int | Sequence[int] | None = None,
     ) -> None:
+        if isinstance(prior, VampPrior) and prior.encoder is encoder:
+            raise ValueError(
+                "prior is a VampPrior of the model's encoder, which takes a condition that pseudo-inputs do not have;"
+                " expected another prior"
+            )
         if prior is None or isinstance(prior, Prior):
             super().__init__(encoder, decoder, likelihood, prior=prior, latent_shape=latent_shape)
         else:
