@@ -22,7 +22,7 @@ from .kernels.layout import likelihood_dtype
 from .kernels.reference.latents import LOG_2_PI
 from .options import check_num_samples
 from .shaping import check_kl_shape
-from .sizes import check_count, check_sizes, latent_shape_of
+from .sizes import check_count, latent_shape_of, positive_sizes
 
 
 class Prior(nn.Module):
@@ -42,7 +42,7 @@ class Prior(nn.Module):
 
     def __init__(self, latent_shape: int | Sequence[int]) -> None:
         super().__init__()
-        self.latent_shape = check_sizes("latent_shape", latent_shape)
+        self.latent_shape = positive_sizes("latent_shape", latent_shape)
         # Follows the module's device and dtype, whether or not it has parameters; not part of its state.
         self.register_buffer("_like", torch.empty(0), persistent=False)
 
@@ -368,7 +368,7 @@ class VampPrior(_Mixture):
         check_count("components", components, 1)
         self._encoder = (encoder,)  # in a tuple, where nn.Module does not look for modules
         self.squash = squash
-        self.pseudo_inputs = nn.Parameter(torch.rand(components, *check_sizes("input_shape", input_shape)))
+        self.pseudo_inputs = nn.Parameter(torch.rand(components, *positive_sizes("input_shape", input_shape)))
 
     @property
     def encoder(self) -> nn.Module:

@@ -18,18 +18,31 @@ def latent_shape_of(encoder: nn.Module, given: int | Sequence[int] | None) -> tu
         ("latent_dim", getattr(encoder, "latent_dim", None)),
     ):
         if shape is not None:
-            return check_sizes(name, shape)
+            return positive_sizes(name, shape)
     return None
 
 
-def check_sizes(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
-    """Positive sizes; one int counts as one size."""
+def positive_size(name: str, size: int) -> int:
     try:
-        sizes = tuple(map(operator.index, shape if isinstance(shape, Sequence) else (shape,)))
+        given = operator.index(size)
     except TypeError:
-        raise TypeError(f"{name} is {shape!r}, expected an int or a sequence of ints") from None
-    if any(size < 1 for size in sizes):
-        raise ValueError(f"{name} is {shape!r}, expected positive sizes")
+        raise TypeError(f"{name} is {size!r}, expected a positive int") from None
+    if given < 1:
+        raise ValueError(f"{name} is {given}, expected a positive int")
+    return given
+
+
+def positive_sizes(name: str, sizes: int | Sequence[int]) -> tuple[int, ...]:
+    """The sizes as a tuple; one int counts as one size."""
+    if isinstance(sizes, Sequence) and not isinstance(sizes, str):
+        return tuple(positive_size(f"{name}[{i}]", size) for i, size in enumerate(sizes))
+    return (positive_size(name, sizes),)
+
+
+def event_shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
+    sizes = positive_sizes(name, shape)
+    if not sizes:
+        raise ValueError(f"{name} is {shape!r}, expected at least one size")
     return sizes
 
 

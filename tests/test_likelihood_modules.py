@@ -157,7 +157,7 @@ def test_they_pickle_and_copy(name):
         (lambda: Gaussian(None, learned=True), ValueError, "learned is True with the decoder's own logvar"),
         (lambda: Gaussian(1.0, clamp=(-1, 1)), ValueError, "clamp was given without the decoder's own logvar"),
         (lambda: Gaussian(None, clamp=3), TypeError, "clamp is 3"),
-        (lambda: NegativeBinomial(0), ValueError, "features is 0, expected positive sizes"),
+        (lambda: NegativeBinomial(0), ValueError, "features is 0, expected a positive int"),
         (lambda: NegativeBinomial(2.5), TypeError, "features is 2.5"),
         (lambda: DiscretizedLogisticMixture(0), ValueError, "components is 0, expected 1 or more"),
         (lambda: DiscretizedLogisticMixture(3, 2), ValueError, "channels is 2, expected 1 or 3"),

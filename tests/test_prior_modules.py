@@ -151,8 +151,8 @@ def test_a_prior_of_ones_own_needs_log_prob_and_sample():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: StandardNormal("3"), TypeError, "latent_shape is '3', expected an int or a sequence of ints"),
-        (lambda: LearnedGaussian((3, 0)), ValueError, r"latent_shape is \(3, 0\), expected positive sizes"),
+        (lambda: StandardNormal("3"), TypeError, "latent_shape is '3', expected a positive int"),
+        (lambda: LearnedGaussian((3, 0)), ValueError, r"latent_shape\[1\] is 0, expected a positive int"),
         (lambda: GaussianMixture(3, 0), ValueError, "components is 0, expected 1 or more"),
         (lambda: GaussianMixture(3, 2.0), TypeError, "components is a float, expected an int"),
         (
@@ -162,7 +162,7 @@ def test_a_prior_of_ones_own_needs_log_prob_and_sample():
         ),
         (lambda: VampPrior(nn.Linear(4, 2), 4, 3), ValueError, "latent_shape is None and encoder has neither"),
         (lambda: VampPrior(Encoder(), 4, 0), ValueError, "components is 0, expected 1 or more"),
-        (lambda: VampPrior(Encoder(), -4, 2), ValueError, "input_shape is -4, expected positive sizes"),
+        (lambda: VampPrior(Encoder(), -4, 2), ValueError, "input_shape is -4, expected a positive int"),
         (lambda: VampPrior(Encoder(), 4, 2, squash=1), TypeError, "squash is a int, expected a function or None"),
         (
             lambda: VampPrior(Encoder(), 4, 2, latent_shape=5).sample(1),

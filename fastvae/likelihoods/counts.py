@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..sizes import check_sizes
+from ..sizes import positive_sizes
 from .base import Parameters, check_parts, check_sampling
 from .functional import (
     negative_binomial_log_prob,
@@ -57,7 +57,7 @@ class _OverdispersedCounts(nn.Module):
         if features is None:
             self.register_parameter("log_theta", None)
             return
-        self.log_theta = nn.Parameter(torch.zeros(check_sizes("features", features)))
+        self.log_theta = nn.Parameter(torch.zeros(positive_sizes("features", features)))
 
     def _parts(self, parameters: Parameters, *others: str) -> tuple[Tensor, ...]:
         """The mean, theta, and what else the decoder gives."""

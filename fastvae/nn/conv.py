@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from .sizes import check_condition_dim, check_rows, event_shape, join_condition, positive_size, positive_sizes
+from ..sizes import event_shape, positive_size, positive_sizes
+from .inputs import check_condition_dim, check_rows, join_condition
 
 
 class ConvEncoder(nn.Module):

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..sizes import latent_shape_of
+from ..sizes import event_shape, latent_shape_of, positive_size
+from .inputs import check_rows
 from .mlp import MLPDecoder, MLPEncoder
 from .model import check_module
 from .posterior import Encoded, Gaussian, encode
-from .sizes import check_rows, event_shape, positive_size
 
 
 class Level(nn.Module):

@@ -1,38 +1,12 @@
-"""Checks and small steps that the encoders and decoders share: sizes, shapes, and the condition beside the input."""
+"""What the encoders and decoders do to their inputs: checks of shapes, and the condition beside the input."""
 
 from __future__ import annotations
-
-import operator
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..arguments import check_tensor
-
-
-def positive_size(name: str, size: int) -> int:
-    try:
-        given = operator.index(size)
-    except TypeError:
-        raise TypeError(f"{name} is {size!r}, expected a positive int") from None
-    if given < 1:
-        raise ValueError(f"{name} is {given}, expected a positive int")
-    return given
-
-
-def positive_sizes(name: str, sizes: int | Sequence[int]) -> tuple[int, ...]:
-    """The sizes as a tuple; one int counts as one size."""
-    if isinstance(sizes, Sequence) and not isinstance(sizes, str):
-        return tuple(positive_size(f"{name}[{i}]", size) for i, size in enumerate(sizes))
-    return (positive_size(name, sizes),)
-
-
-def event_shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
-    sizes = positive_sizes(name, shape)
-    if not sizes:
-        raise ValueError(f"{name} is {shape!r}, expected at least one size")
-    return sizes
+from ..sizes import positive_size
 
 
 def check_rows(name: str, tensor: Tensor, event: tuple[int, ...]) -> None:
