@@ -12,6 +12,7 @@ from . import library
 from .kernels.family import Latents, Options
 from .kernels.layout import compute_dtype, likelihood_dtype
 from .kernels.likelihoods import Density
+from .kernels.reference.bounds import at_least
 from .kernels.reference.latents import kl_of, log_probabilities, reduce_kl, resolve
 from .kernels.reference.likelihoods import log_prob_elementwise
 
@@ -88,7 +89,7 @@ def _latents(
         elementwise = kl_of(resolved)
         kl_mean = elementwise.mean(0)
         if reduction is not None:
-            kl = reduce_kl(elementwise.clamp_min(options.free_bits), reduction)
+            kl = reduce_kl(at_least(elementwise, options.free_bits), reduction)
     if seed is not None and (wanted.z is not None or wanted.log_q is not None or wanted.log_p is not None):
         drawn, log_qs, log_ps = [], [], []
         for k in range(num_samples or 1):

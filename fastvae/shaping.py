@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .autograd import latent
 from .kernels.family import Options
+from .kernels.reference.bounds import at_least
 from .options import check_number
 
 GROUPS = ("coordinate", "channel", "latent")
@@ -48,11 +49,11 @@ class KLShape(NamedTuple):
                 kl_mean = kl_mean.flatten(1).sum(1)
             elif self.group == "latent":
                 kl_mean = kl_mean.sum()
-            kl = kl_mean.clamp_min(self.free_bits).sum()
+            kl = at_least(kl_mean, self.free_bits).sum()
             if reduction == "sum":
                 kl = kl * batch
         elif self.free_bits and not self.in_kernel():
-            kl = kl.clamp_min(self.free_bits)
+            kl = at_least(kl, self.free_bits)
             if self.group == "channel":
                 kl = kl.sum(1)
             if reduction != "sample":

@@ -318,6 +318,19 @@ def test_second_derivatives_are_those_of_the_formula(name):
     torch.testing.assert_close(second, expected)
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(
+    ("scale", "value", "information"), [("logvar", 0.0, 0.5), ("logstd", 0.0, 2.0), ("std", 1.0, 2.0)]
+)
+def test_where_both_are_equal_the_second_derivative_is_the_fisher_information(name, scale, value, information):
+    mu, raw, prior_mu, prior_raw = (torch.full((2, 3), of, requires_grad=True) for of in (0.5, value, 0.5, value))
+    with fastvae.use_backend(name):
+        kl = fastvae.gaussian_kl(mu, raw, prior_mu, prior_raw, scale=scale)
+        (first,) = torch.autograd.grad(kl.sum(), raw, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), raw)
+    torch.testing.assert_close(second, torch.full((2, 3), information))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_bits_do_not_depend_on_the_number_of_threads(threads):
     inputs = leaves((301, 67), (301, 67), (67,), (1,))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..family import Gradients, Latents, Options
 from ..layout import compute_dtype, draws_like
+from .bounds import at_least, between
 from .philox import noise
 
 LOG_2_PI = math.log(2.0 * math.pi)
@@ -36,15 +37,10 @@ class Resolved(NamedTuple):
     log_ratio: Tensor  # logvar - logvar_p
 
 
-def hard_clamp(raw: Tensor, low: float, high: float) -> Tensor:
-    """torch.clamp; for autograd its gradient is 1 on the bounds, where PyTorch's own has become 0 (version 2.14)."""
-    return torch.where(raw < low, low, torch.where(raw > high, high, raw))
-
-
 def resolve_scale(raw: Tensor, options: Options) -> Scale:
     x = raw
     if options.clamp == "hard":
-        x = hard_clamp(raw, options.low, options.high)
+        x = between(raw, options.low, options.high)
     elif options.clamp == "soft":
         x = options.high * torch.tanh(raw / options.high)
     if options.scale == "logvar":
@@ -81,7 +77,7 @@ def kl_of(resolved: Resolved) -> Tensor:
     if resolved.prior is not None:
         squared = squared * torch.exp(-resolved.prior.logvar)
     # expm1(d) >= d holds for exact values; the clamp keeps it so when expm1 is rounded down.
-    return 0.5 * (squared + (torch.expm1(resolved.log_ratio) - resolved.log_ratio).clamp_min(0.0))
+    return 0.5 * (squared + at_least(torch.expm1(resolved.log_ratio) - resolved.log_ratio, 0.0))
 
 
 def reduce_kl(kl: Tensor, reduction: str) -> Tensor:
@@ -135,7 +131,7 @@ def latent_forward(
         if kl_mean:
             mean = elementwise.mean(0)
         if reduction is not None:
-            kl = reduce_kl(elementwise.clamp_min(options.free_bits), reduction)
+            kl = reduce_kl(at_least(elementwise, options.free_bits), reduction)
     if seed is not None:
         draws = 1 if num_samples is None else num_samples
         z = torch.empty_like(mu) if num_samples is None else draws_like(mu, draws)

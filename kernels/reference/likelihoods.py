@@ -11,7 +11,8 @@ from torch import Tensor
 from ..layout import likelihood_dtype
 from ..likelihoods import EPS, MIXTURE, Density
 from . import mixture
-from .latents import LOG_2_PI, grad_kl_elementwise, hard_clamp, reduce_kl
+from .bounds import between
+from .latents import LOG_2_PI, grad_kl_elementwise, reduce_kl
 
 # Where log(l / tanh(l/2)) and its derivative come from their series at 0: beyond, they lose less to cancellation.
 NEAR_0 = 0.5
@@ -37,10 +38,10 @@ def log_prob_elementwise(x: Tensor, parameters: tuple[Tensor, ...], density: Den
     if density.kind == "continuous_bernoulli":
         return x * first - softplus(first) + log_normalizer(first)
     if density.kind == "gaussian":
-        logvar = hard_clamp(others[0], density.low, density.high)
+        logvar = between(others[0], density.low, density.high)
         return -0.5 * ((x - first).square() * torch.exp(-logvar) + logvar + LOG_2_PI)
     if density.kind == "laplace":
-        logscale = hard_clamp(others[0], density.low, density.high)
+        logscale = between(others[0], density.low, density.high)
         return -(x - first).abs() * torch.exp(-logscale) - logscale - math.log(2.0)
     if density.kind == "poisson":
         return x * first - torch.exp(first) - torch.lgamma(x + 1.0)
@@ -123,7 +124,7 @@ def derivatives(x: Tensor, parameters: tuple[Tensor, ...], density: Density) -> 
     if density.kind == "poisson":
         return (x - torch.exp(first),)
     if density.kind in ("gaussian", "laplace"):
-        scale = hard_clamp(others[0], density.low, density.high)
+        scale = between(others[0], density.low, density.high)
         inside = (others[0] >= density.low) & (others[0] <= density.high) | others[0].isnan()
         if density.kind == "gaussian":
             of_mean = (x - first) * torch.exp(-scale)

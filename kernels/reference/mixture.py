@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..likelihoods import Density
+from .bounds import at_least
 
 HALF_A_LEVEL = 1.0 / 255.0
 # Between the highest level but one and the highest, in [-1, 1].
@@ -60,7 +61,7 @@ def mixed_means(y: Tensor, parts: Components) -> Tensor:
 
 def bins(y: Tensor, parts: Components, density: Density) -> Bins:
     level = y.unsqueeze(2)
-    inverse_scale = torch.exp(-parts.log_scales.clamp_min(density.low))
+    inverse_scale = torch.exp(-at_least(parts.log_scales, density.low))
     centred = level - mixed_means(y, parts)
     upper, lower = (centred + HALF_A_LEVEL) * inverse_scale, (centred - HALF_A_LEVEL) * inverse_scale
     highest, lowest = level > EXTREME, level < -EXTREME
