@@ -26,7 +26,7 @@ test-slow: $(VENV)/installed
 	$(RUN) -m pytest -m slow
 
 sanitize: $(VENV)/installed
-	$(RUN) -m tests.native.sanitize
+	$(RUN) -m tests.kernels.cpu.native.sanitize
 
 # mypy finds packages by folder: it is shown the layout that gets installed, with kernels/ inside fastvae/.
 lint: $(VENV)/installed

@@ -7,7 +7,8 @@ without it plain arithmetic, which is what AMD runs and what the interpreter can
     exp(logvar) - 1 = std^2 - 1 by twice that relative to std^2: 6e-7 near logvar = 0, absolute
     KL              from logvar by 3.6e-7 there, absolute, and by less than 4e-8 where |logvar| < 2^-7; never below zero
 
-which is what float32 rounding does to the usual formula within a factor of four (`tests/test_approximations.py`).
+which is what float32 rounding does to the usual formula within a factor of four
+(`tests/kernels/test_approximations.py`).
 """
 
 import triton

@@ -13,8 +13,8 @@ whose errors the PTX ISA publishes: lg2 2^-22 absolute in (1/2, 2), else relativ
                     So |dr| is largest at the switch, r = 0.031: 6.3e-6.
     cos t           is off by  2^-20.5 = 6.7e-7 and by the rounding of the angle, 4e-7: by 1.1e-6, times r <= 6.77.
 
-The two peaks lie far apart, and every normal is within 1e-5 of the exact one: `tests/test_approximations.py` injects
-errors of these sizes, and the tests that execute the PTX do so in every kernel.
+The two peaks lie far apart, and every normal is within 1e-5 of the exact one: `tests/kernels/test_approximations.py`
+injects errors of these sizes, and the tests that execute the PTX do so in every kernel.
 """
 
 import triton

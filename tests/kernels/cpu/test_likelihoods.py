@@ -1,0 +1,134 @@
+"""Likelihoods on the CPU backend, asked directly: gamma functions, other ways of looking at tensors, thread counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.special
+import torch
+
+from fastvae.kernels import reference, selection
+from fastvae.kernels.likelihoods import Density
+from tests.likelihoods.cases import CASES, draw, shapes_of
+
+if selection.reason_unavailable("cpu"):
+    pytest.skip(f"no CPU kernels here: {selection.reason_unavailable('cpu')}", allow_module_level=True)
+
+from fastvae.kernels import cpu
+from fastvae.kernels.cpu import _kernels
+
+EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+
+
+def gammas(y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    lgamma, digamma = torch.full_like(y, torch.nan), torch.full_like(y, torch.nan)
+    _kernels.gammas(y.data_ptr(), y.numel(), lgamma.data_ptr(), digamma.data_ptr())
+    return lgamma.numpy(), digamma.numpy()
+
+
+def arguments() -> torch.Tensor:
+    """From 1e-8 to 1e8, evenly spread logarithms, and all around where the functions are 0 or change."""
+    spread = torch.logspace(-8, 8, 200_003, dtype=torch.float64)
+    around = [near + torch.linspace(-0.02, 0.02, 20_001, dtype=torch.float64) for near in (1.0, 1.4616321, 2.0, 4.0)]
+    return torch.cat((spread, *around, torch.arange(1.0, 1000.0).double())).float()
+
+
+@pytest.mark.parametrize(("function", "index"), [(scipy.special.gammaln, 0), (scipy.special.digamma, 1)])
+def test_gamma_functions_are_off_by_4_units_in_the_last_place_or_a_millionth(function, index):
+    y = arguments()
+    exact = function(y.numpy().astype(np.float64))
+    error = np.abs(gammas(y)[index] - exact)
+    unit = np.spacing(np.abs(exact).astype(np.float32))
+    worst = np.argmax(error - np.maximum(4 * unit, 1e-6))
+    assert error[worst] <= max(4 * unit[worst], 1e-6), f"at {y[worst].item()}: off by {error[worst]}"
+
+
+def test_gamma_functions_at_the_ends():
+    lgamma, digamma = gammas(torch.tensor([0.0, torch.inf, torch.nan]))
+    assert lgamma[0] == np.inf
+    assert lgamma[1] == np.inf
+    assert np.isnan(lgamma[2])
+    assert digamma[0] == -np.inf
+    assert np.isnan(digamma[2])
+
+
+def counts_and_thetas() -> tuple[torch.Tensor, torch.Tensor]:
+    """Few and many counts, whole and not, beside small and large theta: each pair twice, among others."""
+    x = torch.cat((torch.arange(0.0, 30.0), torch.tensor([0.5, 2.5, 7.5, 100.0])))
+    theta = torch.tensor([1e-6, 1e-3, 0.1, 1.0, 1.7, 3.0, 40.0, 999.0, 9999.0, 1e4, 10001.0, 1e6])
+    pairs = torch.cartesian_prod(x, theta)
+    pairs = torch.cat((pairs, pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))]))
+    return pairs[:, 0].contiguous(), pairs[:, 1].contiguous()
+
+
+def test_few_counts_and_many_have_the_log_likelihood_and_gradients_of_the_formula():
+    x, theta = counts_and_thetas()
+    mean = torch.full_like(x, 2.5)
+
+    def exactly(dtype):
+        return _negative_binomial(x.to(dtype), mean.to(dtype), theta.to(dtype))
+
+    density = Density("negative_binomial")
+    came = cpu.likelihood_forward(x, (mean, theta), "none", density)
+    of_mean, of_theta = cpu.likelihood_backward(torch.ones_like(x), x, (mean, theta), "none", density, (True, True))
+    expected, eager = exactly(torch.float64), exactly(torch.float32)
+    for one, exact, usual in zip((came, of_mean, of_theta), expected, eager, strict=True):
+        error, allowed = (one.double() - exact).abs(), 2 * (usual.double() - exact).abs() + 3e-6 * (1 + exact.abs())
+        worst = (error - allowed).argmax()
+        assert error[worst] <= allowed[worst], f"x = {x[worst]}, theta = {theta[worst]}: off by {error[worst]}"
+
+
+def _negative_binomial(x, mean, theta):
+    mean, theta = mean.requires_grad_(), theta.requires_grad_()
+    log_of = [torch.log(y + 1e-8) for y in (theta, mean, theta + mean)]
+    log_prob = theta * (log_of[0] - log_of[2]) + x * (log_of[1] - log_of[2])
+    log_prob = log_prob + torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    return log_prob.detach(), *torch.autograd.grad(log_prob.sum(), (mean, theta))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_strides_that_two_event_indices_cannot_say_are_copied(name):
+    case = CASES[name]
+    x, parameters = draw(case, (2, 3, 4, 5))
+
+    def backwards(tensor):
+        dims = tuple(reversed(range(tensor.dim())))
+        return tensor.permute(dims).contiguous().permute(dims)
+
+    mixed = (x, tuple(map(backwards, parameters)))
+    grad = torch.randn(2)
+    wants = (True,) * len(parameters)
+    came = cpu.likelihood_forward(*mixed, "sample", case.density)
+    torch.testing.assert_close(came, reference.likelihood_forward(*mixed, "sample", case.density), rtol=1e-5, atol=1e-4)
+    came = cpu.likelihood_backward(grad, *mixed, "sample", case.density, wants)
+    expected = reference.likelihood_backward(grad, *mixed, "sample", case.density, wants)
+    torch.testing.assert_close(came, expected, rtol=1e-4, atol=1e-4)
+    assert [one.stride() for one in came] == [one.stride() for one in expected]
+
+
+@pytest.mark.skipif(EXCHANGE is None, reason=f"torch {torch.__version__} has no DLPack exchange interface")
+@pytest.mark.parametrize("name", CASES)
+def test_tensors_are_seen_alike_by_either_way_of_looking(name):
+    case = CASES[name]
+    x, parameters = draw(case, shapes_of(case)[0])
+    grad, wants = torch.randn(len(x)), (True,) * len(parameters)
+
+    def step():
+        log_prob = cpu.likelihood_forward(x, parameters, "sample", case.density)
+        return log_prob, *cpu.likelihood_backward(grad, x, parameters, "sample", case.density, wants)
+
+    by_exchange = step()
+    try:
+        _kernels.use_exchange(None)
+        by_methods = step()
+    finally:
+        _kernels.use_exchange(EXCHANGE)
+    assert all(torch.equal(one, other) for one, other in zip(by_exchange, by_methods, strict=True))
+
+
+def test_what_is_no_density_is_refused():
+    x = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="packed density"):
+        _kernels.likelihood_forward(x, x, None, None, torch.zeros(2), b"", None, 0, 0, 2, 1)
+    with pytest.raises(TypeError, match="expected 11 arguments"):
+        _kernels.likelihood_forward(x, x)

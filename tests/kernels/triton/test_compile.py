@@ -1,0 +1,87 @@
+"""The Triton kernels compile for every GPU they are meant for, with the launch shapes that would be used.
+
+In a process of its own: Triton decides between interpreting and compiling when it is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TARGETS = (
+    pytest.param("sm_80", marks=pytest.mark.slow),
+    "sm_90",
+    pytest.param("sm_100", marks=pytest.mark.slow),
+    pytest.param("gfx90a", marks=pytest.mark.slow),
+    "gfx942",
+)
+
+# Arrays of the size of z that an op reads or writes, and rows that all of its rows share.
+ARRAYS = {
+    "noise": 1,
+    "sample_and_kl": 3,
+    "reparameterize": 3,
+    "gaussian_kl": 2,
+    "sample_and_kl_backward": 5,
+    "reparameterize_backward": 3,
+    "gaussian_kl_backward": 4,
+    "gaussian_kl_two": 4,
+    "gaussian_kl_shared_prior": 4,
+    "sample_and_kl_prior": 5,
+    "sample_and_kl_shared_prior": 5,
+    "sample_and_kl_std": 3,
+    "sample_and_kl_softplus": 3,
+    "sample_and_kl_soft_clamp": 3,
+    "gaussian_kl_two_backward": 8,
+    "gaussian_kl_shared_prior_backward": 6,
+    "sample_and_kl_prior_backward": 9,
+    "sample_and_kl_shared_prior_backward": 7,
+    "sample_and_kl_std_backward": 5,
+    "sample_and_kl_softplus_backward": 5,
+    "sample_and_kl_soft_clamp_backward": 5,
+    "bernoulli": 2,
+    "gaussian": 3,
+    "negative_binomial": 3,
+    "bernoulli_backward": 3,
+    "gaussian_backward": 5,
+    "negative_binomial_backward": 4,
+}
+PLAIN, DRAWN, LIKELIHOODS = 7, 2, 6
+OTHERS = len(ARRAYS) - PLAIN - LIKELIHOODS
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def compiled(request, tmp_path_factory) -> list[dict]:
+    """All ops for one target. Compiling them takes half a minute; targets like these two are left to the slow tests."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))  # compiled now, not found compiled
+    result = subprocess.run(
+        [sys.executable, "-m", "bench.compiled", request.param],
+        env=environment,
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_every_op_compiles_to_a_binary(compiled):
+    assert len(compiled) == 2 * (4 * PLAIN - 1 + 2 * OTHERS + 2 * DRAWN + 2 + 3 * LIKELIHOODS)
+    assert all(entry["binary_bytes"] > 1000 for entry in compiled)
+
+
+def test_nothing_is_spilled_to_local_memory(compiled):
+    assert [entry for entry in compiled if entry["local_memory"]] == []
+
+
+def test_long_aligned_rows_are_read_and_written_16_bytes_at_a_time(compiled):
+    for entry in compiled:
+        if entry["target"].startswith("sm_") and entry["shape"] in ("512x4096", "64x65536"):
+            assert entry["wide_accesses"] >= ARRAYS[entry["op"]], entry
