@@ -1,7 +1,8 @@
 # make demo        train a VAE on real digits       make test   run the tests        make lint   ruff and mypy
 # make test-slow   the longer tests: every compiled GPU kernel, executed, and every small change to one noticed
+# make test-all    both
 # make bench       everything that is timed on the CPU, in five to ten minutes, into bench/results/ (or RESULTS=folder)
-# make bench-compare BEFORE=a.json AFTER=b.json    two of its suite.json side by side; fails where fastvae got slower
+# make bench-compare BEFORE=a.json AFTER=b.json    two of its results.json side by side; fails where fastvae got slower
 # make sanitize    the C kernels under sanitizers, in a few minutes; with clang, valgrind and an ARM emulator if there
 # make test-clients, bench-clients   diffusers, scvi-tools, Pyro and pythae under fastvae.patch, in .venv-clients
 # Each sets up .venv on first use: Python, make and a network are all it needs.
@@ -11,19 +12,25 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.c kernels/cpu/*.h)
 
-.PHONY: demo test test-slow test-clients lint bench bench-clients bench-compare sanitize clean
+.PHONY: demo test test-slow test-all test-clients lint bench bench-clients bench-compare sanitize clean
 
 demo: $(VENV)/installed
 	rm -rf demo
 	$(RUN) -m fastvae train --output demo
 
-# Processes that share the tests; each computes on one thread.
+# Processes that share the tests, a file at a time as its tests share what was compiled or trained; each computes on one
+# thread.
 WORKERS ?= 2
+PYTEST := $(RUN) -m pytest -n $(WORKERS) --dist loadfile
+
 test: $(VENV)/installed
-	$(RUN) -m pytest -n $(WORKERS)
+	$(PYTEST)
 
 test-slow: $(VENV)/installed
-	$(RUN) -m pytest -m slow
+	$(PYTEST) -m "slow and not clients"
+
+test-all: $(VENV)/installed
+	$(PYTEST) -m "not clients"
 
 sanitize: $(VENV)/installed
 	$(RUN) -m tests.kernels.cpu.native.sanitize
@@ -36,17 +43,12 @@ lint: $(VENV)/installed
 	cp -r fastvae build/typed/fastvae && cp -r kernels build/typed/fastvae/kernels
 	MYPYPATH=build/typed $(VENV)/bin/mypy -p fastvae
 
-# pytest-benchmark writes its file even where a check failed: it takes its place only after a run that went well.
 RESULTS ?= bench/results
 bench: $(VENV)/installed
-	mkdir -p build $(RESULTS)
-	$(RUN) -m pytest bench -x --benchmark-quiet --benchmark-json=build/suite.json
-	mv build/suite.json $(RESULTS)/suite.json
-	$(RUN) -m bench.likelihoods --results $(RESULTS)
-	$(RUN) -m bench.training --results $(RESULTS)
-	$(RUN) -m bench.kernel_alone --results $(RESULTS)
-	$(RUN) -m bench.scaling --results $(RESULTS)
-	$(RUN) -m bench.report --results $(RESULTS)
+	set -e; for command in cpu likelihoods training kernel_alone scaling; do \
+		$(RUN) -m bench $$command --results $(RESULTS); \
+	done
+	$(RUN) -m bench report --results $(RESULTS)
 
 # The libraries that fastvae.patch is for bring many others: they have an environment of their own.
 CLIENTS := .venv-clients
@@ -54,17 +56,16 @@ test-clients: $(CLIENTS)/installed
 	$(CLIENTS)/bin/python -m pytest -n $(WORKERS) -m clients tests/clients
 
 bench-clients: $(CLIENTS)/installed
-	mkdir -p $(RESULTS)
-	$(CLIENTS)/bin/python -m bench.clients --results $(RESULTS)
-	$(CLIENTS)/bin/python -m bench.report --results $(RESULTS)
+	$(CLIENTS)/bin/python -m bench clients --results $(RESULTS)
+	$(CLIENTS)/bin/python -m bench report --results $(RESULTS)
 
 # By the ratio to eager PyTorch, as machines and their load differ; BY=time compares seconds.
-AFTER ?= $(RESULTS)/suite.json
+AFTER ?= $(RESULTS)/results.json
 THRESHOLD ?= 1.3
 BY ?= ratio
 bench-compare: $(VENV)/installed
-	$(if $(BEFORE),,$(error BEFORE is not given, expected BEFORE=suite.json of an older run))
-	$(RUN) -m bench.compare $(BEFORE) $(AFTER) --threshold $(THRESHOLD) --by $(BY)
+	$(if $(BEFORE),,$(error BEFORE is not given, expected BEFORE=results.json of an older run))
+	$(RUN) -m bench compare $(BEFORE) $(AFTER) --threshold $(THRESHOLD) --by $(BY)
 
 $(VENV)/installed: $(SOURCES)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)

@@ -1,1 +1,1 @@
-"""Measurements: the plain PyTorch that fastvae is compared with, and how times are taken."""
+"""Benchmarks. `python -m bench` lists the commands; `bench.cases` is the registry of what they time."""

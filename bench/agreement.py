@@ -1,98 +1,130 @@
-"""No time without a right result: contenders are compared with the formulas before any of them is timed.
+"""The check before every measurement: each contender is compared with float64 formulas.
 
-A contender is run as it is timed, and its outputs and the gradients of all that it takes are compared with float64
-formulas (`bench.formulas`) for the noise that it drew, which z tells. The noise of fastvae must be the stream of the
-seed that it drew; that of others must look standard normal, and be another one for every sample. Of large tensors,
-which are computed whole, the first rows are compared: float64 takes its time.
+A contender runs as it is timed. Its outputs and the gradients of all inputs are compared with `bench.formulas` for the
+noise that it drew, which follows from z. fastvae's noise must be the stream of the seed that it drew; that of others
+must look standard normal; each call and sample must draw anew.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 import fastvae
-from fastvae.arguments import seed_tensor
 
 from .cases import OPS, Case, Function, Op, Tensors, as_tuple
-from .contenders import fastvae_backends
+from .contenders import fastvae_backends, next_seed
 from .formulas import formulas, mean_and_sigma
-from .gpu_checks import TOLERANCE, Disagreement
 
-COMPARED_ELEMENTS = 2**22
+# Allowed error, relative to the values: what plain PyTorch needs, which rounds after every step.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+# Rows are compared in blocks of so many elements, as float64 copies of large tensors would not fit in memory.
+BLOCK_ELEMENTS = 2**22
 
 # The contract of the noise stream: how far the normals of two backends may be apart, and how many of them how far.
 FAR, FARTHEST, SHARE_OF_FAR = 1e-5, 2e-4, 1e-4
 
 
+class Disagreement(RuntimeError):
+    """A contender computes something else than the op."""
+
+
 def refuse_disagreement(case: Case, functions: Mapping[str, Function], tensors: Tensors) -> None:
-    """Raise Disagreement, naming the case and the contender, unless all compute the same. Torch's generator is kept."""
-    ours = fastvae_backends(tensors.inputs["mu"].device)
+    """Raise Disagreement, naming the case and the contender, unless all compute the op. Torch's generator is kept.
+
+    On a GPU all rows are compared; on a CPU, where that takes minutes, the first BLOCK_ELEMENTS of large tensors.
+    """
+    ours = fastvae_backends(next(iter(tensors.inputs.values())).device)
+    tolerance = TOLERANCE[case.torch_dtype]
     with torch.random.fork_rng():
         for name, function in functions.items():
             try:
-                _check(case, function, tensors, follows_stream=name in ours)
+                allowed = tolerance * (OPS[case.op].eager_error if name == "eager" else 1)
+                _check(case, function, tensors, allowed, follows_stream=name in ours)
             except Disagreement as error:
                 raise Disagreement(f"{case}, {name}: {error}") from None
 
 
-def _check(case: Case, function: Function, tensors: Tensors, follows_stream: bool) -> None:
-    op, tolerance = OPS[case.op], TOLERANCE[getattr(torch, case.dtype)]
+def _check(case: Case, function: Function, tensors: Tensors, tolerance: float, follows_stream: bool) -> None:
+    op = OPS[case.op]
     arguments = case.arguments(tensors)
     torch.manual_seed(0)
-    seed = seed_tensor(None, None, arguments[0].device)
+    seed = next_seed(arguments[0].device)
     torch.manual_seed(0)
     outputs = as_tuple(function(*arguments))
     for name, output in zip(op.outputs, outputs, strict=True):
         if output.shape != case.output_shape(name):
             raise Disagreement(f"{name} has shape {tuple(output.shape)}, expected {case.output_shape(name)}")
-
-    rows = slice(max(1, COMPARED_ELEMENTS // math.prod(case.shape[1:])) if op.by_row else None)
-    inputs = {name: tensor[rows].double().requires_grad_() for name, tensor in tensors.inputs.items()}
-    came = {name: _first(rows, output.detach()) for name, output in zip(op.outputs, outputs, strict=True)}
-    eps = None
-    if op.drawn is not None:
-        mean, sigma = (tensor.detach() for tensor in mean_and_sigma(op, inputs))
-        eps = (came[op.drawn].double() - mean) / sigma
-        rounding = tolerance * (eps.abs() + mean.abs() / sigma)
-        if follows_stream:
-            _check_stream(op, eps, seed, rounding)
-        else:
-            _check_normal(op, eps, tolerance)
-    exact = formulas(op, inputs, eps)
-    for name, output in came.items():
-        _compare(name, output, exact[name].detach(), tolerance)
-
+    incoming = case.incoming(tensors, outputs)
+    results = {name: output.detach() for name, output in zip(op.outputs, outputs, strict=True)}
     if "both" in case.directions:
-        incoming = case.incoming(tensors, outputs)
-        found = case.by_input(torch.autograd.grad(outputs, arguments, incoming))
-        incoming_first = [_first(rows, gradient).double() for gradient in incoming]
-        right = torch.autograd.grad(list(exact.values()), list(inputs.values()), incoming_first)
-        for (name, gradient), expected in zip(found.items(), right, strict=True):
-            _compare(f"grad_{name}", gradient[rows], expected, tolerance)
-
+        wanted = [argument for argument in arguments if argument.requires_grad]
+        gradients = case.by_input(torch.autograd.grad(outputs, wanted, incoming))
+        results |= {f"grad_{name}": gradient for name, gradient in gradients.items()}
+    for rows in _blocks(case, whole=arguments[0].is_cuda):
+        inputs, given, found = (
+            {name: tensor[rows] if tensor.dim() else tensor for name, tensor in group.items()}
+            for group in (tensors.inputs, dict(zip(op.outputs, incoming, strict=True)), results)
+        )
+        _check_rows(op, inputs, given, found, tolerance, seed if follows_stream else None, rows.start or 0)
     if op.drawn is not None and torch.equal(as_tuple(function(*arguments))[0], outputs[0]):
         raise Disagreement(f"a second call draws the same {op.drawn}")
 
 
-def _first(rows: slice, tensor: Tensor) -> Tensor:
-    return tensor[rows] if tensor.dim() else tensor
+def _blocks(case: Case, whole: bool) -> Iterator[slice]:
+    if not OPS[case.op].by_row:
+        yield slice(None)
+        return
+    size = max(1, BLOCK_ELEMENTS // math.prod(case.shape[1:]))
+    for first in range(0, case.shape[0] if whole else 1, size):
+        yield slice(first, first + size)
 
 
-def _check_stream(op: Op, eps: Tensor, seed: Tensor, rounding: Tensor) -> None:
-    """The noise that came, against the stream of the seed in float64."""
+def _check_rows(
+    op: Op,
+    inputs: Mapping[str, Tensor],
+    incoming: Mapping[str, Tensor],
+    results: Mapping[str, Tensor],
+    tolerance: float,
+    seed: Tensor | None,
+    first: int,
+) -> None:
+    """Compare the results of some rows, outputs and gradients. ``seed``: of the noise stream, None for any noise."""
+    wide = {name: tensor.double().requires_grad_(name in op.differentiable) for name, tensor in inputs.items()}
+    eps = None
+    if op.drawn is not None:
+        mean, sigma = (tensor.detach() for tensor in mean_and_sigma(op, wide))
+        eps = (results[op.drawn].double() - mean) / sigma
+        if seed is None:
+            _check_normal(op, eps, tolerance)
+        else:
+            _check_stream(op, eps, seed, tolerance * (eps.abs() + mean.abs() / sigma), first)
+    exact = formulas(op, wide, eps)
+    for name in op.outputs:
+        _compare(name, results[name], exact[name].detach(), tolerance, first)
+    if op.directions != ("forward",):
+        weights = [incoming[name].double() for name in exact]
+        right = torch.autograd.grad(list(exact.values()), [wide[name] for name in op.differentiable], weights)
+        for name, expected in zip(op.differentiable, right, strict=True):
+            _compare(f"grad_{name}", results[f"grad_{name}"], expected, tolerance, first)
+
+
+def _check_stream(op: Op, eps: Tensor, seed: Tensor, rounding: Tensor, first: int) -> None:
+    """Compare the noise with the stream of the seed in float64."""
     shape = eps.shape if op.num_samples is None else eps.shape[1:]
     with fastvae.use_backend("reference"):
-        draws = [fastvae.noise(seed, shape, draw=k, dtype=torch.float64) for k in range(op.num_samples or 1)]
-    stream = draws[0] if op.num_samples is None else torch.stack(draws)
+        numbers = range(op.num_samples or 1)
+        draws = [fastvae.noise(seed, shape, row_offset=first, draw=k, dtype=torch.float64) for k in numbers]
+    stream = torch.stack(draws).view(eps.shape)
     error = (eps - stream).abs() - rounding
     wrong = ~(error <= FAR)
     if wrong.sum() <= math.ceil(SHARE_OF_FAR * wrong.numel()):
         wrong = ~(error <= FARTHEST)
-    _refuse_any("noise", wrong, eps, stream)
+    _refuse_any("noise", wrong, eps, stream, first)
 
 
 def _check_normal(op: Op, eps: Tensor, tolerance: float) -> None:
@@ -105,16 +137,18 @@ def _check_normal(op: Op, eps: Tensor, tolerance: float) -> None:
         raise Disagreement(f"the noise has mean {mean:.4g} and variance {variance:.4g}, not 0 and 1")
 
 
-def _compare(name: str, got: Tensor, exact: Tensor, tolerance: float) -> None:
-    # Where terms cancel, what is left has the error of the terms, a few times the usual size of the sums.
+def _compare(name: str, got: Tensor, exact: Tensor, tolerance: float, first: int) -> None:
+    # Where terms cancel, the result has the error of the terms, which are a few times the usual size of the sums.
     allowed = tolerance * (exact.abs() + 4 * exact.square().mean().sqrt())
-    # A NaN is neither less nor more than what is allowed: it must not pass.
-    _refuse_any(name, ~((got.double() - exact).abs() <= allowed), got, exact)
+    # Comparisons with NaN are false: a NaN must not pass.
+    _refuse_any(name, ~((got.double() - exact).abs() <= allowed), got, exact, first)
 
 
-def _refuse_any(name: str, wrong: Tensor, got: Tensor, expected: Tensor) -> None:
+def _refuse_any(name: str, wrong: Tensor, got: Tensor, expected: Tensor, first: int) -> None:
     if wrong.any():
         index = wrong.nonzero()[0].tolist()
         came, right = got[tuple(index)].item(), expected[tuple(index)].item()
+        if first:
+            index[0] += first
         count = int(wrong.sum())
         raise Disagreement(f"{name}{index or ''} is {came:.6g}, expected {right:.6g}; {count} such values")

@@ -1,7 +1,7 @@
-"""Who computes an op: fastvae on each backend that the device has, plain PyTorch, and the peers that are installed.
+"""The contenders for an op: plain PyTorch, fastvae on each backend of the device, and the peers that are installed.
 
-eager                plain PyTorch (`bench.eager`), which the others are compared with
-fastvae              the backend that is chosen by itself; fastvae reference: plain PyTorch with fastvae's noise
+eager                plain PyTorch (`bench.eager`, `bench.eager_likelihoods`), which the others are compared with
+fastvae              the backend that is chosen by default; fastvae reference: plain PyTorch with fastvae's noise
 torch.distributions  Normal.rsample, Normal.log_prob and kl_divergence (`bench.distributions`)
 torch.compile        the eager code, compiled for the shape
 diffusers            DiagonalGaussianDistribution, for packed image latents
@@ -11,64 +11,62 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from types import ModuleType
 
 import torch
 import torch._functorch.config
 from torch import Tensor
 
 import fastvae
-from fastvae.arguments import seed_tensor
+import fastvae.likelihoods
+from fastvae.checks import seed_tensor
 
 from . import distributions, eager
-from .cases import FLOOR, FREE_BITS, OPS, SAMPLES, Case, Function
+from .cases import FLOOR, FREE_BITS, LATENTS, LIKELIHOODS, OPS, SAMPLES, Case, Function
+from .eager_likelihoods import per_sample
 
 
 def _packed(function: Function) -> Function:
     return lambda moments, *prior: function(*moments.chunk(2, dim=1), *prior)
 
 
-def _drawn(like: Tensor) -> Tensor:
-    """Noise of a new seed, as torch.randn has it."""
-    return fastvae.noise(seed_tensor(None, None, like.device), like.shape, dtype=like.dtype)
+def next_seed(device: torch.device) -> Tensor:
+    """The seed that fastvae's next op draws from torch's generator."""
+    return seed_tensor(None, None, device)
+
+
+def _noise(like: Tensor) -> Tensor:
+    """Noise of a new seed, as with torch.randn."""
+    return fastvae.noise(next_seed(like.device), like.shape, dtype=like.dtype)
 
 
 def _fastvae(name: str) -> Function:
     op = OPS[name]
-    function = _drawn if op.function == "noise" else getattr(fastvae, op.function)
+    if name in LIKELIHOODS:
+        log_prob = functools.partial(getattr(fastvae.likelihoods, op.function), **op.options)
+        return lambda x, *parameters: log_prob(*parameters, x)
+    function = _noise if op.function == "noise" else getattr(fastvae, op.function)
     return functools.partial(function, **op.options) if op.options else function
 
 
 _FASTVAE: dict[str, Function] = {name: _fastvae(name) for name in OPS}
 
 
-def _plain(written: ModuleType) -> dict[str, Function]:
-    """The ops of `bench.eager` or `bench.distributions`, which have the same names in both."""
-    return {
-        "sample_and_kl": written.sample_and_kl,
-        "sample_and_kl_packed": _packed(written.sample_and_kl),
-        "sample_and_kl_packed_prior": _packed(written.sample_and_kl_two),
-        "sample_and_kl_softplus": lambda mu, raw: written.sample_and_kl_softplus(mu, raw, FLOOR),
-        "sample_and_kl_free_bits": lambda mu, logvar: written.sample_and_kl_free_bits(mu, logvar, FREE_BITS),
-        "iwae_50": lambda mu, logvar: written.sample_and_log_prob(mu, logvar, SAMPLES),
-        "reparameterize": written.reparameterize,
-        "gaussian_kl": written.gaussian_kl,
-        "gaussian_kl_two": written.gaussian_kl_two,
-        "gaussian_kl_shared_prior": written.gaussian_kl_two,
-    }
+_EAGER: dict[str, Function] = {
+    "sample_and_kl": eager.sample_and_kl,
+    "sample_and_kl_packed": _packed(eager.sample_and_kl),
+    "sample_and_kl_packed_prior": _packed(eager.sample_and_kl_two),
+    "sample_and_kl_softplus": lambda mu, raw: eager.sample_and_kl_softplus(mu, raw, FLOOR),
+    "sample_and_kl_free_bits": lambda mu, logvar: eager.sample_and_kl_free_bits(mu, logvar, FREE_BITS),
+    "iwae_50": lambda mu, logvar: eager.sample_and_log_prob(mu, logvar, SAMPLES),
+    "reparameterize": eager.reparameterize,
+    "gaussian_kl": eager.gaussian_kl,
+    "gaussian_kl_two": eager.gaussian_kl_two,
+    "gaussian_kl_shared_prior": eager.gaussian_kl_two,
+    "noise": lambda like: torch.randn(like.shape, dtype=like.dtype, device=like.device),
+    **{name: per_sample(op.function, op.options) for name, op in LIKELIHOODS.items()},
+}
 
-
-_EAGER = _plain(eager) | {"noise": lambda like: torch.randn(like.shape, dtype=like.dtype, device=like.device)}
-
-_DISTRIBUTIONS = _plain(distributions)
-
-
-def _on_backend(name: str, function: Function) -> Function:
-    def on_backend(*arguments: Tensor) -> Tensor | tuple[Tensor, ...]:
-        with fastvae.use_backend(name):
-            return function(*arguments)
-
-    return on_backend
+_DISTRIBUTIONS = {name: distributions.latent(op) for name, op in LATENTS.items() if name != "noise"}
 
 
 def _diffusers_sample_and_kl(moments: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +78,7 @@ def _diffusers_sample_and_kl(moments: Tensor) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def missing(name: str) -> str:
-    """Why this machine lacks a peer; empty if it has it."""
+    """Why a peer cannot run on this machine; empty if it can."""
     try:
         if name == "diffusers":
             import diffusers.models.autoencoders.vae  # noqa: F401
@@ -92,12 +90,12 @@ def missing(name: str) -> str:
 
 
 def chosen_backend(device: torch.device) -> str:
-    """The backend that serves float32 tensors of the device when none is asked for."""
+    """The default backend for float32 tensors of the device."""
     return next(name for name, entry in fastvae.backends().items() if f"{device.type} float32" in entry["chosen_for"])
 
 
 def fastvae_backends(device: torch.device) -> dict[str, str]:
-    """Names of the fastvae contenders -> backend: first the one that is chosen by itself for float32."""
+    """Names of the fastvae contenders -> backend, the default one for float32 first."""
     report = fastvae.backends()
     own = ["triton"] if device.type == "cuda" else ["cpu"]
     present = [name for name in (*own, "reference") if report[name]["available"]]
@@ -106,7 +104,7 @@ def fastvae_backends(device: torch.device) -> dict[str, str]:
 
 
 def contender_names(case: Case, device: torch.device) -> list[str]:
-    """Who can compute the case on this machine, the baseline first."""
+    """The contenders for the case on this machine, the baseline first."""
     names = ["eager", *fastvae_backends(device)]
     if case.op in _DISTRIBUTIONS:
         names.append("torch.distributions")
@@ -118,7 +116,7 @@ def contender_names(case: Case, device: torch.device) -> list[str]:
 
 
 def make(case: Case, name: str, device: torch.device) -> Function:
-    """The function of contender ``name``; a compiled one is compiled anew for each case, for its shape alone."""
+    """The function of contender ``name``. Each case compiles its own, for one static shape."""
     if name == "eager":
         return _EAGER[case.op]
     if name == "torch.distributions":
@@ -129,12 +127,12 @@ def make(case: Case, name: str, device: torch.device) -> Function:
     if name == "diffusers":
         return _diffusers_sample_and_kl
     backend = fastvae_backends(device)[name]
-    return _FASTVAE[case.op] if name == "fastvae" else _on_backend(backend, _FASTVAE[case.op])
+    return _FASTVAE[case.op] if name == "fastvae" else fastvae.use_backend(backend)(_FASTVAE[case.op])
 
 
 def graphs_retained() -> contextlib.AbstractContextManager[object]:
-    """Where a graph is gone through more than once: what is made for that is made and called in this context.
+    """A context in which graphs can be made and run backward more than once.
 
-    Otherwise compiled code writes into what it saved for backward, and refuses to be called again.
+    Outside of it, torch.compile lets backward overwrite saved tensors, and a second backward is refused.
     """
     return torch._functorch.config.patch(donated_buffer=False)

@@ -7,55 +7,29 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-
-def _normal(mu: Tensor, logvar: Tensor) -> Normal:
-    return Normal(mu, torch.exp(0.5 * logvar))
+from .cases import Function, Op
 
 
-def _standard_normal(like: Normal) -> Normal:
-    return Normal(torch.zeros_like(like.loc), torch.ones_like(like.scale))
+def latent(op: Op) -> Function:
+    """The op on mu and logvar, of which packed moments are the halves, and a prior's, N(0, I) if there is none."""
+    options = op.options
+    draws = () if op.num_samples is None else (op.num_samples,)
 
+    def run(mu: Tensor, *others: Tensor) -> Tensor | tuple[Tensor, ...]:
+        mu, logvar, *prior = (*mu.chunk(2, dim=1), *others) if op.packed else (mu, *others)
+        softplus = options.get("scale") == "softplus"
+        sigma = F.softplus(logvar) + options["floor"] if softplus else torch.exp(0.5 * logvar)
+        q = Normal(mu, sigma)
+        p = Normal(prior[0], torch.exp(0.5 * prior[1])) if prior else Normal(torch.zeros_like(mu), torch.ones_like(mu))
+        outputs = []
+        if "z" in op.outputs:
+            outputs.append(z := q.rsample(draws))
+        if "log_q" in op.outputs:
+            outputs += [q.log_prob(z).flatten(2).sum(-1), p.log_prob(z).flatten(2).sum(-1)]
+        if "kl" in op.outputs:
+            kl = kl_divergence(q, p)
+            free_bits = "free_bits" in options
+            outputs.append(kl.mean(0).clamp(min=options["free_bits"]).sum() if free_bits else kl.flatten(1).sum(1))
+        return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
-def _kl(posterior: Normal, prior: Normal) -> Tensor:
-    return kl_divergence(posterior, prior).flatten(1).sum(1)
-
-
-def sample_and_kl(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-    posterior = _normal(mu, logvar)
-    return posterior.rsample(), _kl(posterior, _standard_normal(posterior))
-
-
-def sample_and_kl_two(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor) -> tuple[Tensor, Tensor]:
-    posterior = _normal(mu, logvar)
-    return posterior.rsample(), _kl(posterior, _normal(prior_mu, prior_logvar))
-
-
-def sample_and_kl_softplus(mu: Tensor, raw: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    posterior = Normal(mu, F.softplus(raw) + floor)
-    return posterior.rsample(), _kl(posterior, _standard_normal(posterior))
-
-
-def sample_and_kl_free_bits(mu: Tensor, logvar: Tensor, free_bits: float) -> tuple[Tensor, Tensor]:
-    posterior = _normal(mu, logvar)
-    kl = kl_divergence(posterior, _standard_normal(posterior))
-    return posterior.rsample(), kl.mean(0).clamp(min=free_bits).sum()
-
-
-def sample_and_log_prob(mu: Tensor, logvar: Tensor, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
-    posterior = _normal(mu, logvar)
-    z = posterior.rsample((num_samples,))
-    log_q = posterior.log_prob(z).flatten(2).sum(-1)
-    return z, log_q, _standard_normal(posterior).log_prob(z).flatten(2).sum(-1)
-
-
-def reparameterize(mu: Tensor, logvar: Tensor) -> Tensor:
-    return _normal(mu, logvar).rsample()
-
-
-def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
-    posterior = _normal(mu, logvar)
-    return _kl(posterior, _standard_normal(posterior))
-
-
-def gaussian_kl_two(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor) -> Tensor:
-    return _kl(_normal(mu, logvar), _normal(prior_mu, prior_logvar))
+    return run

@@ -1,4 +1,4 @@
-"""The latent ops as a VAE in plain PyTorch writes them: what the fused ops are compared with."""
+"""The latent ops as written in plain PyTorch: the baseline for the fused ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def gaussian_kl_two(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(prior_mu, exp(prior_logvar))), as diffusion models' code has it."""
+    """KL(N(mu, exp(logvar)) || N(prior_mu, exp(prior_logvar))), as in the code of diffusion models."""
     ratio = torch.exp(logvar - prior_logvar)
     kl = 0.5 * (-1.0 + prior_logvar - logvar + ratio + (mu - prior_mu) ** 2 * torch.exp(-prior_logvar))
     return kl.flatten(1).sum(1)
@@ -49,7 +49,7 @@ def sample_and_kl_free_bits(mu: Tensor, logvar: Tensor, free_bits: float) -> tup
 
 
 def sample_and_log_prob(mu: Tensor, logvar: Tensor, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
-    """z, (K, B, *event), with log q(z|x) and log p(z), (K, B): what an IWAE weighs (arXiv 1509.00519)."""
+    """z, (K, B, *event), with log q(z|x) and log p(z), (K, B), for an IWAE (arXiv 1509.00519)."""
     std = torch.exp(0.5 * logvar)
     z = mu + std * torch.randn(num_samples, *mu.shape, dtype=mu.dtype, device=mu.device)
     log_2_pi = math.log(2 * math.pi)

@@ -1,11 +1,13 @@
-"""Log-likelihoods of each coordinate as VAEs in plain PyTorch write them: what the fused ones are compared with.
+"""Log-likelihoods of each coordinate as written in plain PyTorch: the baseline for the fused ones.
 
-Each takes x and the parameters in the order in which `fastvae.kernels.likelihoods` names them.
+Each takes x and the parameters, in the order of `fastvae.likelihoods`' functions.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,3 +75,9 @@ def discretized_logistic_mixture(x: Tensor, parameter: Tensor, components: int) 
     log_prob = torch.where(y > 0.999, -F.softplus(lower), inside)
     log_prob = torch.where(y < -0.999, upper - F.softplus(upper), log_prob)
     return torch.logsumexp(torch.log_softmax(logits, 1) + log_prob.sum(1), 1)
+
+
+def per_sample(function: str, options: Mapping[str, Any]) -> Callable[..., Tensor]:
+    """The log-likelihood of each sample, (B,), for the name of a function of `fastvae.likelihoods`."""
+    formula = globals()[function.removesuffix("_log_prob")]
+    return lambda x, *parameters: formula(x, *parameters, **options).flatten(1).sum(1)

@@ -1,9 +1,9 @@
-"""The formulas that all contenders of an op are held to, for given noise, differentiable by autograd.
+"""The formulas that every contender of an op must agree with, for given noise, differentiable by autograd.
 
     z = mu + sigma eps      kl = 1/2 sum((mu - mu_p)^2 exp(-lv_p) + expm1(d) - d), d = lv - lv_p, lv = log sigma^2
     log_q = -1/2 sum(eps^2 + lv + log 2 pi)     log_p = -1/2 sum((z - mu_p)^2 exp(-lv_p) + lv_p + log 2 pi)
 
-The tensors that go in are float64, and what comes out has their precision.
+Inputs are float64, and so are the results. A likelihood's formula is that of `bench.eager_likelihoods`, in float64.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cases import Op
+from .eager_likelihoods import per_sample
 
 
 def mean_and_sigma(op: Op, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Of what is drawn."""
+    """Mean and standard deviation of z, or of eps."""
     if op.drawn == "eps":
         return torch.zeros_like(inputs["mu"]), torch.ones_like(inputs["mu"])
     if op.options.get("scale") == "softplus":
@@ -28,7 +29,9 @@ def mean_and_sigma(op: Op, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor
 
 
 def formulas(op: Op, inputs: Mapping[str, Tensor], eps: Tensor | None) -> dict[str, Tensor]:
-    """The outputs of the op by name, for the noise ``eps`` of all samples; None where it draws none."""
+    """The outputs of the op by name. ``eps``: the noise of all samples, None if the op draws none."""
+    if "x" in inputs:
+        return {"log_prob": per_sample(op.function, op.options)(*inputs.values())}
     mu, sigma = mean_and_sigma(op, inputs)
     logvar, event = 2 * torch.log(sigma), tuple(range(1 - mu.dim(), 0))
     prior_mu, prior_logvar = (inputs.get(name, torch.zeros_like(mu[0])) for name in ("prior_mu", "prior_logvar"))

@@ -1,104 +1,75 @@
-"""The CPU kernels alone, outputs allocated beforehand, against copying as many bytes as they touch.
+"""The CPU kernels alone, with outputs allocated beforehand, against a copy of as many bytes as they read and write.
 
-python -m bench.kernel_alone [SHAPE ...] [--results bench/results]          4096x256 if none is named
+python -m bench kernel_alone [SHAPE ...] [--results FOLDER]          4096x256 if none is named
 
-With --results, kernel_alone.json is written there.
-
-Forward touches mu, logvar and z; backward z's gradient, mu, logvar and the two gradients (the KL is a row's worth). A
-copy of n bytes reads n and writes n: it moves twice what a kernel that touches n moves, if that is in no cache.
+Forward reads and writes mu, logvar and z; backward z's gradient, mu, logvar and their gradients (the KL is one number a
+row). A copy of n bytes reads n and writes n: where nothing is in a cache, it moves twice as much as the kernel does.
 """
 
 from __future__ import annotations
 
-import argparse
-import functools
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import fastvae
-from fastvae.files import save_json
+from fastvae.kernels.latent_spec import LatentInputs, LatentOutputs, LatentScalars, LatentSpec
 
 from .cases import parse_shape
-from .machine import describe_machine
+from .measure import copy_of
+from .records import command_line, save, show
+from .tables import KERNEL_ALONE
 from .timing import interleaved_medians
 
 ARRAYS = {"forward": 3, "backward": 5}
 
 
-def copy_of(direction: str) -> str:
-    return f"copy of {direction}'s bytes"
-
-
-def jobs(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
-    """The two kernels in float32, and for each a copy of as many bytes, by PyTorch's own threads."""
-    from fastvae.kernels.cpu import _kernels
+def jobs(shape: tuple[int, ...]) -> dict[tuple[str, str], Callable[[], object]]:
+    """The two kernels in float32, and for each a copy by PyTorch of as many bytes."""
+    from fastvae.kernels import cpu
 
     generator = torch.Generator().manual_seed(0)
     mu, logvar, grad_z = (torch.randn(shape, generator=generator) for _ in range(3))
     z, grad_mu, grad_logvar = (torch.empty(shape) for _ in range(3))
-    kl, grad_kl, seed = torch.empty(shape[0]), torch.ones(shape[0]), torch.tensor([7])
-    float32, per_sample, threads = 0, 2, torch.get_num_threads()
+    kl, grad_kl = torch.empty(shape[0]), torch.ones(shape[0])
+    inputs, scalars = LatentInputs(mu, logvar, seed=torch.tensor([7])), LatentScalars()
+    outputs, grads, written = LatentOutputs(z, kl), LatentOutputs(grad_z, grad_kl), (grad_mu, grad_logvar, None, None)
+    code, *_ = cpu._packed_latent(LatentSpec())
 
     def forward() -> None:
-        _kernels.forward(mu, logvar, z, kl, seed, float32, 0, per_sample, threads)
+        cpu._kernels.latent_forward(inputs, outputs, code, scalars)
 
     def backward() -> None:
-        _kernels.backward(grad_z, grad_kl, mu, logvar, grad_mu, grad_logvar, seed, float32, 0, per_sample, threads)
+        cpu._kernels.latent_backward(grads, inputs, written, code, scalars)
 
     forward()
     backward()
     expected_z, expected_kl = fastvae.sample_and_kl(mu, logvar, seed=7)
     torch.testing.assert_close((z, kl), (expected_z, expected_kl), rtol=0, atol=0)
     torch.testing.assert_close(grad_mu, grad_z + mu)
-    found: dict[str, Callable[[], object]] = {"forward": forward, "backward": backward}
-    for direction, arrays in ARRAYS.items():
-        source = torch.zeros(arrays * mu.numel())
-        found[copy_of(direction)] = functools.partial(torch.empty_like(source).copy_, source)
-    return found
+    copies = {(name, "copy"): copy_of(2 * arrays * mu.nbytes, mu.device) for name, arrays in ARRAYS.items()}
+    return {("forward", "kernel"): forward, ("backward", "kernel"): backward} | copies
 
 
 def measure(shape: tuple[int, ...]) -> list[dict[str, Any]]:
     """Seconds of each kernel and of its copy."""
     seconds = interleaved_medians(jobs(shape), rounds=100)
+    name = "x".join(map(str, shape))
     return [
-        {
-            "shape": "x".join(map(str, shape)),
-            "direction": direction,
-            "seconds": float(f"{seconds[direction]:.4g}"),
-            "copy_seconds": float(f"{seconds[copy_of(direction)]:.4g}"),
-        }
-        for direction in ARRAYS
+        {"shape": name, "direction": way, "seconds": seconds[way, "kernel"], "copy_seconds": seconds[way, "copy"]}
+        for way in ARRAYS
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.kernel_alone", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("shapes", nargs="*", metavar="SHAPE", default=["4096x256"], help="of z, such as 4096x256")
-    parser.add_argument("--results", type=Path, help="folder for kernel_alone.json")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command_line("kernel_alone", __doc__)
+    parser.add_argument(
+        "shapes", nargs="*", metavar="SHAPE", type=parse_shape, default=[(4096, 256)], help="of z, such as 4096x256"
+    )
     options = parser.parse_args(arguments)
-    try:
-        shapes = [parse_shape(text) for text in options.shapes]
-    except ValueError as error:
-        parser.error(str(error))
     if not fastvae.backends()["cpu"]["available"]:
         parser.error(f"there are no CPU kernels here: {fastvae.backends()['cpu']['reason']}")
-    rows = [row for shape in shapes for row in measure(shape)]
-    print(f"{torch.get_num_threads()} CPU threads, float32, medians of interleaved rounds")
-    for row in rows:
-        print(
-            f"{row['shape']:>12} {row['direction']:<8} {1e3 * row['seconds']:.3f} ms, copying the same bytes"
-            f" {1e3 * row['copy_seconds']:.3f} ms: {row['seconds'] / row['copy_seconds']:.2f} times as long"
-        )
-    if options.results is not None:
-        save_json(
-            {"machine": describe_machine(torch.device("cpu")), "rows": rows}, options.results / "kernel_alone.json"
-        )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(f"{torch.get_num_threads()} CPU threads, float32, medians of interleaved rounds\n")
+    rows = show((row for shape in options.shapes for row in measure(shape)), KERNEL_ALONE)
+    save(options.results, "kernel_alone", rows)

@@ -1,10 +1,12 @@
-"""What a result was measured on: processor, instruction set, versions and date. Never whose machine, or where on it."""
+"""What a result was measured on: processor, instruction set, versions and date, but no host, user or path."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from .contenders import chosen_backend
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
+    versions = {"fastvae": fastvae.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        versions["diffusers"] = metadata.version("diffusers")
     return {
         "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
         "cpu": cpu_model(),
@@ -25,18 +30,13 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "backend": chosen_backend(device),
         "instruction_set": instruction_set(),
         "system": platform.system(),
-        "versions": {
-            "fastvae": fastvae.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
-        | versions("diffusers", "pytest-benchmark"),
+        "versions": versions,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-    }
+    } | (graphics(device) if device.type == "cuda" else {})
 
 
 def instruction_set() -> str:
-    """What the CPU kernels run with."""
+    """The instruction set of the CPU kernels."""
     try:
         from fastvae.kernels.cpu import _kernels
     except ImportError:
@@ -44,25 +44,41 @@ def instruction_set() -> str:
     return _kernels.instruction_set() or "none: the processor has none that the C extension was built for"
 
 
+def fields(path: Path) -> dict[str, str]:
+    """The lines "key: value" of a file of /proc, the first of each key; none where there is no such file."""
+    found: dict[str, str] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip(), value.strip())
+    return found
+
+
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name; on x86 with family and model, for clouds cut the name short."""
-    fields: dict[str, str] = {}
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip(), value.strip())
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    if "cpu family" in fields and "model" in fields:
-        name += f" (family {fields['cpu family']}, model {fields['model']})"
+    """The processor's name; on x86 with family and model, as virtual machines often shorten the name."""
+    said = fields(cpuinfo)
+    name = said.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in said and "model" in said:
+        name += f" (family {said['cpu family']}, model {said['model']})"
     return name
 
 
-def versions(*packages: str) -> dict[str, str]:
-    """Of those that are installed."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def graphics(device: torch.device) -> dict[str, str]:
+    """What is said of a GPU in addition."""
+    import triton
+
+    return {
+        "capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
+        "cuda": torch.version.cuda or f"hip {torch.version.hip}",
+        "triton": triton.__version__,
+        "driver": driver_version(),
+    }
+
+
+def driver_version() -> str:
+    """NVIDIA's driver; empty where nvidia-smi does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return result.stdout.partition("\n")[0].strip()

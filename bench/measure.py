@@ -1,9 +1,9 @@
-"""Measures a case: the contenders are checked, then each is timed in turns with eager PyTorch, in each direction."""
+"""Measures a case: checks the contenders, then times each in turns with eager PyTorch, in each direction."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,58 +11,67 @@ from torch import Tensor
 
 from . import contenders
 from .agreement import refuse_disagreement
-from .cases import Case, Function, Tensors, as_tuple
-from .memory import saved_bytes
-from .timing import Elsewhere, Plan, interleaved_seconds, plan, speed_against
+from .cases import DIRECTIONS, Case, Function, Tensors, as_tuple
+from .records import Timing
+from .timing import Contenders, OtherLoad, Plan, interleaved_seconds, plan, speed_against
 
-# glibc hands memory back to the system after every large release until it has seen a larger one, up to this size, and
-# the pages of all fresh arrays are then faulted in again. A training process is past that; so is the benchmark.
+# glibc returns large blocks to the system when they are freed, and new arrays then fault in page by page, until a block
+# of up to this size has been freed: from then on it keeps such blocks. A training process has reached that state.
 _LARGEST_KEPT_BYTES = 31 * 2**20
 
 
-class Timing(NamedTuple):
-    seconds: list[float]
-    """Of one call, in each round."""
-    calls: int
-    """Calls to a round."""
-    speed_against_eager: float
-    """How many times as fast as plain PyTorch: the median over rounds of the ratio within the round."""
-    elsewhere: float | None
-    """Share of the processors that others took meanwhile."""
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-
-class Measurement(NamedTuple):
-    case: Case
-    timings: dict[tuple[str, str], Timing]
-    """By direction and contender."""
-    saved_bytes: dict[str, int]
-    """By contender: kept for backward beyond the inputs. Empty where there is no backward."""
-
-
 class Step(NamedTuple):
-    """A contender with what it takes and the gradients of what it returns."""
+    """A contender with its arguments and the gradients of its outputs."""
 
     function: Function
     arguments: tuple[Tensor, ...]
-    gradients: tuple[Tensor, ...]
+    incoming: tuple[Tensor, ...]
 
     def forward(self) -> Tensor | tuple[Tensor, ...]:
         return self.function(*self.arguments)
 
+    def gradients(self, outputs: Tensor | tuple[Tensor, ...], *, retain_graph: bool = False) -> tuple[Tensor, ...]:
+        wanted = [argument for argument in self.arguments if argument.requires_grad]
+        return torch.autograd.grad(outputs, wanted, self.incoming, retain_graph=retain_graph)
+
     def both(self) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(self.forward(), self.arguments, self.gradients)
+        return self.gradients(self.forward())
 
     def backward(self) -> Callable[[], tuple[Tensor, ...]]:
         """The gradients alone, of a graph that is made now."""
         outputs = self.forward()
-        return lambda: torch.autograd.grad(outputs, self.arguments, self.gradients, retain_graph=True)
+        return lambda: self.gradients(outputs, retain_graph=True)
 
     def direction(self, name: str) -> Callable[[], object]:
-        return {"forward": lambda: self.forward, "backward": self.backward, "both": lambda: self.both}[name]()
+        return self.backward() if name == "backward" else getattr(self, name)
+
+    def saved_bytes(self) -> int:
+        """Bytes that the forward pass saves for backward, in storages other than those of its arguments."""
+        storages: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            outputs = self.forward()
+        arguments = {argument.untyped_storage().data_ptr() for argument in self.arguments}
+        del outputs  # kept until here: storages that are alive have different addresses
+        return sum(size for address, size in storages.items() if address not in arguments)
+
+
+def optimiser_step(optimiser: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A training step, which returns its loss."""
+
+    def step() -> Tensor:
+        optimiser.zero_grad()
+        value = loss()
+        value.backward()
+        optimiser.step()
+        return value.detach()
+
+    return step
 
 
 def make_step(case: Case, name: str, tensors: Tensors) -> Step:
@@ -74,19 +83,23 @@ def make_step(case: Case, name: str, tensors: Tensors) -> Step:
     return Step(function, arguments, case.incoming(tensors, outputs))
 
 
-def keep_released_memory() -> None:
+def keep_freed_memory() -> None:
     torch.empty(_LARGEST_KEPT_BYTES, dtype=torch.uint8)
 
 
-def make_steps(case: Case, names: Sequence[str], tensors: Tensors) -> dict[str, Step]:
-    keep_released_memory()
-    return {name: make_step(case, name, tensors) for name in names}
+def copy_of(byte_count: int, device: torch.device) -> Callable[[], object]:
+    """A copy, into memory that is there already, which reads and writes so many bytes in total."""
+    source = torch.ones(max(1, byte_count // 2), dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    return lambda: target.copy_(source)
 
 
-def checked_steps(case: Case, names: Sequence[str], tensors: Tensors) -> dict[str, Step]:
-    """The contenders, shown to compute the same: raises Disagreement otherwise."""
-    steps = make_steps(case, names, tensors)
-    refuse_disagreement(case, {name: step.function for name, step in steps.items()}, tensors)
+def make_steps(case: Case, names: Sequence[str], tensors: Tensors, *, check: bool = True) -> dict[str, Step]:
+    """The contenders' steps, after a check that all compute the op; raises Disagreement."""
+    keep_freed_memory()
+    steps = {name: make_step(case, name, tensors) for name in names}
+    if check:
+        refuse_disagreement(case, {name: step.function for name, step in steps.items()}, tensors)
     return steps
 
 
@@ -97,8 +110,9 @@ def measure(
     *,
     budget: float = 1.0,
     directions: Sequence[str] | None = None,
+    ahead: int = 1,
     timed: Plan | None = None,
-) -> Measurement:
+) -> list[Timing]:
     """Check, then time each contender in turns with eager PyTorch. Torch's generator is left as it was.
 
     Raises Disagreement where a contender computes something else.
@@ -109,40 +123,39 @@ def measure(
         device: where.
         budget: seconds that a direction should take; large cases take more (`bench.timing.plan`).
         directions: those of the case if None.
-        timed: rounds and calls instead of a budget.
+        ahead: calls before each timing that are not counted.
+        timed: rounds and calls instead of a budget and ``ahead``.
     """
     wanted = [direction for direction in case.directions if directions is None or direction in directions]
-    timings: dict[tuple[str, str], Timing] = {}
-    saved: dict[str, int] = {}
+    rivals = max(len(names) - 1, 1)
+
+    def how(pair: Contenders) -> Plan:
+        return timed or plan(pair, budget / rivals, ahead=ahead)
+
+    found: list[Timing] = []
     with torch.random.fork_rng():
         tensors = case.tensors(device)
-        steps = checked_steps(case, names, tensors)
+        steps = make_steps(case, names, tensors)
         for direction in wanted:
             if direction != "backward":
-                timings |= _time(steps, direction, budget, timed)
-        if "both" in case.directions:
-            saved = {name: saved_bytes(step) for name, step in steps.items()}
+                found += _time(case, steps, direction, how)
         if "backward" in wanted:
             with contenders.graphs_retained():
-                steps = make_steps(case, names, tensors)
-                timings |= _time(steps, "backward", budget, timed)
-    return Measurement(case, timings, saved)
+                found += _time(case, make_steps(case, names, tensors, check=False), "backward", how)
+    return sorted(found, key=lambda timing: DIRECTIONS.index(timing.direction))
 
 
-def _time(
-    steps: Mapping[str, Step], direction: str, budget: float, timed: Plan | None
-) -> dict[tuple[str, str], Timing]:
-    """Each contender in turns with plain PyTorch alone: what else ran before would leave it other caches."""
+def _time(case: Case, steps: Mapping[str, Step], direction: str, how: Callable[[Contenders], Plan]) -> Iterable[Timing]:
+    """Time each contender in turns with eager PyTorch alone, so that all are timed after the same other work."""
     jobs = {name: step.direction(direction) for name, step in steps.items()}
-    timings: dict[tuple[str, str], Timing] = {}
-    rivals = [name for name in jobs if name != "eager"]
-    for rival in rivals or ["eager"]:
+    found: dict[str, Timing] = {}
+    for rival in [name for name in jobs if name != "eager"] or ["eager"]:
         pair = {name: jobs[name] for name in ("eager", rival)}
-        how = timed or plan(pair, budget / max(len(rivals), 1))
-        others = Elsewhere()
-        seconds = interleaved_seconds(pair, **how._asdict())
+        planned, others = how(pair), OtherLoad()
+        seconds = interleaved_seconds(pair, **planned._asdict())
         share = others.share()
         for name in pair:
-            timing = Timing(seconds[name], how.calls, speed_against(seconds, name), share)
-            timings.setdefault((direction, name), timing)
-    return timings
+            median, speed = statistics.median(seconds[name]), speed_against(seconds, name)
+            saved = steps[name].saved_bytes() if direction == "both" else None
+            found.setdefault(name, Timing(case, direction, name, median, planned.rounds, speed, share, saved))
+    return found.values()

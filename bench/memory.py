@@ -1,9 +1,9 @@
-"""Memory of a step: what is kept for backward beyond the inputs, and the peak.
+"""Peak memory of a step on the CPU.
 
-The peak is that of pages in memory (VmHWM of /proc/self/status) in a process of its own, counted from the moment before
-the step: z and the gradients that it returns are in it, with all that is alive at the same time; the inputs and the
-incoming gradients, which stood there before, are not. The step has run once by then: code, threads and compilation are
-not in it either. Linux with glibc only, and for arrays large enough to stand out from a process.
+It is the peak of resident memory (VmHWM of /proc/self/status) in a process of its own, minus what is resident just
+before the step. It includes the outputs and gradients that the step returns, but not its inputs nor the incoming
+gradients. The step has run once before, so code, threads and compilation are not included. Linux with glibc only, and
+for arrays that are large compared with a process's other allocations.
 """
 
 from __future__ import annotations
@@ -14,63 +14,35 @@ import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from .cases import Case
+from .machine import fields
+from .measure import make_step
 
 SMALLEST_INPUT_BYTES = 10**6
 
-_M_MMAP_THRESHOLD = -3  # of glibc's mallopt
-_MMAPPED_BYTES = 2**16
-
-
-class ForwardStep(Protocol):
-    @property
-    def arguments(self) -> tuple[Tensor, ...]: ...
-
-    def forward(self) -> object: ...
-
-
-def saved_bytes(step: ForwardStep) -> int:
-    """Bytes that the forward pass keeps for backward in storages that are none of its arguments'."""
-    storages: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        outputs = step.forward()
-    arguments = {argument.untyped_storage().data_ptr() for argument in step.arguments}
-    del outputs  # which kept the storages alive, and their addresses apart
-    return sum(size for address, size in storages.items() if address not in arguments)
-
 
 def peak_bytes(case: Case, name: str) -> int | None:
-    """Peak of forward and backward of contender ``name`` on the CPU; None where it cannot be told."""
+    """Peak of forward and backward of contender ``name`` on the CPU; None if the arrays are small or not on Linux."""
     if case.array_bytes * 2 < SMALLEST_INPUT_BYTES or not Path("/proc/self/clear_refs").exists():
         return None
-    # A server that has imported torch, and run nothing yet, forks off a fresh process for each measurement.
+    # Each measurement runs in a new process, forked from a server that has imported torch and run nothing.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.measure"])
     with ProcessPoolExecutor(1, mp_context=context) as fresh:
         return fresh.submit(_peak_of_step, case, name).result()
 
 
-def peak_of_least(case: Case, peak: int) -> float:
-    """The inputs and the peak, in units of what no implementation does without: the inputs, z and their gradients."""
+def peak_over_minimum(case: Case, peak: int) -> float:
+    """The inputs and the peak, in units of the least possible: the inputs, z and their gradients."""
     return (2 * case.array_bytes + peak) / (5 * case.array_bytes)
 
 
 def _peak_of_step(case: Case, name: str) -> int:
-    from .measure import make_step  # not at the top: measure imports this file
-
-    # From the first tensor on, released arrays go back to the system at once and are not taken for fresh ones.
-    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAPPED_BYTES)
+    # Freed arrays go back to the system at once, so that resident memory is what is in use.
+    ctypes.CDLL(None).mallopt(-3, 2**16)  # M_MMAP_THRESHOLD of glibc
     step = make_step(case, name, case.tensors(torch.device("cpu")))
     return peak_beyond(step.both)
 
@@ -80,7 +52,7 @@ def peak_beyond(step: Callable[[], object]) -> int:
     step()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = _peak()
     kept = step()
     peak = _peak() - before
@@ -89,7 +61,4 @@ def peak_beyond(step: Callable[[], object]) -> int:
 
 
 def _peak() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmHWM")
+    return int(fields(Path("/proc/self/status"))["VmHWM"].split()[0]) * 1024

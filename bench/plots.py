@@ -1,10 +1,10 @@
-"""Results as pictures: speed against eager PyTorch by shape, and time per element by size."""
+"""Plots: speed against eager PyTorch by shape, time per element by size, and what a GPU reached by size."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,10 +12,12 @@ from matplotlib.figure import Figure
 from fastvae.files import save_figure
 
 from .cases import DIRECTIONS
-from .tables import Entry, contenders_in_order, entries
+from .records import Row, Timing, timings
+from .tables import contenders_in_order
 
 _DTYPES = ("float32", "bfloat16")  # float16 is timed at one shape
 
+_GREY = "#8c8c8c"
 _COLORS = {
     "fastvae": "#c44e52",
     "fastvae reference": "#e5a3a5",
@@ -23,64 +25,101 @@ _COLORS = {
     "torch.distributions": "#8172b3",
     "torch.compile": "#55a868",
     "diffusers": "#ccb974",
-    "copy": "#8c8c8c",
 }
 
 
-def save_suite(suite: Mapping[str, Any], path: Path, op: str = "sample_and_kl") -> None:
-    """One op: a row of panels for each dtype, a column for each direction, a group of bars for each shape."""
-    ours = [entry for entry in entries(suite) if entry.case.split()[0] == op]
-    dtypes = [dtype for dtype in _DTYPES if any(entry.case.split()[2] == dtype for entry in ours)]
-    figure = Figure(figsize=(13, 3 * max(1, len(dtypes)) + 0.6), layout="constrained")
-    machine = suite["machine_info"]
-    figure.suptitle(f"{op} on {machine['cpu']}, {machine['threads']} threads, {machine['date']}")
-    panels = figure.subplots(max(1, len(dtypes)), len(DIRECTIONS), squeeze=False, sharey=True)
-    for dtype, line in zip(dtypes, panels, strict=True):
-        for direction, axis in zip(DIRECTIONS, line, strict=True):
-            _bars(axis, [entry for entry in ours if (entry.case.split()[2], entry.direction) == (dtype, direction)])
-            axis.set_title(f"{direction}, {dtype}")
-        line[0].set_ylabel("times as fast as eager")
-    panels[0, 0].set_ylim(bottom=0.8 * min(entry.speed for entry in ours))
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+def _tidy(axis: Axes, grid: str = "both") -> None:
+    axis.grid(axis=grid, alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def save_suite(section: Row, path: Path, op: str = "sample_and_kl") -> None:
+    """One op: speed against eager, a group of bars for each shape."""
+    ours = [timing for timing in timings(section) if timing.case.op == op]
+    dtypes = [dtype for dtype in _DTYPES if any(timing.case.dtype == dtype for timing in ours)]
+    machine = section["machine"]
+    figure, panels = _grid(f"{op} on {machine['cpu']}, {machine['threads']} threads, {machine['date']}", dtypes)
+    for (dtype, direction), axis in panels.items():
+        _bars(axis, [timing for timing in ours if (timing.case.dtype, timing.direction) == (dtype, direction)])
+        axis.set_ylim(bottom=0.8 * min(timing.speed_against_eager for timing in ours))
+    first = panels[dtypes[0], DIRECTIONS[0]]
+    figure.supylabel("times as fast as eager")
+    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     save_figure(figure, path)
 
 
-def _bars(axis: Axes, ours: list[Entry]) -> None:
-    shapes = list(dict.fromkeys(entry.case.split()[1] for entry in ours))
+def _grid(title: str, dtypes: Sequence[str]) -> tuple[Figure, dict[tuple[str, str], Axes]]:
+    """A row of panels for each dtype, a column for each direction."""
+    figure = Figure(figsize=(13, 3 * len(dtypes) + 0.6), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(len(dtypes), len(DIRECTIONS), squeeze=False, sharex="row", sharey="row")
+    panels = dict(zip(itertools.product(dtypes, DIRECTIONS), axes.flat, strict=True))
+    for (dtype, direction), axis in panels.items():
+        axis.set_title(f"{direction}, {dtype}")
+    return figure, panels
+
+
+def _bars(axis: Axes, ours: list[Timing]) -> None:
+    shapes = list(dict.fromkeys(timing.case.shape_name for timing in ours))
     names = [name for name in contenders_in_order(ours) if name != "eager"]
     for index, name in enumerate(names):
-        speeds = {entry.case.split()[1]: entry.speed for entry in ours if entry.contender == name}
-        places = [
-            place + (index + 0.5) / len(names) * 0.8 - 0.4 for place, shape in enumerate(shapes) if shape in speeds
-        ]
-        heights = [speeds[shape] for shape in shapes if shape in speeds]
-        # Bars stand on eager's speed: up is faster, down is slower.
-        bottoms = [min(height, 1.0) for height in heights]
-        lengths = [abs(height - 1.0) for height in heights]
+        mine = [timing for timing in ours if timing.contender == name]
+        places = [shapes.index(timing.case.shape_name) + (index + 0.5) / len(names) * 0.8 - 0.4 for timing in mine]
+        speeds = [timing.speed_against_eager for timing in mine]
+        # Bars start at eager's speed: up is faster, down is slower.
+        lengths, bottoms = [abs(speed - 1.0) for speed in speeds], [min(speed, 1.0) for speed in speeds]
         axis.bar(places, lengths, 0.8 / len(names), bottom=bottoms, color=_COLORS.get(name, "black"), label=name)
     axis.axhline(1, color=_COLORS["eager"], label="eager")
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(lambda value, _position: f"x{value:g}")
     axis.set_xticks(range(len(shapes)), shapes)
-    axis.grid(axis="y", alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
+    _tidy(axis, "y")
 
 
-def save_scaling(result: Mapping[str, Any], path: Path) -> None:
+def save_scaling(section: Row, path: Path) -> None:
     """Nanoseconds an element, forward and backward, by the number of elements."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
-    points, machine = result["points"], result["machine"]
+    points, machine = section["rows"], section["machine"]
     for name, label in (("eager", "eager"), ("fastvae", "fastvae"), ("copy", "copy of the same bytes")):
         sizes = [point["elements"] for point in points]
         per_element = [1e9 * point["seconds"][name] / point["elements"] for point in points]
-        axis.plot(sizes, per_element, ":" if name == "copy" else ".-", color=_COLORS[name], label=label)
+        axis.plot(sizes, per_element, ":" if name == "copy" else ".-", color=_COLORS.get(name, _GREY), label=label)
     axis.set_title(f"sample_and_kl, forward and backward, float32\n{machine['cpu']}, {machine['threads']} threads")
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_xlabel("elements")
-    axis.set_ylabel("ns an element")
+    axis.set(xscale="log", yscale="log", xlabel="elements", ylabel="ns an element")
     axis.legend(frameon=False)
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
+    _tidy(axis)
     save_figure(figure, path)
+
+
+def save_gpu(folder: Path, name: str, machine: Row, rows: Sequence[Row]) -> None:
+    """Speed and bandwidth on a GPU, by size."""
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    versions = f"torch {machine['versions']['torch']}, triton {machine['triton']}"
+    for what, label in (("speed_against_eager", "times as fast as eager PyTorch"), ("gb_s", "GB/s")):
+        figure, panels = _grid(f"Latent op on {machine['device']}, {versions}, {machine['date']}", dtypes)
+        for key, axis in panels.items():
+            _points(axis, what, [row for row in rows if (row["dtype"], row["direction"]) == key])
+        panels[dtypes[0], DIRECTIONS[0]].legend(frameon=False)
+        figure.supxlabel("batch x latent")
+        figure.supylabel(label)
+        path = folder / f"{name}_{what}.png"
+        save_figure(figure, path)
+        print(f"wrote {path}")
+
+
+def _points(axis: Axes, what: str, rows: Sequence[Row]) -> None:
+    """A dot for each case; the line connects the medians of cases of the same size."""
+    for contender in dict.fromkeys(row["contender"] for row in rows):
+        points = sorted((row["batch"] * row["latent"], row[what]) for row in rows if row["contender"] == contender)
+        sizes = sorted({size for size, _ in points})
+        middle = [sorted(value for s, value in points if s == size) for size in sizes]
+        color = _COLORS.get(contender, _GREY)
+        axis.plot(*zip(*points, strict=True), ".", color=color)
+        axis.plot(sizes, [values[len(values) // 2] for values in middle], color=color, label=contender)
+    if what == "gb_s":
+        copy = rows[0]["gb_s"] / rows[0]["share_of_copy"]
+        axis.axhline(copy, color=_GREY, linestyle=":", label="device copy")
+    axis.set_xscale("log", base=2)
+    axis.set_ylim(bottom=0)
+    _tidy(axis)

@@ -1,71 +1,43 @@
-"""Results as Markdown tables: of the suite, in full and in short, of the training step and of the scaling."""
+"""Results as Markdown tables. ``section`` is one of `bench.records.load`.
+
+A table of rows as they were measured is `Columns`, which the command prints, too. In the other tables contenders stand
+beside each other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from .cases import IMAGE, IWAE, LARGE, MEDIUM, OPS, SMALL, Case
+from .memory import peak_over_minimum
+from .records import Columns, Row, Timing, markdown, timings
 
-# Who stands in which column of the full tables and in which row of the short one; whoever else was timed comes last.
+# The order of contenders in columns and rows; others come last.
 ORDER = ("fastvae", "fastvae reference", "eager", "torch.distributions", "torch.compile", "diffusers")
 
-# The short table: vectors with mu and logvar given apart, images packed as image VAEs have them.
+# The short table: vectors with mu and logvar as two tensors, and images with both in one, as in image VAEs.
 SUMMARY = (
-    Case("sample_and_kl", SMALL, "float32"),
-    Case("sample_and_kl", MEDIUM, "float32"),
-    Case("sample_and_kl_packed", IMAGE, "float32"),
-    Case("sample_and_kl", LARGE, "float32"),
+    Case("sample_and_kl", SMALL),
+    Case("sample_and_kl", MEDIUM),
+    Case("sample_and_kl_packed", IMAGE),
+    Case("sample_and_kl", LARGE),
 )
 
 # The second short table: ops beyond the plain latent, one row each.
-MORE_OPS = (
-    Case("gaussian_kl_two", MEDIUM, "float32"),
-    Case("sample_and_kl_packed_prior", IMAGE, "float32"),
-    Case("iwae_50", IWAE, "float32"),
-)
+MORE_OPS = (Case("gaussian_kl_two", MEDIUM), Case("sample_and_kl_packed_prior", IMAGE), Case("iwae_50", IWAE))
 
-# Share of the processors that others took, above which a time is marked: threads have waited for each other.
+# The third short table: a likelihood of images, one of real values, and those of counts where most are 0.
+SHORT_LIKELIHOODS = ("bernoulli", "gaussian", "negative_binomial", "zero_inflated")
+
+# The share of processor time taken by other processes above which a measurement is marked: threads have waited.
 BUSY = 0.1
 
-
-class Entry(NamedTuple):
-    """A benchmark of the suite."""
-
-    case: str
-    direction: str
-    contender: str
-    seconds: float
-    speed: float
-    elsewhere: float | None
-    saved_bytes: int | None
-    peak_bytes: int | None
-    peak_of_least: float | None
-
-    def __str__(self) -> str:
-        return f"{duration(self.seconds)}, {times(self.speed)}{mark(self.elsewhere)}"
+Key = TypeVar("Key", bound=Hashable)
 
 
-def entries(suite: Mapping[str, Any]) -> list[Entry]:
-    """Of the JSON that pytest-benchmark wrote."""
-    found = []
-    for benchmark in suite["benchmarks"]:
-        info = benchmark["extra_info"]
-        found.append(
-            Entry(
-                f"{info['op']} {info['shape']} {info['dtype']}",
-                info["direction"],
-                info["contender"],
-                benchmark["stats"]["median"],
-                info["speed_against_eager"],
-                *(info.get(key) for key in ("elsewhere", "saved_bytes", "peak_bytes", "peak_of_least")),
-            )
-        )
-    return found
-
-
-def contenders_in_order(found: Iterable[Entry]) -> list[str]:
-    names = list(dict.fromkeys(entry.contender for entry in found))
+def contenders_in_order(found: Iterable[Timing]) -> list[str]:
+    names = list(dict.fromkeys(timing.contender for timing in found))
     return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
 
@@ -89,170 +61,184 @@ def times(ratio: float) -> str:
     return f"x{ratio:.0f}" if ratio >= 9.95 else f"x{ratio:.1f}" if ratio >= 0.95 else f"x{ratio:.2g}"
 
 
-def mark(elsewhere: float | None) -> str:
-    """Behind a time that was taken while the machine was busy with something else."""
-    return " ?" if elsewhere is not None and elsewhere > BUSY else ""
+def mark(other_load: float | None) -> str:
+    """What follows a time that was taken while other processes were busy."""
+    return " ?" if other_load is not None and other_load > BUSY else ""
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def nanoseconds(seconds: float, elements: int) -> str:
+    """An element's part of the time."""
+    part = 1e9 * seconds / elements
+    return f"{part:.3g}" if part < 100 else f"{part:.0f}"
 
 
-def summary(suite: Mapping[str, Any]) -> str:
+def table(section: Row, columns: Columns) -> str:
+    """A line for each row."""
+    return markdown(columns, ([text(row) for text in columns.values()] for row in section["rows"]))
+
+
+def _beside(found: Iterable[Timing], key: Callable[[Timing], Key]) -> dict[Key, dict[str, Timing]]:
+    """The contenders by name, by what they have in common."""
+    rows: dict[Key, dict[str, Timing]] = {}
+    for timing in found:
+        rows.setdefault(key(timing), {})[timing.contender] = timing
+    return rows
+
+
+def _by_case(section: Row) -> dict[Case, dict[str, Timing]]:
+    """Forward and backward together."""
+    return _beside((timing for timing in timings(section) if timing.direction == "both"), lambda timing: timing.case)
+
+
+def _speed(timing: Timing | None) -> str:
+    return (
+        ""
+        if timing is None
+        else f"{duration(timing.seconds)}, {times(timing.speed_against_eager)}{mark(timing.other_load)}"
+    )
+
+
+def _element(timing: Timing | None) -> str:
+    if timing is None:
+        return ""
+    part = nanoseconds(timing.seconds, timing.case.elements)
+    return f"{part} ns, {times(timing.speed_against_eager)}{mark(timing.other_load)}"
+
+
+def _kept(timing: Timing | None) -> str:
+    return "" if timing is None or timing.saved_bytes is None else size(timing.saved_bytes)
+
+
+def _peak(timing: Timing | None) -> str:
+    """In units of the least possible."""
+    return (
+        "" if timing is None or timing.peak_bytes is None else times(peak_over_minimum(timing.case, timing.peak_bytes))
+    )
+
+
+def summary(section: Row) -> str:
     """Forward and backward in float32: time and speed against eager by shape, memory at the largest."""
-    found = {(entry.case, entry.contender): entry for entry in entries(suite) if entry.direction == "both"}
+    by_case = _by_case(section)
     header = ["float32, forward and backward"]
     header += [f"{case.shape_name}{', packed' if 'packed' in case.op else ''}" for case in SUMMARY]
-    header += ["kept for backward", "peak memory"]
     rows = []
-    for name in contenders_in_order(found.values()):
-        row = [name]
-        for case in SUMMARY:
-            entry = found.get((str(case), name))
-            row.append("" if entry is None else str(entry))
-        largest = found.get((str(SUMMARY[-1]), name))
-        row.append("" if largest is None or largest.saved_bytes is None else size(largest.saved_bytes))
-        row.append("" if largest is None or largest.peak_of_least is None else times(largest.peak_of_least))
-        rows.append(row)
-    return markdown(header, rows)
+    for name in contenders_in_order(timing for row in by_case.values() for timing in row.values()):
+        found = [by_case.get(case, {}).get(name) for case in SUMMARY]
+        rows.append([name, *map(_speed, found), _kept(found[-1]), _peak(found[-1])])
+    return markdown([*header, "kept for backward", "peak memory"], rows)
 
 
-def more_ops(suite: Mapping[str, Any]) -> str:
-    """Forward and backward in float32 of other ops: fastvae against eager, in time and in what they keep."""
-    found = {(entry.case, entry.contender): entry for entry in entries(suite) if entry.direction == "both"}
-    rows = []
-    for case in MORE_OPS:
-        row = [OPS[case.op].about, case.shape_name]
-        of_case = [found.get((str(case), name)) for name in ("fastvae", "eager")]
-        row += ["" if entry is None else str(entry) for entry in of_case]
-        row += ["" if entry is None else size(entry.saved_bytes or 0) for entry in of_case]
-        rows.append(row)
-    kept = [f"kept for backward, {name}" for name in ("fastvae", "eager")]
-    return markdown(["float32, forward and backward", "shape", "fastvae", "eager", *kept], rows)
+def _against_eager(
+    heading: str,
+    rows: Iterable[tuple[str, Case, Mapping[str, Timing]]],
+    names: Sequence[str] = ("fastvae", "eager"),
+    time: Callable[[Timing | None], str] = _speed,
+) -> str:
+    """Time of some contenders, and memory kept by the first two."""
+    lines = []
+    for about, case, found in rows:
+        ours = [found.get(name) for name in names]
+        shape = f"{case.shape_name}{case.share_of_zeros}"
+        lines.append([about, shape, *map(time, ours), *map(_kept, ours[:2])])
+    return markdown([heading, "shape", *names, *(f"kept for backward, {name}" for name in names[:2])], lines)
 
 
-def full(suite: Mapping[str, Any]) -> str:
-    """Every benchmark: a table for each op."""
-    found = entries(suite)
-    parts = []
-    for op in dict.fromkeys(entry.case.split()[0] for entry in found):
-        ours = [entry for entry in found if entry.case.split()[0] == op]
-        names = contenders_in_order(ours)
-        by_row: dict[tuple[str, str], dict[str, Entry]] = {}
-        for entry in ours:
-            by_row.setdefault((entry.case, entry.direction), {})[entry.contender] = entry
+def more_ops(section: Row) -> str:
+    """Forward and backward in float32 of other ops."""
+    found = _by_case(section)
+    return _against_eager(
+        "float32, forward and backward", ((OPS[case.op].about, case, found.get(case, {})) for case in MORE_OPS)
+    )
+
+
+def likelihoods(section: Row, *, short: bool = False) -> str:
+    """Of all, the time of an element; if ``short``, of SHORT_LIKELIHOODS that of a call."""
+    names = ("fastvae", "eager") if short else ("fastvae", "eager", "fastvae reference")
+    found = _by_case(section).items()
+    rows = ((case.op.replace("_", " "), case, row) for case, row in found if case.op in SHORT_LIKELIHOODS or not short)
+    return _against_eager("log-likelihood", rows, names, _speed if short else _element)
+
+
+def full(section: Row) -> str:
+    """Everything that was timed: a table for each op."""
+    parts, everything = [], timings(section)
+    for op in dict.fromkeys(timing.case.op for timing in everything):
+        found = [timing for timing in everything if timing.case.op == op]
+        names = contenders_in_order(found)
         rows = [
-            [*case.split()[1:], direction] + [str(row[name]) if name in row else "" for name in names]
-            for (case, direction), row in by_row.items()
+            [case.shape_name, case.dtype, direction, *(_speed(row.get(name)) for name in names)]
+            for (case, direction), row in _beside(found, lambda timing: (timing.case, timing.direction)).items()
         ]
         parts.append(f"## {op}: {OPS[op].about}\n\n{markdown(['shape', 'dtype', 'direction', *names], rows)}")
     return "\n\n".join(parts)
 
 
-def memory(suite: Mapping[str, Any]) -> str:
+def memory(section: Row) -> str:
     """What each contender keeps for backward, and its peak where that was measured."""
-    found = [entry for entry in entries(suite) if entry.saved_bytes is not None]
+    found = [timing for timing in timings(section) if timing.saved_bytes is not None]
     names = contenders_in_order(found)
-    rows: dict[str, dict[str, str]] = {}
-    for entry in found:
-        text = size(entry.saved_bytes or 0)
-        if entry.peak_bytes is not None and entry.peak_of_least is not None:
-            text += f", peak {size(entry.peak_bytes)} ({times(entry.peak_of_least)})"
-        rows.setdefault(entry.case, {})[entry.contender] = text
-    return markdown(["case", *names], [[case, *(row.get(name, "") for name in names)] for case, row in rows.items()])
+
+    def text(timing: Timing | None) -> str:
+        peak = f", peak {size(timing.peak_bytes)} ({_peak(timing)})" if timing and timing.peak_bytes else ""
+        return _kept(timing) + peak
+
+    by_case = _beside(found, lambda timing: timing.case)
+    return markdown(
+        ["case", *names], ([str(case), *(text(row.get(name)) for name in names)] for case, row in by_case.items())
+    )
 
 
-def likelihoods(result: Mapping[str, Any]) -> str:
-    """Nanoseconds an element, with what is kept for backward."""
-    contenders = ("eager", "fastvae", "fastvae reference")
-    rows = [
-        [
-            f"{row['likelihood']}{mark(row['elsewhere'])}",
-            row["shape"],
-            "" if row["zeros"] is None else f"{row['zeros']:.0%}",
-            *(
-                f"{1e9 * row['seconds'][name] / row['elements']:.3g} ns, {times(row['speed_against_eager'][name])}"
-                for name in contenders
-            ),
-            *(size(row["saved_bytes"][name]) for name in ("eager", "fastvae")),
-        ]
-        for row in result["rows"]
-    ]
-    kept = ["kept for backward, eager", "kept, fastvae"]
-    return markdown(["log-likelihood", "shape", "zeros", *(f"{name}, an element" for name in contenders), *kept], rows)
+# One direction of a contender: what `bench cpu` and `bench likelihoods` print.
+TIMED: Columns = {
+    "direction": lambda timing: timing.direction,
+    "contender": lambda timing: timing.contender,
+    "case": lambda timing: str(timing.case),
+    "a call": _speed,
+    "ns an element": lambda timing: nanoseconds(timing.seconds, timing.case.elements),
+    "kept for backward": _kept,
+}
 
+CLIENTS: Columns = {
+    "fastvae.patch": lambda row: f"{row['library']} ({row['version'].partition('+')[0]})",
+    "a step": lambda row: row["case"],
+    "patched": lambda row: (
+        f"{duration(row['seconds']['patched'])}, x{row['speed_against_unpatched']:.2f}{mark(row['other_load'])}"
+    ),
+    "unpatched": lambda row: duration(row["seconds"]["unpatched"]),
+}
 
-# The third short table: a likelihood of images, one of real values, and those of counts where most are 0.
-SHORT_LIKELIHOODS = ("bernoulli", "gaussian", "negative_binomial", "zero_inflated")
+TRAINING: Columns = {
+    "batch": lambda row: f"{row['batch']}{mark(row['other_load'])}",
+    "step, eager": lambda row: duration(row["step_seconds"]["eager"]),
+    "step, fastvae": lambda row: duration(row["step_seconds"]["fastvae"]),
+    "speed": lambda row: f"x{row['step_seconds']['eager'] / row['step_seconds']['fastvae']:.3f}",
+    "latent op's share, eager": lambda row: f"{row['latent_share']['eager']:.1%}",
+    "with fastvae": lambda row: f"{row['latent_share']['fastvae']:.1%}",
+}
 
+KERNEL_ALONE: Columns = {
+    "shape": lambda row: row["shape"],
+    "kernel": lambda row: row["direction"],
+    "time": lambda row: duration(row["seconds"]),
+    "copy of the same bytes": lambda row: duration(row["copy_seconds"]),
+    "times as long": lambda row: f"{row['seconds'] / row['copy_seconds']:.2f}",
+}
 
-def short_likelihoods(result: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            row["likelihood"].replace("_", " "),
-            row["shape"] + ("" if row["zeros"] is None else f", {row['zeros']:.0%} zeros"),
-            f"{duration(row['seconds']['fastvae'])}, {times(row['speed_against_eager']['fastvae'])}",
-            f"{duration(row['seconds']['eager'])}, x1.0{mark(row['elsewhere'])}",
-            *(size(row["saved_bytes"][name]) for name in ("fastvae", "eager")),
-        ]
-        for row in result["rows"]
-        if row["likelihood"] in SHORT_LIKELIHOODS
-    ]
-    header = ["log-likelihood", "shape", "fastvae", "eager", "kept for backward, fastvae", "kept for backward, eager"]
-    return markdown(header, rows)
+SCALING: Columns = {
+    "elements": lambda row: f"{row['elements']:,}{mark(row['other_load'])}",
+    "eager, ns an element": lambda row: nanoseconds(row["seconds"]["eager"], row["elements"]),
+    "fastvae": lambda row: nanoseconds(row["seconds"]["fastvae"], row["elements"]),
+    "copy of the same bytes": lambda row: nanoseconds(row["seconds"]["copy"], row["elements"]),
+    "speed": lambda row: times(row["seconds"]["eager"] / row["seconds"]["fastvae"]),
+}
 
-
-def clients(result: Mapping[str, Any]) -> str:
-    """A step of other libraries, patched and unpatched."""
-    rows = [
-        [
-            f"{row['library']} ({row['version'].partition('+')[0]})",
-            row["case"],
-            f"{duration(row['seconds']['patched'])}, x{row['speed_against_unpatched']:.2f}{mark(row['elsewhere'])}",
-            duration(row["seconds"]["unpatched"]),
-        ]
-        for row in result["rows"]
-    ]
-    return markdown(["fastvae.patch", "a step", "patched", "unpatched"], rows)
-
-
-def training(result: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            f"{row['batch']}{mark(row['elsewhere'])}",
-            duration(row["step_seconds"]["eager"]),
-            duration(row["step_seconds"]["fastvae"]),
-            f"x{row['step_seconds']['eager'] / row['step_seconds']['fastvae']:.3f}",
-            f"{row['latent_share']['eager']:.1%}",
-            f"{row['latent_share']['fastvae']:.1%}",
-        ]
-        for row in result["rows"]
-    ]
-    header = ["batch", "step, eager", "step, fastvae", "speed", "latent op's share, eager", "with fastvae"]
-    return markdown(header, rows)
-
-
-def kernel_alone(result: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            row["shape"],
-            row["direction"],
-            duration(row["seconds"]),
-            duration(row["copy_seconds"]),
-            f"{row['seconds'] / row['copy_seconds']:.2f}",
-        ]
-        for row in result["rows"]
-    ]
-    return markdown(["shape", "kernel", "time", "copy of the same bytes", "times as long"], rows)
-
-
-def scaling(result: Mapping[str, Any]) -> str:
-    """Nanoseconds an element by size."""
-    rows = [
-        [f"{point['elements']:,}{mark(point['elsewhere'])}"]
-        + [f"{1e9 * point['seconds'][name] / point['elements']:.3g}" for name in ("eager", "fastvae", "copy")]
-        + [times(point["seconds"]["eager"] / point["seconds"]["fastvae"])]
-        for point in result["points"]
-    ]
-    return markdown(["elements", "eager, ns an element", "fastvae", "copy of the same bytes", "speed"], rows)
+GPU: Columns = {
+    "case": lambda row: f"{row['batch']} x {row['latent']} {row['dtype']}",
+    "direction": lambda row: row["direction"],
+    "contender": lambda row: row["contender"],
+    "device time": lambda row: duration(row["milliseconds"] / 1e3),
+    "GB/s": lambda row: f"{row['gb_s']:.0f}",
+    "of a large copy": lambda row: f"{row['share_of_copy']:.0%}",
+    "speed": lambda row: f"x{row['speed_against_eager']:.2f}",
+    "peak": lambda row: size(row["peak_bytes"]),
+}

@@ -1,4 +1,4 @@
-"""Times that can be compared: all contenders in one process, in turns, so that each meets the same machine."""
+"""Comparable times: all contenders run in one process, in turns, so that a change of the machine's speed meets all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Contenders = Mapping[str, Callable[[], object]]
 
 
 class Plan(NamedTuple):
-    """How often to time, as `interleaved_seconds` takes it."""
+    """How often to time; arguments of `interleaved_seconds`."""
 
     rounds: int
     calls: int
@@ -39,9 +39,9 @@ def interleaved_seconds(
         contenders: name -> what to time. Work queued on a CUDA device is waited for.
         rounds: in each round every contender is timed once; the one that went first goes last in the next round.
         calls: calls to a timing; more than one for what takes microseconds.
-        warmup: rounds before that are not counted.
-        ahead: calls before each timing that are not counted. What a contender reads and the memory that it allocates
-            are then as they are in a loop, and not as another contender has left them.
+        warmup: rounds at the start that are not counted.
+        ahead: calls before each timing that are not counted: caches and allocator are then as in a loop of this
+            contender, and not as another one has left them.
         clock: returns seconds.
     """
     if rounds < 1 or calls < 1 or warmup < 0:
@@ -68,18 +68,20 @@ def interleaved_medians(contenders: Contenders, **options: Any) -> dict[str, flo
     return {name: statistics.median(values) for name, values in interleaved_seconds(contenders, **options).items()}
 
 
-def plan(contenders: Contenders, budget: float, *, clock: Callable[[], float] = time.perf_counter) -> Plan:
+def plan(
+    contenders: Contenders, budget: float, *, ahead: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> Plan:
     """As many rounds as fit into ``budget`` seconds, up to 100, of timings of about four milliseconds.
 
-    Five rounds are planned where they take up to 15 times as long, and three in any case. Calls each contender twice to
-    find out; what was compiled or first touched on the way is warm by then, and only short runs are warmed up further.
-    One call ahead of each timing is not counted: of two or three that are, one would meet the other contender's memory.
+    At least three rounds, or five if these take up to 15 times the budget. Calls each contender twice to find out how
+    long a call takes; compilation and first touches of memory happen there, so only short runs are warmed up further.
+    ``ahead`` calls before each timing are not counted: the first call after another contender allocates and reads
+    memory in the state in which that one left it.
     """
     if not contenders:
         return Plan(rounds=3, calls=1, warmup=0)
     trial = interleaved_medians(contenders, rounds=1, warmup=1, clock=clock)
     total = max(sum(trial.values()), 1e-9)
-    ahead = 1
     calls = min(max(math.ceil(4e-3 * len(trial) / total), 1), 100)
     round_seconds = total * (calls + ahead)
     fewest = 5 if 5 * round_seconds <= 15 * budget else 3
@@ -89,16 +91,16 @@ def plan(contenders: Contenders, budget: float, *, clock: Callable[[], float] = 
 def speed_against(seconds: Mapping[str, list[float]], name: str, baseline: str = "eager") -> float:
     """How many times as fast as the baseline a contender is: the median over rounds of the ratio within the round.
 
-    Both times of a ratio were taken within moments, so that a machine which slows down for a while changes it little.
+    Both times of a ratio were taken at nearly the same moment, so that a machine that slows down changes it little.
     """
     pairs = zip(seconds[baseline], seconds[name], strict=True)
     return statistics.median(slow / fast for slow, fast in pairs)
 
 
-class Elsewhere:
-    """How much of the processors others take from now on: other processes, and other guests of the same host.
+class OtherLoad:
+    """The share of processor time that other processes, and other guests of the host, take from now on. Linux only.
 
-    Where that is much, threads wait for one that is not running, and small times grow many times over. Linux only.
+    A parallel op waits for its slowest thread: where others take much, small times grow many times over.
     """
 
     def __init__(self, processors: Path = Path("/proc/stat")) -> None:
@@ -106,14 +108,14 @@ class Elsewhere:
         self._before = self._seconds()
 
     def share(self) -> float | None:
-        """Of all processor time since the beginning, 0 to 1; None where the system does not tell."""
+        """Share of all processor time since this object was made, 0 to 1; None where the system does not tell."""
         if self._before is None or (now := self._seconds()) is None:
             return None
         total, busy, own = (after - before for after, before in zip(now, self._before, strict=True))
         return min(max((busy - own) / total, 0.0), 1.0) if total > 0 else None
 
     def _seconds(self) -> tuple[float, float, float] | None:
-        """Of all processors together: in all, and not idle; and those of this process."""
+        """Seconds of all processors together: in total, not idle, and of this process."""
         if not self._processors.exists():
             return None
         # user nice system idle iowait irq softirq steal

@@ -1,1 +1,1 @@
-"""Programs that show fastvae at work; run them from the root of the repository."""
+"""Example programs; run them from the root of the repository."""

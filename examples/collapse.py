@@ -1,13 +1,13 @@
-"""What the weight of the KL does to the latents, and what keeps them from collapse. From the root of the repository:
+"""Posterior collapse: how it depends on the weight of the KL, and two remedies. From the root of the repository:
 
     python -m examples.collapse [--quick] [--output demo] [--seed 0]
 
     loss = distortion + beta rate,    distortion = -E_q[log p(x|z)],   rate = KL(q(z|x) || p(z))
 
-A latent whose KL is zero has the prior for its posterior, whatever x is: it carries nothing, and the decoder does
-without it. The larger beta, the more of them (beta-VAE; Burgess et al., arXiv 1804.03599; rate and distortion: Alemi et
-al., arXiv 1711.00464). Two remedies, at beta = 4: raise the weight from zero in the first half of training (KL warm-up;
-Bowman et al., arXiv 1511.06349), and let some nats of each latent cost nothing (free bits; Kingma et al., arXiv
+A latent has collapsed if its KL is zero: its posterior is the prior for every x, and the decoder ignores it. The larger
+beta, the more latents collapse (beta-VAE; Burgess et al., arXiv 1804.03599; rate and distortion: Alemi et al., arXiv
+1711.00464). Two remedies, at beta = 4: raise the weight from zero during the first half of training (KL warm-up; Bowman
+et al., arXiv 1511.06349), or exempt the first nats of each latent from the loss (free bits; Kingma et al., arXiv
 1606.04934, section C.8).
 """
 
@@ -33,36 +33,36 @@ from .figures import COLORS, label, new_figure, save_figure
 LATENT = 30
 EPOCHS = 40
 BETAS = (0.25, 1.0, 4.0, 16.0)
-REMEDIED = 4.0
+REMEDY_BETA = 4.0
 FREE_BITS = 0.5
 
 
 class Trained(NamedTuple):
-    """What one way of training has come to, on the held-out digits."""
+    """Measurements of one trained model on the held-out digits."""
 
     rate: float
     """KL in nats an image."""
     distortion: float
     """-log p(x|z) in nats an image."""
     kl: Tensor
-    """Of each latent in nats, (LATENT,)."""
+    """KL of each latent in nats, (LATENT,)."""
     active: int
-    """Latents whose posterior mean moves with x."""
+    """The number of latents whose posterior mean varies with x."""
     warning: str | None
-    """What `posterior_collapse` warned of."""
+    """The warning of `posterior_collapse`."""
 
 
 class Collapse(NamedTuple):
     trained: dict[str, Trained]
-    """By name of the objective, those that differ in beta first, the smallest beta first."""
+    """By name of the objective: the betas in ascending order, then the remedies."""
     picture: Path
 
 
 def objectives(steps: int) -> dict[str, ELBO]:
-    """By name; the warm-up takes half of the steps."""
+    """Objectives by name; the warm-up takes half of the steps."""
     remedies = {
-        f"beta {REMEDIED:g}, warm-up": ELBO(beta=linear_warmup(steps // 2, end=REMEDIED)),
-        f"beta {REMEDIED:g}, free bits": ELBO(beta=REMEDIED, free_bits=FREE_BITS, free_bits_over="batch"),
+        f"beta {REMEDY_BETA:g}, warm-up": ELBO(beta=linear_warmup(steps // 2, end=REMEDY_BETA)),
+        f"beta {REMEDY_BETA:g}, free bits": ELBO(beta=REMEDY_BETA, free_bits=FREE_BITS, free_bits_over="batch"),
     }
     return {f"beta {beta:g}": ELBO(beta=beta) for beta in BETAS} | remedies
 
@@ -83,7 +83,7 @@ def measure(vae: VAE, x: Tensor) -> Trained:
 
 
 def run(*, output: Path, seed: int = 0, quick: bool = False) -> Collapse:
-    """Train the same model with each objective, print and draw what became of its latents."""
+    """Train the same model with each objective, print and plot its latents."""
     images, labels = load_digits(quick)
     generator = torch.Generator().manual_seed(seed)
     train_rows, held_out_rows = split(labels, generator)
@@ -94,11 +94,12 @@ def run(*, output: Path, seed: int = 0, quick: bool = False) -> Collapse:
         print(name)
         for _ in train(vae, images, objective=objective, epochs=EPOCHS, generator=generator):
             pass
-        trained[name] = came = measure(vae, held_out)
-        print(f"  rate {came.rate:.1f} nats, distortion {came.distortion:.1f}, ELBO {-came.rate - came.distortion:.1f}")
-        print(f"  {came.active} of {LATENT} latents are active")
-        if came.warning is not None:
-            print(f"  {PosteriorCollapseWarning.__name__}: {came.warning}")
+        trained[name] = result = measure(vae, held_out)
+        elbo = -result.rate - result.distortion
+        print(f"  rate {result.rate:.1f} nats, distortion {result.distortion:.1f}, ELBO {elbo:.1f}")
+        print(f"  {result.active} of {LATENT} latents are active")
+        if result.warning is not None:
+            print(f"  {PosteriorCollapseWarning.__name__}: {result.warning}")
     picture = output / "collapse.png"
     _draw(trained, picture)
     print(f"Wrote {picture}")
@@ -106,22 +107,22 @@ def run(*, output: Path, seed: int = 0, quick: bool = False) -> Collapse:
 
 
 def _draw(trained: dict[str, Trained], path: Path) -> None:
-    figure = new_figure(15, 5, f"A VAE of {LATENT} latents trained with other weights of the KL: held-out digits")
+    figure = new_figure(15, 5, f"A VAE of {LATENT} latents trained with different weights of the KL: held-out digits")
     latents, units, plane = figure.subplots(1, 3, width_ratios=(4, 2.6, 4))
-    for color, (name, came) in zip(COLORS, trained.items(), strict=False):
+    for color, (name, result) in zip(COLORS, trained.items(), strict=False):
         style = "--" if "," in name else "-"
-        latents.plot(range(1, LATENT + 1), came.kl.sort(descending=True).values, style, color=color, label=name)
-        plane.plot(came.rate, came.distortion, "o", color=color, markersize=8)
-        plane.annotate(name, (came.rate, came.distortion), xytext=(7, 5), textcoords="offset points", fontsize=9)
+        latents.plot(range(1, LATENT + 1), result.kl.sort(descending=True).values, style, color=color, label=name)
+        plane.plot(result.rate, result.distortion, "o", color=color, markersize=8)
+        plane.annotate(name, (result.rate, result.distortion), xytext=(7, 5), textcoords="offset points", fontsize=9)
     latents.set_yscale("log")
     latents.set_ylim(1e-4, 5)
     latents.axhline(0.01, color="black", linewidth=0.8, linestyle=":")
     latents.legend(frameon=False, loc="lower left")
     label(latents, "KL of each latent", "latents, largest first", "nats")
-    bars = units.barh(list(trained), [came.active for came in trained.values()], color=COLORS)
+    bars = units.barh(list(trained), [result.active for result in trained.values()], color=COLORS)
     units.bar_label(bars, padding=3)
     units.invert_yaxis()
-    label(units, "active latents", "latents whose posterior mean moves with x", "")
+    label(units, "active latents", "latents whose posterior mean varies with x", "")
     units.grid(False)
     units.set_xlim(0, LATENT * 1.1)
     label(
@@ -135,18 +136,18 @@ def _draw(trained: dict[str, Trained], path: Path) -> None:
 
 
 def _draw_equal_elbos(plane: Axes, trained: dict[str, Trained]) -> None:
-    """Rate + distortion is minus the ELBO: lines of one ELBO, the best one's and every 20 nats from it."""
+    """Lines of equal ELBO = -(rate + distortion): through the best model, and every 20 nats below it."""
     plane.margins(x=0.2, y=0.1)
     plane.set_xlim(left=0)
     (left, right), (bottom, top) = plane.get_xlim(), plane.get_ylim()
-    best = min(came.rate + came.distortion for came in trained.values())
+    best = min(result.rate + result.distortion for result in trained.values())
     for worse in range(0, int(right + top - best), 20):
         plane.plot([left, right], [best + worse - left, best + worse - right], color="#b0b0b0", linewidth=0.8, zorder=0)
     plane.set(xlim=(left, right), ylim=(bottom, top))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser("collapse", "What the weight of the KL does to the latents.").parse_args(arguments)
+    options = parser("collapse", "Posterior collapse by the weight of the KL, and two remedies.").parse_args(arguments)
     run(output=options.output, seed=options.seed, quick=options.quick)
 
 

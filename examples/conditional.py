@@ -1,13 +1,13 @@
-"""A conditional VAE writes any digit in any hand: the label is told, the latents keep the style. From the root:
+"""A conditional VAE separates style from label: one z decoded with ten labels. From the root of the repository:
 
     python -m examples.conditional [--quick] [--output demo] [--seed 0]
 
     log p(x|c) >= E_q[log p(x|z, c)] - KL(q(z|x, c) || p(z))
 
-(Sohn, Lee & Yan, NIPS 2015, equation 4, with a prior that does not depend on the label c.) As the decoder is told the
-label, to code it in z as well is a waste of nats: what remains for z is slant, width and stroke, and one z under ten
-labels is ten digits of one hand. With so few digits to learn from, z takes up the label all the same; a weight of 3 on
-the KL makes that dear enough.
+(Sohn, Lee & Yan, NIPS 2015, equation 4, with a prior that does not depend on the label c.) The decoder knows the label,
+so encoding it in z costs KL for nothing: z encodes the style, which is slant, width and stroke, and one z with ten
+labels gives ten digits in one handwriting. With as few training images as here, z still encodes some of the label; a
+weight of 3 on the KL prevents it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ STYLES = 8
 
 class Conditional(NamedTuple):
     samples: Tensor
-    """Styles from the prior by labels, (STYLES, 10, 784)."""
+    """z from the prior, decoded with each label, (STYLES, 10, 784)."""
     rewritten: Tensor
-    """Styles of held-out digits by labels, (STYLES, 10, 784)."""
+    """z of held-out digits, decoded with each label, (STYLES, 10, 784)."""
     agreement: float
-    """How many of ``samples`` are nearest to the mean digit of the label that was asked for: a share of 1."""
+    """The fraction of ``samples`` that are nearest to the mean image of their label."""
     picture: Path
 
 
@@ -59,14 +59,14 @@ def under_every_label(model: ConditionalVAE, z: Tensor) -> Tensor:
 
 
 def label_agreement(samples: Tensor, images: Tensor, labels: Tensor) -> float:
-    """The share of samples (N, 10, 784) that are nearer to the mean image of their label than to any other label's."""
+    """The fraction of samples (N, 10, 784) that are nearest to the mean image of their label."""
     means = torch.stack([images[labels == label].mean(0) for label in range(LABELS)])
     nearest = torch.cdist(samples.flatten(0, 1), means).argmin(1).unflatten(0, samples.shape[:2])
     return (nearest == torch.arange(LABELS)).float().mean().item()
 
 
 def run(*, output: Path, seed: int = 0, quick: bool = False) -> Conditional:
-    """Train, print the held-out bound and how many digits came out as asked, write the picture."""
+    """Train, print the held-out bound and the label agreement, write the picture."""
     images, labels = load_digits(quick)
     generator = torch.Generator().manual_seed(seed)
     train_rows, held_out_rows = split(labels, generator)
@@ -83,9 +83,9 @@ def run(*, output: Path, seed: int = 0, quick: bool = False) -> Conditional:
         samples = under_every_label(model, StandardNormal(LATENT).sample(STYLES, seed=seed))
         rewritten = under_every_label(model, model.encode(shown, condition=shown_labels).mu)
     agreement = label_agreement(samples, images, labels)
-    print(f"{agreement:.0%} of the samples are nearest to the mean digit of the label that was asked for")
+    print(f"{agreement:.0%} of the samples are nearest to the mean digit of their label")
 
-    figure = new_figure(13.5, 6, "One style a row, one label a column")
+    figure = new_figure(13.5, 6, "One style in each row, one label in each column")
     drawn, given = figure.subplots(1, 2, width_ratios=(LABELS, LABELS + 1))
     names = [str(label) for label in range(LABELS)]
     show(drawn, samples.flatten(0, 1), LABELS, below=names)
@@ -101,7 +101,7 @@ def run(*, output: Path, seed: int = 0, quick: bool = False) -> Conditional:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser("conditional", "A conditional VAE writes any digit in any hand.").parse_args(arguments)
+    options = parser("conditional", "A conditional VAE separates style from label.").parse_args(arguments)
     run(output=options.output, seed=options.seed, quick=options.quick)
 
 

@@ -1,14 +1,14 @@
-"""Why drawing z from the prior fails and an encoder helps: four estimates of one log p(x). From the root:
+"""Four estimates of log p(x): why drawing z from the prior fails and an encoder helps. From the root of the repository:
 
     python -m examples.estimators [--quick] [--output demo] [--seed 0]
 
-The model is a linear-Gaussian VAE of 10 latents, whose log p(x) is known (`examples.linear_gaussian`), with an encoder
-that is close to the posterior and not equal to it. From K draws each:
+The model is a linear-Gaussian VAE with 10 latents, whose log p(x) is known (`examples.linear_gaussian`). Its encoder is
+close to the exact posterior, but not equal to it. From K draws each:
 
-    naive           log 1/K sum_k p(x|z_k),    z_k ~ p(z)                         right in the limit, out of reach
+    naive           log 1/K sum_k p(x|z_k),    z_k ~ p(z)                         consistent, needs far too many draws
     ELBO            1/K sum_k log w_k,         z_k ~ q(z|x)                       too low by KL(q(z|x) || p(z|x))
     IWAE, 10 draws  the mean of log 1/10 sum_k w_k over groups of ten             too low by less
-    importance      log 1/K sum_k w_k          w = p(x|z) p(z) / q(z|x)           right in the limit, soon there
+    importance      log 1/K sum_k w_k          w = p(x|z) p(z) / q(z|x)           consistent, converges fast
 
 (Doersch, arXiv 1606.05908, section 2; Burda et al., arXiv 1509.00519.)
 """
@@ -40,14 +40,14 @@ class Estimates(NamedTuple):
     draws: list[int]
     """K, ascending."""
     nats: dict[str, list[Tensor]]
-    """By name, for each K, of each repetition; not a number where K is less than a group of draws."""
+    """For each name and each K: the estimates of all repetitions; NaN where K is smaller than a group of draws."""
     picture: Path
 
 
 @torch.no_grad()
 def estimate(model: LinearGaussian, x: Tensor, num_samples: int, repetitions: int, seed: int) -> dict[str, Tensor]:
-    """Each estimate of log p(x) of the one row of x, repeated with other draws: (repetitions,)."""
-    # Rows are drawn for independently: as many equal ones are as many repetitions.
+    """Each estimate of log p(x) for x (1, *event), repeated with new draws: (repetitions,)."""
+    # Rows get independent draws, so copies of x are repetitions.
     copies = x.expand(repetitions, -1)
     seeds = range(seed * repetitions, (seed + 1) * repetitions)
     naive = torch.cat([naive_log_marginal(model, x, num_samples, seed=one).estimate for one in seeds])
@@ -58,7 +58,7 @@ def estimate(model: LinearGaussian, x: Tensor, num_samples: int, repetitions: in
 
 
 def run(*, output: Path, seed: int = 0, quick: bool = False) -> Estimates:
-    """Estimate with more and more draws, print and draw what came."""
+    """Estimate with increasing numbers of draws, print and plot the estimates."""
     with global_seed(seed):
         model = LinearGaussian(data_dim=20, latent_dim=10, variance=0.05, seed=seed)
     model.perturb_encoder(mean=0.1, logvar=0.7)
@@ -66,7 +66,7 @@ def run(*, output: Path, seed: int = 0, quick: bool = False) -> Estimates:
     exact = model.exact_log_prob(x).item()
     draws = [1, 10, 100, 1000] if quick else [1, 3, 10, 30, 100, 300, 1000, 3000, 10000]
     rounds = [estimate(model, x, count, REPETITIONS, seed + 1) for count in draws]
-    nats = {name: [came[name] for came in rounds] for name in NAMES}
+    nats = {name: [estimates[name] for estimates in rounds] for name in NAMES}
 
     print(f"log p(x) = {exact:.2f} nats. Estimates from K draws, median and middle 90% of {REPETITIONS} repetitions:")
     print(f"{'K':>6}" + "".join(f"{name:>26}" for name in NAMES))
@@ -86,8 +86,8 @@ def _quantiles(nats: Tensor) -> str:
 def _draw(exact: float, draws: list[int], nats: dict[str, list[Tensor]], path: Path) -> None:
     figure = new_figure(12, 5, f"Estimates of one $\\log\\,p(x)$: median and middle 90% of {REPETITIONS} repetitions")
     whole, near = figure.subplots(1, 2)
-    for color, (name, of_name) in zip(COLORS, nats.items(), strict=False):
-        low, median, high = torch.stack([came.quantile(QUANTILES) for came in of_name], 1).tolist()
+    for color, (name, estimates) in zip(COLORS, nats.items(), strict=False):
+        low, median, high = torch.stack([of_k.quantile(QUANTILES) for of_k in estimates], 1).tolist()
         for axis in (whole, near):
             axis.plot(draws, median, ".-", color=color, label=name)
             axis.fill_between(draws, low, high, color=color, alpha=0.2, linewidth=0)
@@ -95,7 +95,7 @@ def _draw(exact: float, draws: list[int], nats: dict[str, list[Tensor]], path: P
         axis.axhline(exact, color="black", linestyle="--", linewidth=1, label=f"exact, {exact:.2f} nats")
         axis.set_xscale("log")
     label(whole, "the whole range", "K, draws of z", "nats")
-    label(near, "the last few nats: the same, magnified", "K, draws of z", "nats")
+    label(near, "the same, near the exact value", "K, draws of z", "nats")
     near.set_ylim(exact - 8, exact + 2)
     whole.legend(frameon=False, loc="lower right")
     save_figure(figure, path)

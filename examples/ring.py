@@ -1,11 +1,11 @@
-"""Why a simple prior is enough: one fixed function turns a Gaussian cloud into a ring. From the root of the repository:
+"""Why a simple prior is enough: a function maps N(0, I) to a ring. From the root of the repository:
 
     python -m examples.ring [--quick] [--output demo] [--seed 0]
 
     z ~ N(0, I) in the plane,    g(z) = z / 10 + z / |z|
 
-(Doersch, arXiv 1606.05908, figure 2.) The prior of a VAE need not look like the data: a decoder that can learn g bends
-it into them, and log p(x) asks it to.
+(Doersch, arXiv 1606.05908, figure 2.) The prior of a VAE need not resemble the data: a decoder that can represent g
+maps the prior to them, and maximising log p(x) trains it to do so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Ring(NamedTuple):
     z: Tensor
     """Draws from the prior, (N, 2)."""
     x: Tensor
-    """What the function makes of them, (N, 2)."""
+    """g(z), (N, 2)."""
     picture: Path
 
 
@@ -37,7 +37,7 @@ def bend(z: Tensor) -> Tensor:
 
 
 def run(*, output: Path, seed: int = 0, quick: bool = False) -> Ring:
-    """Draw, bend, write the picture."""
+    """Draw z, compute g(z), write the picture."""
     z = StandardNormal(2).sample(300 if quick else 1500, seed=seed)
     x = bend(z)
     radius = x.norm(dim=1)
@@ -46,7 +46,7 @@ def run(*, output: Path, seed: int = 0, quick: bool = False) -> Ring:
     )
 
     figure = new_figure(9, 4.6)
-    angle = torch.atan2(z[:, 1], z[:, 0])  # which g keeps: the colour shows where each point has gone
+    angle = torch.atan2(z[:, 1], z[:, 0])  # g keeps the angle, so equal colours are corresponding points
     before, after = figure.subplots(1, 2)
     for axis, points in ((before, z), (after, x)):
         axis.scatter(*points.T.numpy(), s=6, c=angle.numpy(), cmap="hsv")

@@ -1,9 +1,9 @@
 """fastvae: the latent arithmetic of variational autoencoders as fused kernels for CPU and GPU.
 
-The ops are functions (`sample_and_kl`, `sample_and_kl_packed`, `sample_and_log_prob`, `reparameterize`, `gaussian_kl`,
-`noise`) with gradients; `fastvae.nn`, `fastvae.likelihoods` and `fastvae.priors` build models on them,
-`fastvae.objectives` and `fastvae.schedules` train them, `fastvae.monitors` watches; `patch` brings the ops into other
-libraries. `backends` tells what runs where, `use_backend` chooses.
+The ops are differentiable functions: `sample_and_kl`, `sample_and_kl_packed`, `sample_and_log_prob`, `reparameterize`,
+`gaussian_kl`, `noise`. `fastvae.nn`, `fastvae.likelihoods` and `fastvae.priors` build models from them,
+`fastvae.objectives` and `fastvae.schedules` train the models, `fastvae.monitors` inspects their latents; `patch` makes
+other libraries use the ops. `backends` lists the available backends, `use_backend` selects one.
 """
 
 from . import integrations, likelihoods, monitors, nn, objectives, priors, schedules
@@ -17,9 +17,9 @@ from .functional import (
     sample_and_log_prob,
 )
 from .integrations import patch, unpatch
-from .kernels.selection import backends, use_backend
+from .kernels.backend import backends, use_backend
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DiagonalGaussian",

@@ -1,4 +1,4 @@
-"""The command line: ``fastvae train | evaluate | sample | info``, or ``python -m fastvae`` with the same."""
+"""The command line: ``fastvae train | evaluate | sample | info``, or ``python -m fastvae ...``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ USAGE = """usage: fastvae COMMAND [options]
 
   train      train a VAE on digits, a folder of images, or arrays: fastvae train --help
   evaluate   ELBO and log-likelihood of a checkpoint on held-out data
-  sample     new images from a checkpoint, as a picture or an array
-  info       versions, devices and backends of this machine, and what runs where
+  sample     new images from a checkpoint, as an image file or an array
+  info       versions, devices and backends of this machine, and the backend of an op
 """
 
 COMMANDS = {
@@ -26,7 +26,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if all went well, 1 after a message on stderr, 2 for options that there are not."""
+    """Run one command. Exit status: 0 for success, 1 for an error (message on stderr), 2 for wrong usage."""
     name, *given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print(USAGE, end="")
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if name not in COMMANDS:
-        print(f"fastvae: error: there is no command {name!r}\n\n{USAGE}", end="", file=sys.stderr)
+        print(f"fastvae: error: unknown command {name!r}\n\n{USAGE}", end="", file=sys.stderr)
         return 2
     try:
         command = getattr(importlib.import_module(COMMANDS[name]), name)
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _hyphenated(argument: str) -> str:
-    """--latent_dim as --latent-dim, for hands that are used to Lightning's; what has a dot is Lightning's own."""
+    """Accept --latent_dim for --latent-dim, as Lightning's CLI; options with a dot belong to Lightning as they are."""
     option = re.match(r"--[A-Za-z_]+(?==|$)", argument)
     if option is None or option[0] == "--print_config":
         return argument
@@ -64,23 +64,22 @@ def _run(name: str, command: object, arguments: list[str]) -> int:
     except TrainingError as error:
         return _fail(name, str(error))
     except OSError as error:
-        return _fail(name, _of_system(error))
+        return _fail(name, _os_error_message(error))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
-        return _fail(
-            name, f"out of memory ({str(error).splitlines()[0][:120]})\nTake less at once, or a smaller model."
-        )
+        reason = str(error).splitlines()[0][:120]
+        return _fail(name, f"out of memory ({reason})\nUse a smaller batch or a smaller model.")
     except KeyboardInterrupt:
         return _fail(name, "stopped")
     return 0
 
 
-def _of_system(error: OSError) -> str:
+def _os_error_message(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     message = f"{where}{error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        message += "\nFree some space and go on with --resume; the checkpoints that are there are whole."
+        message += "\nFree some space and continue with --resume; the existing checkpoints are complete."
     return message
 
 

@@ -1,45 +1,50 @@
-"""Diagonal Gaussians with the interface of torch.distributions and that of diffusers' class, over the fused ops."""
+"""`DiagonalGaussian`: a torch distribution over the fused ops that also has the methods of diffusers' class."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints, kl_divergence
 
-from .arguments import (
+from .autograd import run_latent
+from .checks import (
     check_dtype,
     check_flag,
     check_generator,
     check_moments,
     check_posterior,
     check_row_offset,
+    check_values,
     is_integer,
     seed_tensor,
 )
-from .autograd import latent
-from .divergences import Diagonal, Parameters, align, in_rows, keywords_of, kl_to_standard, parameters_of
+from .divergences import Diagonal, Parameters, align, compute_tensor, in_rows, kl_to_standard, parameters_of, scale_of
+from .draw_options import Generator, SeedOptions, check_names
 from .functional import reparameterize, sample_and_kl, sample_and_kl_packed
-from .kernels.family import Options
-from .kernels.reference.latents import LOG_2_PI, Scale, resolve_scale
-from .options import check_number, check_options, check_values
+from .kernels.reference.latents import LOG_2_PI
+from .latent_options import DrawOptions, ScaleOptions, defaults_of, described_latent, shows_options
+from .torch_internals import disabled_torch_function
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class _Unset:
-    """Tells an argument that was left out from None."""
+    """Default of an argument for which None has a meaning."""
 
 
 class _Mode(Tensor):
-    """The mode: a tensor, as torch.distributions has it, that may also be called, as diffusers does."""
+    """The mode: a tensor, as in torch.distributions, that can also be called, as diffusers' ``mode()``."""
 
-    # What is computed with it is a plain Tensor, and so is what is copied or saved.
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    # Results of ops on it, copies and pickles are plain Tensors.
+    __torch_function__ = disabled_torch_function
 
     def __call__(self) -> Tensor:
         return self.as_subclass(Tensor)
@@ -51,31 +56,38 @@ class _Mode(Tensor):
         return self().__reduce_ex__(protocol)
 
 
+class GaussianOptions(ScaleOptions, total=False):
+    """The keywords of `DiagonalGaussian`."""
+
+    event_dims: Annotated[int | None, None]
+    deterministic: Annotated[bool, False]
+    validate_args: Annotated[bool | None, None]
+
+
+_SCALE_DEFAULTS = {name: default for name, default in defaults_of(ScaleOptions).items() if name != "check"}
+
+
 class DiagonalGaussian(Diagonal):
-    """N(mu, diag sigma^2): what an encoder gives, as a distribution.
+    """N(mu, diag sigma^2): an encoder's output as a distribution.
 
-    It is a `torch.distributions.Distribution`, and answers to what users of diffusers' DiagonalGaussianDistribution
-    call: ``sample(generator)``, ``mode()``, ``kl(other)``, ``nll(sample, dims)``, ``mean``, ``logvar``, ``std``,
-    ``var``, ``parameters``, ``deterministic``. Nothing is computed before it is asked for, and nothing is kept. The
-    noise is the stream of `fastvae.noise`. `torch.distributions.kl_divergence` takes it with another one, a Normal or
-    an Independent of these, on either side; the event of a bare Normal is then that of the other.
+    A `torch.distributions.Distribution` that also has the interface of diffusers' DiagonalGaussianDistribution:
+    ``sample(generator)``, ``mode()``, ``kl(other)``, ``nll(sample, dims)``, ``mean``, ``logvar``, ``std``, ``var``,
+    ``parameters``, ``deterministic``. Everything is computed lazily, and nothing is cached. The noise is the stream of
+    `fastvae.noise`. `torch.distributions.kl_divergence` supports it with another DiagonalGaussian, a Normal or an
+    Independent of these, on either side; a Normal takes the other's event shape.
 
-    torch.compile takes it whole, with ``fullgraph=True``, but for torch.Generator arguments, ``mode`` when called (use
-    ``mean``) and ``validate_args=True``.
+    `torch.compile` with ``fullgraph=True`` supports it, except for torch.Generator arguments, ``mode()`` (use ``mean``)
+    and ``validate_args=True``.
 
     Args:
         mu: means, (*batch, *event); float32, bfloat16, float16 or float64.
         logvar: log variances, or what ``scale`` says; same dtype and device, of a shape that broadcasts with mu.
         scale, floor, clamp, soft_clamp: as in `fastvae.functional`.
-        event_dims: how many trailing dimensions are the event; all but the first if None.
-        deterministic: a point mass at mu, as diffusers has it: samples are mu; std, var, kl and nll are 0; kl and nll
-            of batch_shape, where diffusers gives [0.].
-        validate_args: look at the values, once, here, and in log_prob and nll at those that come. torch's distributions
-            do so at every call unless told otherwise; this one does if it is True, because looking waits for the
-            device. Shapes and dtypes are checked always.
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind; the message names it.
+        event_dims: the number of trailing event dimensions; all but the first if None.
+        deterministic: a point mass at mu, as in diffusers: samples are mu; std, var, kl and nll are 0, the latter two
+            of batch_shape, where diffusers returns [0.].
+        validate_args: check the values of the parameters in the constructor, and of arguments in log_prob and nll.
+            Only if True, unlike in torch, as it synchronises the device. Shapes and dtypes are always checked.
 
     >>> import torch, fastvae
     >>> posterior = fastvae.DiagonalGaussian(torch.zeros(4, 20), torch.zeros(4, 20))
@@ -87,50 +99,27 @@ class DiagonalGaussian(Diagonal):
 
     has_rsample = True
 
-    # mu and logvar; or moments and None, packed along _dim, which is counted from the end.
+    # mu and logvar; or moments and None, packed along _dim, which is negative.
     _first: Tensor
     _second: Tensor | None
     _dim: int
 
-    def __init__(
-        self,
-        mu: Tensor,
-        logvar: Tensor,
-        *,
-        scale: str = "logvar",
-        floor: float = 0.0,
-        clamp: Sequence[float] | None = None,
-        soft_clamp: float | None = None,
-        event_dims: int | None = None,
-        deterministic: bool = False,
-        validate_args: bool | None = None,
-    ) -> None:
+    @shows_options(GaussianOptions)
+    def __init__(self, mu: Tensor, logvar: Tensor, **options: Unpack[GaussianOptions]) -> None:
         shape = check_posterior(mu, logvar)[0].shape
         self._first, self._second, self._dim = mu, logvar, -1
-        options = check_options(scale, clamp, soft_clamp, floor, False)
-        self._finish(options, shape, event_dims, deterministic, validate_args)
+        self._finish(shape, **options)
 
     @classmethod
-    def from_moments(
-        cls,
-        moments: Tensor,
-        *,
-        dim: int = 1,
-        scale: str = "logvar",
-        floor: float = 0.0,
-        clamp: Sequence[float] | None = None,
-        soft_clamp: float | None = None,
-        event_dims: int | None = None,
-        deterministic: bool = False,
-        validate_args: bool | None = None,
-    ) -> DiagonalGaussian:
-        """mu and logvar as the halves of one tensor along ``dim``: read in place, its gradient written in one piece.
+    @shows_options(GaussianOptions)
+    def from_moments(cls, moments: Tensor, *, dim: int = 1, **options: Unpack[GaussianOptions]) -> DiagonalGaussian:
+        """From mu and logvar packed in one tensor along ``dim``, which is read in place; its gradient is one tensor.
 
         Args:
-            moments: (B, 2C, ...) for ``dim=1``, contiguous, channels_last or strided. diffusers clamps what its
-                encoders give: ``clamp=(-30, 20)``.
-            dim: the dimension that holds both; one of the event's, not the first of moments.
-            all others: as for the class.
+            moments: (B, 2C, ...) for ``dim=1``, contiguous, channels_last or strided. diffusers clamps its encoders'
+                output: ``clamp=(-30, 20)``.
+            dim: the packed dimension; an event dimension, not the first of moments.
+            options: as for the class.
 
         >>> import torch, fastvae
         >>> posterior = fastvae.DiagonalGaussian.from_moments(torch.zeros(2, 8, 4, 4), clamp=(-30, 20))
@@ -139,13 +128,18 @@ class DiagonalGaussian(Diagonal):
         """
         self = cls.__new__(cls)
         self._first, self._second, self._dim = moments, None, check_moments(moments, dim) - moments.dim()
-        options = check_options(scale, clamp, soft_clamp, floor, False)
-        self._finish(options, moments.chunk(2, dim)[0].shape, event_dims, deterministic, validate_args)
+        self._finish(moments.chunk(2, dim)[0].shape, **options)
         return self
 
     def _finish(
-        self, options: Options, shape: torch.Size, event_dims: int | None, deterministic: bool, validate: bool | None
+        self,
+        shape: torch.Size,
+        event_dims: int | None = None,
+        deterministic: bool = False,
+        validate_args: bool | None = None,
+        **scale: Unpack[ScaleOptions],
     ) -> None:
+        self._options: ScaleOptions = _own_options(scale)
         if event_dims is None:
             event_dims = len(shape) - 1
         if not is_integer(event_dims):
@@ -155,24 +149,24 @@ class DiagonalGaussian(Diagonal):
         if self._second is None and self._dim < -event_dims:
             dim = len(shape) + self._dim
             raise ValueError(f"dim is {dim}, expected one of the last {event_dims} dimensions of moments, the event")
-        self._options, self.deterministic = options, check_flag("deterministic", deterministic)
+        self.deterministic = check_flag("deterministic", deterministic)
         batch_dims = len(shape) - event_dims
         super().__init__(shape[:batch_dims], shape[batch_dims:], validate_args=False)
-        self._validate_args = bool(validate)
-        if validate:
+        self._validate_args = bool(validate_args)
+        if validate_args:
             given = self._parameters()
-            check_values(given.mu, given.scale, options)
+            check_values(given.mu, given.scale, described_latent("gaussian_kl", 2, self._options).spec)
             if not self.arg_constraints["logvar"].check(given.scale).all():
-                raise ValueError(f"logvar, a {options.scale}, is 0 somewhere, expected more than 0")
+                raise ValueError(f"logvar, a {self._scale_name}, is 0 somewhere, expected more than 0")
 
     def __repr__(self) -> str:
         shapes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
-        return f"{type(self).__name__}({shapes}, scale={self._options.scale!r})"
+        return f"{type(self).__name__}({shapes}, scale={self._scale_name!r})"
 
     # What it is
 
     def _parameters(self) -> Parameters:
-        # Views are made when they are asked for: those made under no_grad would have no gradient later on.
+        # Views are made on each use: a stored view made under no_grad would stay without a gradient.
         shape = self._extended_shape()
         if self._second is not None:
             mu, scale = _expanded(self._first, shape), _expanded(self._second, shape)
@@ -181,12 +175,13 @@ class DiagonalGaussian(Diagonal):
         mu, scale = moments.chunk(2, self._dim)
         return Parameters(mu, scale, self._options, self.event_shape, moments, self._dim)
 
-    def _scale(self) -> Scale:
-        return resolve_scale(_wide(self._parameters().scale), self._options)
+    @property
+    def _scale_name(self) -> str:
+        return self._options.get("scale", "logvar")
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        of_scale = constraints.positive if self._options.scale in ("std", "var") else constraints.real
+        of_scale = constraints.positive if self._scale_name in ("std", "var") else constraints.real
         return {"mu": constraints.real, "logvar": of_scale}
 
     @property
@@ -195,7 +190,7 @@ class DiagonalGaussian(Diagonal):
 
     @property
     def parameters(self) -> Tensor:
-        """mu and the scale before its clamp as one tensor: as given, or put together along the event's first dim."""
+        """mu and the unclamped scale as one tensor: the moments, or a concatenation along the first event dimension."""
         given = self._parameters()
         if given.moments is not None:
             return given.moments
@@ -213,53 +208,51 @@ class DiagonalGaussian(Diagonal):
 
     @property
     def mode(self) -> _Mode:
-        """mu. A tensor that may be called: ``mode`` and ``mode()`` are the same."""
+        """mu, as a tensor that can be called: ``mode`` and ``mode()`` are the same."""
         return self.mu.as_subclass(_Mode)
 
     @property
     def logvar(self) -> Tensor:
-        """log sigma^2, after the clamp; if deterministic, too, as diffusers has it."""
-        return self._scale().logvar.to(self._first.dtype)
+        """log sigma^2, after the clamp; also if deterministic, as in diffusers."""
+        return scale_of(self._parameters()).logvar.to(self._first.dtype)
 
     @property
     def stddev(self) -> Tensor:
-        return torch.zeros_like(self.mu) if self.deterministic else self._scale().std.to(self._first.dtype)
+        return (
+            torch.zeros_like(self.mu) if self.deterministic else scale_of(self._parameters()).std.to(self._first.dtype)
+        )
 
     @property
     def variance(self) -> Tensor:
         if self.deterministic:
             return torch.zeros_like(self.mu)
-        scale = self._scale()
-        return (scale.x if self._options.scale == "var" else scale.std.square()).to(self._first.dtype)
+        scale = scale_of(self._parameters())
+        return (scale.x if self._scale_name == "var" else scale.std.square()).to(self._first.dtype)
 
     std = stddev
     var = variance
 
     def expand(self, batch_shape: Sequence[int], _instance: DiagonalGaussian | None = None) -> DiagonalGaussian:
-        """The same for more batch dimensions, as a view: draws differ, parameters are shared."""
+        """A view with another batch shape: it shares the parameters, but draws differ for each batch element."""
         new = self._get_checked_instance(DiagonalGaussian, _instance)
         shape = self.mu.expand(torch.Size(batch_shape) + self.event_shape).shape
         new._first, new._second, new._dim = self._first, self._second, self._dim
-        new._finish(self._options, shape, len(self.event_shape), self.deterministic, None)
+        new._finish(shape, len(self.event_shape), self.deterministic, **self._options)
         new._validate_args = self._validate_args
         return new
 
     # Draws
 
+    @shows_options(SeedOptions)
     def rsample(
-        self,
-        sample_shape: Sequence[int] = (),
-        *,
-        seed: int | Tensor | None = None,
-        generator: torch.Generator | None = None,
-        row_offset: int = 0,
-        temperature: float = 1.0,
+        self, sample_shape: Sequence[int] = (), *, temperature: float = 1.0, **seed: Unpack[SeedOptions]
     ) -> Tensor:
-        """mu + temperature sigma eps, (*sample_shape, *batch, *event), in mu's dtype, with gradients.
+        """mu + temperature sigma eps, (*sample_shape, *batch, *event), in mu's dtype, differentiable.
 
-        One pass makes all draws; backward regenerates their noise. ``seed``, ``generator`` and ``row_offset`` as in
-        `fastvae.sample_and_kl`; the batch counts row by row.
+        All draws are one pass; backward regenerates their noise. ``seed``, ``generator`` and ``row_offset`` are as in
+        `fastvae.sample_and_kl`; row b is element b of the flattened batch.
         """
+        check_names("rsample", seed, SeedOptions)
         sample_shape = torch.Size(sample_shape)
         shape = self._extended_shape(sample_shape)
         if self.deterministic:
@@ -268,29 +261,26 @@ class DiagonalGaussian(Diagonal):
         if num_samples == 0:
             return self._first.new_empty(shape)
         rows = in_rows(self._parameters(), len(self.event_shape))
+        options: DrawOptions = {**self._options, "num_samples": num_samples, "temperature": temperature}
         if rows.moments is None:
-            z = reparameterize(
-                rows.mu, rows.scale, seed=seed, generator=generator, row_offset=row_offset, num_samples=num_samples,
-                temperature=temperature, **keywords_of(self._options)
-            )  # fmt: skip
+            z = reparameterize(rows.mu, rows.scale, **seed, **options)
         else:
-            row_offset = check_row_offset(row_offset)
-            options = self._options._replace(temperature=check_number("temperature", temperature, 0.0))
-            drawn = seed_tensor(seed, generator, rows.moments.device)
-            z = latent(
-                rows.moments, None, (None, None), drawn, self._dim, row_offset, num_samples, None, options
-            )[0]  # fmt: skip
+            moments = rows.moments
+            described = described_latent("reparameterize", moments.dim(), options, rows.dim)
+            row_offset = check_row_offset(seed.get("row_offset", 0))
+            drawn = seed_tensor(seed.get("seed"), seed.get("generator"), moments.device)
+            z = run_latent(moments, None, (None, None), drawn, described, row_offset)[0]  # type: ignore[assignment]
         return z if z.shape == shape else z.reshape(shape)
 
     def sample(
         self, sample_shape: Sequence[int] | Generators = (), generator: Generators | type[_Unset] = _Unset
     ) -> Tensor:
-        """A draw, as torch.distributions has it, without gradients; given a generator, as diffusers has it, with them.
+        """A draw: not differentiable, as in torch.distributions; with a generator differentiable, as in diffusers.
 
         Args:
-            sample_shape: of the draws, or in its place a generator: then the draw is diffusers'.
+            sample_shape: of the draws; or a generator in its place, for diffusers' ``sample(generator)``.
             generator: a torch.Generator, None for the default one, or a list with one for each sample of the batch,
-                whose noise then depends on its own generator alone. On the CPU they serve every device.
+                whose noise then depends on its own generator only. CPU generators work for every device.
         """
         if generator is _Unset:
             if not _are_generators(sample_shape):
@@ -312,7 +302,7 @@ class DiagonalGaussian(Diagonal):
             return self.rsample()
         given = self._parameters()
         rows = [
-            reparameterize(mu, scale, seed=seed_from(one, mu.device), **keywords_of(self._options))
+            reparameterize(mu, scale, seed=seed_from(one, mu.device), **self._options)
             for mu, scale, one in zip(given.mu.split(1), given.scale.split(1), generator, strict=True)
         ]
         return torch.cat(rows)
@@ -323,12 +313,12 @@ class DiagonalGaussian(Diagonal):
         Args:
             prior: a DiagonalGaussian, a Normal or an Independent of these, whose shape broadcasts to this one's;
                 N(0, I) if None.
-            keywords: seed, reduction, num_samples, free_bits and all others of `fastvae.sample_and_kl` that do not
-                say how the scale is given.
+            keywords: seed, reduction, num_samples, free_bits and all others of `fastvae.sample_and_kl`, except those of
+                the parameterisation.
 
         Returns:
-            what `fastvae.sample_and_kl` gives: z, (*batch, *event) or (K, *batch, *event), in mu's dtype, and the KL in
-            nats, of batch_shape for reduction "sample". To "batchmean" all batch dimensions are one.
+            as `fastvae.sample_and_kl`: z, (*batch, *event) or (K, *batch, *event), in mu's dtype, and the KL in nats,
+            of batch_shape for reduction "sample". "batchmean" divides by the size of the whole batch shape.
 
         >>> import torch, fastvae
         >>> posterior = fastvae.DiagonalGaussian(torch.zeros(4, 20), torch.zeros(4, 20))
@@ -348,7 +338,7 @@ class DiagonalGaussian(Diagonal):
                     f"{tuple(shape)}"
                 )
         prior_and_options: dict[str, Any] = {"prior_mu": prior_mu, "prior_logvar": prior_scale, "residual": False}
-        prior_and_options |= keywords_of(posterior.options)
+        prior_and_options |= posterior.options
         if posterior.moments is None:
             z, kl, *rest = sample_and_kl(posterior.mu, posterior.scale, **prior_and_options, **keywords)
         else:
@@ -356,10 +346,10 @@ class DiagonalGaussian(Diagonal):
         z = z.to(dtype).reshape(z.shape[: z.dim() - posterior.mu.dim()] + shape)
         return z, kl.reshape(self.batch_shape + kl.shape[1:]) if kl.dim() else kl, *rest
 
-    # Densities: in nats, in float32, or float64 for float64
+    # Densities: in nats, float32 (float64 for float64)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log N(value; mu, sigma^2), summed over the event; value is (*sample, *batch, *event), or broadcasts to it."""
+        """log N(value; mu, sigma^2), summed over the event, for value (*sample, *batch, *event) or broadcastable."""
         if self.deterministic:
             raise NotImplementedError("a deterministic DiagonalGaussian is a point mass and has no density")
         return -self._event_sum(self._nll_terms("value", value))
@@ -368,7 +358,7 @@ class DiagonalGaussian(Diagonal):
         """1/2 sum(1 + log 2 pi + logvar), of batch_shape."""
         if self.deterministic:
             raise NotImplementedError("a deterministic DiagonalGaussian is a point mass and has no entropy")
-        return self._event_sum(0.5 * (1.0 + LOG_2_PI + self._scale().logvar))
+        return self._event_sum(0.5 * (1.0 + LOG_2_PI + scale_of(self._parameters()).logvar))
 
     def kl(self, other: Distribution | None = None) -> Tensor:
         """KL to ``other``, to N(0, I) if None, summed over the event: batch_shape. 0 if deterministic."""
@@ -387,8 +377,10 @@ class DiagonalGaussian(Diagonal):
 
     def _nll_terms(self, name: str, value: Tensor) -> Tensor:
         self._check_value(name, value)
-        scale = self._scale()
-        return 0.5 * (((_wide(value) - _wide(self.mu)) / scale.std).square() + scale.logvar + LOG_2_PI)
+        scale = scale_of(self._parameters())
+        return 0.5 * (
+            ((compute_tensor(value) - compute_tensor(self.mu)) / scale.std).square() + scale.logvar + LOG_2_PI
+        )
 
     def _check_value(self, name: str, value: Tensor) -> None:
         if not isinstance(value, Tensor):
@@ -401,8 +393,8 @@ class DiagonalGaussian(Diagonal):
             fits = False
         if not fits:
             raise ValueError(
-                f"{name} has shape {tuple(value.shape)}, expected event_shape {tuple(self.event_shape)} behind what "
-                f"broadcasts with batch_shape {tuple(self.batch_shape)}"
+                f"{name} has shape {tuple(value.shape)}, expected dimensions that broadcast with batch_shape "
+                f"{tuple(self.batch_shape)}, then event_shape {tuple(self.event_shape)}"
             )
         if self._validate_args:
             self._validate_sample(value)
@@ -411,16 +403,23 @@ class DiagonalGaussian(Diagonal):
         return terms.sum(tuple(range(-len(self.event_shape), 0))) if self.event_shape else terms
 
     def _zeros(self) -> Tensor:
-        return _wide(self._first.new_zeros(self.batch_shape))
+        return compute_tensor(self._first.new_zeros(self.batch_shape))
 
 
 def _expanded(tensor: Tensor, shape: torch.Size) -> Tensor:
     return tensor if tensor.shape == shape else tensor.expand(shape)
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """What is not given, but computed, is computed in float32 if not in float64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+def _own_options(given: ScaleOptions) -> ScaleOptions:
+    """The checked options that differ from their defaults, so that equal parameterisations compare equal."""
+    for name in given:
+        if name not in _SCALE_DEFAULTS:
+            raise TypeError(f"DiagonalGaussian() got an unexpected keyword argument {name!r}")
+    described_latent("gaussian_kl", 2, given)
+    options: dict[str, Any] = {name: value for name, value in given.items() if value != _SCALE_DEFAULTS[name]}
+    if "clamp" in options:
+        options["clamp"] = tuple(options["clamp"])
+    return options  # type: ignore[return-value]
 
 
 def _are_generators(given: object) -> bool:
@@ -429,7 +428,7 @@ def _are_generators(given: object) -> bool:
     return isinstance(given, (list, tuple)) and len(given) > 0 and isinstance(given[0], torch.Generator)
 
 
-def seed_from(generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """A seed on the device, drawn from a generator on any."""
+def seed_from(generator: Generator, device: torch.device) -> Tensor:
+    """A seed on the device, drawn from a generator on any device."""
     check_generator(generator, None)
     return seed_tensor(None, generator, device if generator is None else generator.device).to(device)

@@ -1,34 +1,35 @@
-"""KL between diagonal Gaussians however they are given: brought to one parameterisation and one shape, then fused."""
+"""KL between diagonal Gaussians of any parameterisation: converted to one dtype, scale and shape, then one fused op."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, register_kl
 
+from .autograd import run_latent
+from .checks import check_prior
 from .functional import gaussian_kl
-from .kernels.family import PLAIN, Options
-from .kernels.reference.latents import resolve_scale
-from .options import check_prior
-from .shaping import KLShape, shaped_latent
+from .kernels.layout import compute_dtype
+from .kernels.reference.latents import Scale, resolve_scale
+from .latent_options import ScaleOptions, described_latent
 
 
 class Parameters(NamedTuple):
-    """A diagonal Gaussian as it was given; ``mu`` and ``scale`` are of one shape, (*batch, *event)."""
+    """The parameters of a diagonal Gaussian; ``mu`` and ``scale`` have one shape, (*batch, *event)."""
 
     mu: Tensor
     scale: Tensor
-    options: Options
-    event_shape: torch.Size | None  # None: of independent numbers, for which any event will do
-    moments: Tensor | None = None  # mu and scale are its halves along ``dim``
-    dim: int = -1  # counted from the end, so that it stays true whatever the batch
+    options: ScaleOptions  # the keywords of the ops for the parameterisation
+    event_shape: torch.Size | None  # None for a Normal, whose event dimensions follow from the other distribution
+    moments: Tensor | None = None  # the tensor that packs mu and scale along ``dim``
+    dim: int = -1  # negative, so that it is valid for any batch shape
 
 
 class Aligned(NamedTuple):
-    """Posterior and prior as the fused ops take them: rows of events, in one parameterisation."""
+    """Posterior and prior as the fused ops take them: (rows, *event), in one parameterisation."""
 
     posterior: Parameters
     prior_mu: Tensor
@@ -37,7 +38,7 @@ class Aligned(NamedTuple):
 
 
 class Diagonal(Distribution):
-    """A distribution that these are the parameters of: `fastvae.DiagonalGaussian`, and what is made of it."""
+    """Base class of `fastvae.DiagonalGaussian`, for ``register_kl``."""
 
     deterministic: bool
 
@@ -48,27 +49,27 @@ class Diagonal(Distribution):
 def parameters_of(given: Distribution) -> Parameters:
     if isinstance(given, Diagonal):
         if given.deterministic:
-            raise ValueError("a deterministic DiagonalGaussian is a point mass, expected one that has a variance")
+            raise ValueError("a deterministic DiagonalGaussian is a point mass, expected one with a variance")
         return given._parameters()
     if isinstance(given, Normal):
-        return Parameters(given.loc, given.scale, Options(scale="std"), None)
-    if isinstance(given, Independent):  # moments are packed along the event as it was
+        return Parameters(given.loc, given.scale, {"scale": "std"}, None)
+    if isinstance(given, Independent):  # without moments: they are packed along the base distribution's event
         return parameters_of(given.base_dist)._replace(event_shape=given.event_shape, moments=None)
     raise NotImplementedError(f"{given} was given, expected a DiagonalGaussian, a Normal or an Independent of these")
 
 
-def keywords_of(options: Options) -> dict[str, Any]:
-    """The arguments of the ops that say what ``options`` says."""
-    return {
-        "scale": options.scale,
-        "floor": options.floor,
-        "clamp": (options.low, options.high) if options.clamp == "hard" else None,
-        "soft_clamp": options.high if options.clamp == "soft" else None,
-    }
+def scale_of(given: Parameters) -> Scale:
+    """std and logvar, in float32, unless they are float64."""
+    described = described_latent("gaussian_kl", 2, given.options)
+    return resolve_scale(compute_tensor(given.scale), described.spec, described.scalars)
+
+
+def compute_tensor(tensor: Tensor) -> Tensor:
+    return tensor.to(compute_dtype(tensor.dtype))
 
 
 def in_rows(given: Parameters, event_dims: int) -> Parameters:
-    """Of shape (rows, *event): the batch dimensions as one."""
+    """Flatten the batch dimensions: (rows, *event)."""
     if given.mu.dim() - event_dims == 1:
         return given
     moments = None if given.moments is None else _as_rows(given.moments, event_dims)
@@ -81,7 +82,7 @@ def _as_rows(tensor: Tensor, event_dims: int) -> Tensor:
 
 
 def align(q: Parameters, p: Parameters) -> Aligned:
-    """In one shape, dtype and parameterisation; the event of a bare Normal is that of the other."""
+    """Convert to one shape, dtype and parameterisation; a Normal takes the other's event shape."""
     event = _common_event(q, p)
     try:
         shape = torch.broadcast_shapes(q.mu.shape, p.mu.shape, event)
@@ -93,7 +94,7 @@ def align(q: Parameters, p: Parameters) -> Aligned:
             f"broadcast to events of shape {tuple(event)}"
         )
     q, p = _in_one_dtype(q, p)
-    if q.options != p.options:  # the clamp of one says nothing about the other
+    if q.options != p.options:  # also for clamps: the fused ops apply q's to p as well
         q, p = _as_logvar(q), _as_logvar(p)
     if q.mu.shape != shape:
         q = q._replace(mu=q.mu.expand(shape), scale=q.scale.expand(shape), moments=None)
@@ -107,7 +108,7 @@ def align(q: Parameters, p: Parameters) -> Aligned:
 @register_kl(Normal, Diagonal)
 @register_kl(Independent, Diagonal)
 def _kl_between(q: Distribution, p: Distribution) -> Tensor:
-    """KL(q || p) in nats, of the batch shape that both broadcast to."""
+    """KL(q || p) in nats, of the broadcast batch shape."""
     aligned = align(parameters_of(q), parameters_of(p))
     return _kl_of_rows(aligned.posterior, aligned.prior_mu, aligned.prior_scale).reshape(aligned.batch_shape)
 
@@ -120,15 +121,15 @@ def kl_to_standard(q: Parameters) -> Tensor:
 
 
 def _kl_of_rows(q: Parameters, prior_mu: Tensor | None, prior_scale: Tensor | None) -> Tensor:
-    if q.moments is None and prior_mu is None:
-        kl = gaussian_kl(q.mu, q.scale, **keywords_of(q.options))
-        assert isinstance(kl, Tensor)  # no KL per coordinate was asked for
+    if q.moments is None:
+        kl = gaussian_kl(q.mu, q.scale, prior_mu, prior_scale, **q.options)
+        assert isinstance(kl, Tensor)  # per_coordinate is False
         return kl
-    first, second = (q.mu, q.scale) if q.moments is None else (q.moments, None)
-    prior = check_prior(prior_mu, prior_scale, q.mu, q.options)
-    return shaped_latent(
-        first, second, q.dim, q.mu, prior, None, 0, None, "sample", KLShape(), q.options, per_coordinate=False
-    )[1]
+    described = described_latent("gaussian_kl", q.mu.dim(), q.options, q.dim)
+    prior = check_prior(prior_mu, prior_scale, q.mu, described.spec)
+    of_packed = run_latent(q.moments, None, prior, None, described)[1]
+    assert of_packed is not None
+    return of_packed
 
 
 def _common_event(q: Parameters, p: Parameters) -> torch.Size:
@@ -142,7 +143,7 @@ def _common_event(q: Parameters, p: Parameters) -> torch.Size:
 
 
 def _in_one_dtype(q: Parameters, p: Parameters) -> tuple[Parameters, Parameters]:
-    """As torch promotes: numbers take the dtype and device of the tensors that they meet."""
+    """torch's type promotion: 0-d parameters take the other's dtype and device."""
     if p.mu.dim() == 0:
         dtype = q.mu.dtype
     elif q.mu.dim() == 0:
@@ -150,7 +151,7 @@ def _in_one_dtype(q: Parameters, p: Parameters) -> tuple[Parameters, Parameters]
     else:
         dtype = torch.promote_types(q.mu.dtype, p.mu.dtype)
     if dtype.itemsize == 2 and not (q.mu.dtype == p.mu.dtype and q.options == p.options):
-        dtype = torch.float32  # half precision holds what was given in it, not what is converted to it
+        dtype = torch.float32  # a conversion to half precision would round
     device = q.mu.device if q.mu.dim() else p.mu.device
     return _to(q, dtype, device), _to(p, dtype, device)
 
@@ -159,7 +160,7 @@ def _to(given: Parameters, dtype: torch.dtype, device: torch.device) -> Paramete
     if given.mu.dtype == given.scale.dtype == dtype and given.mu.device == device:
         return given
     if given.mu.dim():
-        device = given.mu.device  # only numbers change device by themselves
+        device = given.mu.device  # only 0-d parameters change device
     if given.moments is not None:
         moments = given.moments.to(device, dtype)
         mu, scale = moments.chunk(2, given.dim)
@@ -168,14 +169,15 @@ def _to(given: Parameters, dtype: torch.dtype, device: torch.device) -> Paramete
 
 
 def _as_logvar(given: Parameters) -> Parameters:
-    if given.options == PLAIN:
+    if not given.options:
         return given
-    logvar = resolve_scale(given.scale, given.options).logvar
-    return given._replace(scale=logvar, options=PLAIN, moments=None)
+    described = described_latent("gaussian_kl", 2, given.options)
+    logvar = resolve_scale(given.scale, described.spec, described.scalars).logvar
+    return given._replace(scale=logvar, options={}, moments=None)
 
 
 def _prior_rows(tensor: Tensor, shape: torch.Size, event: torch.Size) -> Tensor:
-    """A prior that the batch shares keeps its own shape, so that nothing is repeated for each row."""
+    """A prior's parameter as the fused ops take it; one that the batch shares stays without a batch dimension."""
     batch_dims = tensor.dim() - len(event)
     if batch_dims <= 0:
         return tensor

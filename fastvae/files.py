@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic file writes, and file locks."""
 
 from __future__ import annotations
 
@@ -15,29 +15,24 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it takes the place of ``path`` when the context ends without an error."""
+    """A temporary path to write to, renamed to ``path`` when the context ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # One name for all writers, of whom there is one at a time: what a killed one left is overwritten by the next.
+    # Always the same name, as there is one writer at a time: the next one overwrites what a killed one left.
     unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
     try:
         yield unfinished
-        _flush(unfinished)
+        with unfinished.open("rb") as written:  # to the disk, so that the rename cannot come before the contents
+            os.fsync(written.fileno())
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
-    """On to the disk, so that no power cut leaves a new name on old contents."""
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
-
-
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether this process alone holds the lock, until the context ends or the process does.
+    """Hold an exclusive lock until the context or the process ends; yields whether this process got it.
 
-    Where there are no such locks, on Windows, everyone is told that it does.
+    Always True on Windows, which has no such locks.
     """
     try:
         import fcntl
@@ -46,7 +41,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
-        # A child that outlives a killed parent, as a loader's worker does for a while, must not hold on to it.
+        # A forked child (a data loader's worker) may outlive a killed parent and must not keep the lock.
         os.register_at_fork(after_in_child=lock.close)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -63,8 +58,8 @@ def save_json(value: Any, path: Path) -> None:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """A matplotlib figure as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # an extra: whoever has a figure has it
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    # The Agg canvas is named here, for this figure only: nothing that matplotlib shares is changed.
+    # An explicit Agg canvas, instead of matplotlib.use("Agg"), leaves matplotlib's global backend unchanged.
     with whole_file(path) as unfinished:
         FigureCanvasAgg(figure).print_figure(unfinished, dpi=150)

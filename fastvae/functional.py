@@ -25,29 +25,46 @@ What the ops share:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from . import library
-from .arguments import (
+from . import ops
+from .autograd import run_latent
+from .checks import (
     check_draw,
     check_dtype,
     check_moments,
     check_posterior,
-    check_reduction,
+    check_prior,
     check_row_offset,
     check_shape,
+    check_values,
     requested_backend,
     seed_tensor,
 )
-from .autograd import GaussianKL, Reparameterize, SampleAndKL, SampleAndKLPacked, apply, latent
-from .kernels.family import Options
-from .options import check_num_samples, check_options, check_prior, check_values
-from .plain import plain_kernels
-from .shaping import check_kl_shape, shaped_latent
+from .fast_path import alike_on_cpu
+from .kernels.layout import split_packed
+from .kl_options import finish_kl
+from .latent_options import (
+    DescribedLatent,
+    DrawOptions,
+    LatentOptions,
+    LogProbOptions,
+    ScaleAndKLOptions,
+    described_latent,
+    shows_options,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
+_NO_PRIOR = (None, None)
+
+
+@shows_options(LatentOptions)
 def sample_and_kl(
     mu: Tensor,
     logvar: Tensor,
@@ -57,21 +74,7 @@ def sample_and_kl(
     seed: int | Tensor | None = None,
     generator: torch.Generator | None = None,
     row_offset: int = 0,
-    reduction: str = "sample",
-    num_samples: int | None = None,
-    temperature: float = 1.0,
-    scale: str = "logvar",
-    floor: float = 0.0,
-    clamp: Sequence[float] | None = None,
-    soft_clamp: float | None = None,
-    residual: bool = False,
-    beta: float = 1.0,
-    capacity: float | None = None,
-    free_bits: float = 0.0,
-    free_bits_group: str = "coordinate",
-    free_bits_over: str = "sample",
-    per_coordinate: bool = False,
-    check: bool = False,
+    **options: Unpack[LatentOptions],
 ) -> tuple[Tensor, ...]:
     """Draw z from N(mu, diag exp(logvar)) and price it: z and its KL to the prior, one pass forward and one backward.
 
@@ -118,30 +121,20 @@ def sample_and_kl(
     >>> fastvae.sample_and_kl(mu, logvar, 1.0, 0.0, num_samples=3, free_bits=2.0)[1]  # a prior of mean 1; 20 x 2 nats
     tensor([40., 40., 40., 40.])
     """
-    kernels = plain_kernels(mu, logvar)
-    if kernels is None:
+    alike = alike_on_cpu(mu, logvar)
+    if not alike:
         mu, logvar = check_posterior(mu, logvar)
-    check_reduction(reduction)
+    described = described_latent("sample_and_kl", mu.dim(), options)
     row_offset = check_row_offset(row_offset)
-    if (
-        prior_mu is None and prior_logvar is None and num_samples is None and temperature == 1.0 and scale == "logvar"
-        and floor == 0.0 and clamp is None and soft_clamp is None and residual is False and beta == 1.0
-        and capacity is None and free_bits == 0.0 and free_bits_group == "coordinate" and free_bits_over == "sample"
-        and not per_coordinate and not check
-    ):  # fmt: skip
-        seed = seed_tensor(seed, generator, mu.device)
-        return apply(SampleAndKL, mu, logvar, seed, row_offset, reduction, requested_backend(), kernels)
-    options = check_options(scale, clamp, soft_clamp, floor, residual, temperature)
-    shape = check_kl_shape(beta, capacity, free_bits, free_bits_group, free_bits_over, reduction, mu.dim() - 1)
-    num_samples = check_num_samples(num_samples)
-    prior = _prior(mu, logvar, prior_mu, prior_logvar, options, check)
-    seed = seed_tensor(seed, generator, mu.device)
-    z, *kl = shaped_latent(
-        mu, logvar, 1, mu, prior, seed, row_offset, num_samples, reduction, shape, options, per_coordinate
-    )
-    return z, *kl
+    prior = check_prior(prior_mu, prior_logvar, mu, described.spec)
+    if described.check:
+        _check_all_values(mu, logvar, prior, described)
+    seed = seed_tensor(seed, generator, mu.device, alike)
+    outputs = run_latent(mu, logvar, prior, seed, described, row_offset, alike)
+    return _z_and_kl(outputs, described, mu)
 
 
+@shows_options(LatentOptions)
 def sample_and_kl_packed(
     moments: Tensor,
     prior_mu: Tensor | float | None = None,
@@ -151,21 +144,7 @@ def sample_and_kl_packed(
     seed: int | Tensor | None = None,
     generator: torch.Generator | None = None,
     row_offset: int = 0,
-    reduction: str = "sample",
-    num_samples: int | None = None,
-    temperature: float = 1.0,
-    scale: str = "logvar",
-    floor: float = 0.0,
-    clamp: Sequence[float] | None = None,
-    soft_clamp: float | None = None,
-    residual: bool = False,
-    beta: float = 1.0,
-    capacity: float | None = None,
-    free_bits: float = 0.0,
-    free_bits_group: str = "coordinate",
-    free_bits_over: str = "sample",
-    per_coordinate: bool = False,
-    check: bool = False,
+    **options: Unpack[LatentOptions],
 ) -> tuple[Tensor, ...]:
     """`sample_and_kl` of the two halves of one tensor: mu, and behind it logvar, along dimension ``dim``.
 
@@ -192,29 +171,20 @@ def sample_and_kl_packed(
     (torch.Size([2, 4, 4, 4]), torch.Size([2]))
     """
     dim = check_moments(moments, dim)
-    check_reduction(reduction)
+    described = described_latent("sample_and_kl", moments.dim(), options, dim)
     row_offset = check_row_offset(row_offset)
-    if (
-        prior_mu is None and prior_logvar is None and num_samples is None and temperature == 1.0 and scale == "logvar"
-        and floor == 0.0 and clamp is None and soft_clamp is None and residual is False and beta == 1.0
-        and capacity is None and free_bits == 0.0 and free_bits_group == "coordinate" and free_bits_over == "sample"
-        and not per_coordinate and not check
-    ):  # fmt: skip
-        seed = seed_tensor(seed, generator, moments.device)
-        kernels = plain_kernels(moments, moments)
-        return apply(SampleAndKLPacked, moments, seed, dim, row_offset, reduction, requested_backend(), kernels)
-    mu, logvar = moments.chunk(2, dim)
-    options = check_options(scale, clamp, soft_clamp, floor, residual, temperature)
-    shape = check_kl_shape(beta, capacity, free_bits, free_bits_group, free_bits_over, reduction, mu.dim() - 1)
-    num_samples = check_num_samples(num_samples)
-    prior = _prior(mu, logvar, prior_mu, prior_logvar, options, check)
-    seed = seed_tensor(seed, generator, mu.device)
-    z, *kl = shaped_latent(
-        moments, None, dim, mu, prior, seed, row_offset, num_samples, reduction, shape, options, per_coordinate
-    )
-    return z, *kl
+    prior: tuple[Tensor | None, Tensor | None] = _NO_PRIOR
+    if described.check or prior_mu is not None or prior_logvar is not None or described.spec.residual:
+        mu, logvar = split_packed(moments, dim)
+        prior = check_prior(prior_mu, prior_logvar, mu, described.spec)
+        if described.check:
+            _check_all_values(mu, logvar, prior, described)
+    seed = seed_tensor(seed, generator, moments.device)
+    outputs = run_latent(moments, None, prior, seed, described, row_offset)
+    return _z_and_kl(outputs, described, moments)
 
 
+@shows_options(LogProbOptions)
 def sample_and_log_prob(
     mu: Tensor,
     logvar: Tensor,
@@ -224,14 +194,7 @@ def sample_and_log_prob(
     seed: int | Tensor | None = None,
     generator: torch.Generator | None = None,
     row_offset: int = 0,
-    num_samples: int | None = None,
-    temperature: float = 1.0,
-    scale: str = "logvar",
-    floor: float = 0.0,
-    clamp: Sequence[float] | None = None,
-    soft_clamp: float | None = None,
-    residual: bool = False,
-    check: bool = False,
+    **options: Unpack[LogProbOptions],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw z from N(mu, diag exp(logvar)), with log q(z|x) and log p(z) of each draw: what importance weights are of.
 
@@ -260,15 +223,17 @@ def sample_and_log_prob(
     (torch.Size([50, 4, 20]), True)
     """
     mu, logvar = check_posterior(mu, logvar)
+    described = described_latent("sample_and_log_prob", mu.dim(), options)
     row_offset = check_row_offset(row_offset)
-    options = check_options(scale, clamp, soft_clamp, floor, residual, temperature)
-    num_samples = check_num_samples(num_samples)
-    prior = _prior(mu, logvar, prior_mu, prior_logvar, options, check)
+    prior = check_prior(prior_mu, prior_logvar, mu, described.spec)
+    if described.check:
+        _check_all_values(mu, logvar, prior, described)
     seed = seed_tensor(seed, generator, mu.device)
-    z, _, _, log_q, log_p = latent(mu, logvar, prior, seed, 1, row_offset, num_samples, None, options, log_probs=True)
-    return z, log_q, log_p
+    z, _, _, log_q, log_p = run_latent(mu, logvar, prior, seed, described, row_offset)
+    return z, log_q, log_p  # type: ignore[return-value]
 
 
+@shows_options(DrawOptions)
 def reparameterize(
     mu: Tensor,
     logvar: Tensor,
@@ -276,13 +241,7 @@ def reparameterize(
     seed: int | Tensor | None = None,
     generator: torch.Generator | None = None,
     row_offset: int = 0,
-    num_samples: int | None = None,
-    temperature: float = 1.0,
-    scale: str = "logvar",
-    floor: float = 0.0,
-    clamp: Sequence[float] | None = None,
-    soft_clamp: float | None = None,
-    check: bool = False,
+    **options: Unpack[DrawOptions],
 ) -> Tensor:
     """Draw z = mu + exp(logvar/2) eps, eps ~ N(0, I), with gradients to mu and logvar (arXiv 1312.6114, section 2.4).
 
@@ -297,40 +256,24 @@ def reparameterize(
     >>> torch.equal(z, fastvae.sample_and_kl(mu, logvar, seed=0)[0])
     True
     """
-    mu, logvar = check_posterior(mu, logvar)
+    alike = alike_on_cpu(mu, logvar)
+    if not alike:
+        mu, logvar = check_posterior(mu, logvar)
+    described = described_latent("reparameterize", mu.dim(), options)
     row_offset = check_row_offset(row_offset)
-    if (
-        num_samples is None and temperature == 1.0 and scale == "logvar" and floor == 0.0 and clamp is None
-        and soft_clamp is None and not check
-    ):  # fmt: skip
-        seed = seed_tensor(seed, generator, mu.device)
-        return apply(Reparameterize, mu, logvar, seed, row_offset, requested_backend())
-    options = check_options(scale, clamp, soft_clamp, floor, False, temperature)
-    num_samples = check_num_samples(num_samples)
-    prior = _prior(mu, logvar, None, None, options, check)
-    seed = seed_tensor(seed, generator, mu.device)
-    return latent(mu, logvar, prior, seed, 1, row_offset, num_samples, None, options)[0]
+    if described.check:
+        check_values(mu, logvar, described.spec)
+    seed = seed_tensor(seed, generator, mu.device, alike)
+    return run_latent(mu, logvar, _NO_PRIOR, seed, described, row_offset, alike)[0]  # type: ignore[return-value]
 
 
+@shows_options(ScaleAndKLOptions)
 def gaussian_kl(
     mu: Tensor,
     logvar: Tensor,
     prior_mu: Tensor | float | None = None,
     prior_logvar: Tensor | float | None = None,
-    *,
-    reduction: str = "sample",
-    scale: str = "logvar",
-    floor: float = 0.0,
-    clamp: Sequence[float] | None = None,
-    soft_clamp: float | None = None,
-    residual: bool = False,
-    beta: float = 1.0,
-    capacity: float | None = None,
-    free_bits: float = 0.0,
-    free_bits_group: str = "coordinate",
-    free_bits_over: str = "sample",
-    per_coordinate: bool = False,
-    check: bool = False,
+    **options: Unpack[ScaleAndKLOptions],
 ) -> Tensor | tuple[Tensor, Tensor]:
     """KL(N(mu, diag exp(logvar)) || prior) in nats, with gradients for all that is given.
 
@@ -349,19 +292,16 @@ def gaussian_kl(
     >>> fastvae.gaussian_kl(torch.tensor([[1.0, 2.0]]), torch.ones(1, 2), torch.tensor([1.0, 2.0]), torch.ones(2))
     tensor([0.])
     """
-    mu, logvar = check_posterior(mu, logvar)
-    check_reduction(reduction)
-    if (
-        prior_mu is None and prior_logvar is None and scale == "logvar" and floor == 0.0 and clamp is None
-        and soft_clamp is None and residual is False and beta == 1.0 and capacity is None and free_bits == 0.0
-        and free_bits_group == "coordinate" and free_bits_over == "sample" and not per_coordinate and not check
-    ):  # fmt: skip
-        return apply(GaussianKL, mu, logvar, reduction, requested_backend())
-    options = check_options(scale, clamp, soft_clamp, floor, residual)
-    shape = check_kl_shape(beta, capacity, free_bits, free_bits_group, free_bits_over, reduction, mu.dim() - 1)
-    prior = _prior(mu, logvar, prior_mu, prior_logvar, options, check)
-    _, *kl = shaped_latent(mu, logvar, 1, mu, prior, None, 0, None, reduction, shape, options, per_coordinate)
-    return (kl[0], kl[1]) if per_coordinate else kl[0]
+    alike = alike_on_cpu(mu, logvar)
+    if not alike:
+        mu, logvar = check_posterior(mu, logvar)
+    described = described_latent("gaussian_kl", mu.dim(), options)
+    prior = check_prior(prior_mu, prior_logvar, mu, described.spec)
+    if described.check:
+        _check_all_values(mu, logvar, prior, described)
+    outputs = run_latent(mu, logvar, prior, None, described, 0, alike)
+    _, *kl = _z_and_kl(outputs, described, mu)
+    return (kl[0], kl[1]) if described.spec.per_coordinate else kl[0]
 
 
 def noise(
@@ -398,21 +338,24 @@ def noise(
     check_dtype("dtype", dtype)
     if seed is None:
         raise TypeError("seed is None, expected an int or a one-element int64 tensor")
-    return library.noise(seed_tensor(seed, None, device), sizes, row_offset, dtype, draw, requested_backend())
+    return ops.noise(seed_tensor(seed, None, device), sizes, row_offset, dtype, draw, requested_backend())
 
 
-def _prior(
-    mu: Tensor,
-    logvar: Tensor,
-    prior_mu: Tensor | float | None,
-    prior_logvar: Tensor | float | None,
-    options: Options,
-    check: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The prior's tensors, or None, None; with ``check``, after a look at all values."""
-    of_mu, of_scale = check_prior(prior_mu, prior_logvar, mu, options)
-    if check:
-        check_values(mu, logvar, options)
-        if of_mu is not None and of_scale is not None:
-            check_values(of_mu, of_scale, options, "prior_")
-    return of_mu, of_scale
+def _z_and_kl(outputs: tuple[Tensor | None, ...], described: DescribedLatent, mu: Tensor) -> tuple[Tensor, ...]:
+    z, kl = outputs[:2]
+    if not described.kernel_does_all:
+        kl_mean = outputs[2] if len(outputs) > 2 else None
+        kl = finish_kl(kl, kl_mean, described, mu.shape[0])
+        if described.spec.per_coordinate:
+            assert kl_mean is not None
+            return z, kl, kl_mean.detach()  # type: ignore[return-value]
+    return z, kl  # type: ignore[return-value]
+
+
+def _check_all_values(
+    mu: Tensor, logvar: Tensor, prior: tuple[Tensor | None, Tensor | None], described: DescribedLatent
+) -> None:
+    check_values(mu, logvar, described.spec)
+    prior_mu, prior_logvar = prior
+    if prior_mu is not None and prior_logvar is not None:
+        check_values(prior_mu, prior_logvar, described.spec, "prior_")

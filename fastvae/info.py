@@ -1,4 +1,4 @@
-"""``fastvae info``: versions, devices, backends, and what a latent op of some shape would run on."""
+"""``fastvae info``: versions, devices, backends, and the backend of a latent op of a given shape."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Sequence
 
 import torch
 
-from .kernels import selection
+from .kernels import backend
 
 PACKAGES = ("torch", "triton", "numpy", "lightning", "jsonargparse", "matplotlib", "tensorboard", "torchvision")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def info(arguments: Sequence[str]) -> None:
-    """Print what is asked for; needs nothing but fastvae itself."""
+    """Print versions, devices and backends. Needs none of the optional dependencies."""
     parser = argparse.ArgumentParser(
-        prog="fastvae info", description="Versions, devices, backends, and what runs where."
+        prog="fastvae info", description="Versions, devices, backends, and the backend of a latent op."
     )
-    parser.add_argument("--shape", type=_shape, default=(128, 20), help="of mu, such as 4096x256 (default: 128x20)")
+    parser.add_argument("--shape", type=_shape, default=(128, 20), help="of mu, as 4096x256 (default: 128x20)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
@@ -29,46 +29,45 @@ def info(arguments: Sequence[str]) -> None:
 
 
 def lines(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[str]:
-    """What is printed, line by line."""
     from . import __version__
 
-    found = [f"fastvae {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"]
-    found.append("  " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
-    found += ["", "devices", *_devices(), "", "backends, the best first"]
-    for name, state in selection.backends().items():
+    text = [f"fastvae {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"]
+    text.append("  " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
+    text += ["", "devices", *_devices(), "", "backends, in order of preference"]
+    for name, state in backend.backends().items():
         if not state["available"]:
-            found.append(f"  {name}: not available: {state['reason']}")
+            text.append(f"  {name}: not available: {state['reason']}")
         else:
-            found.append(f"  {name}: {', '.join(state['chosen_for']) or 'available, chosen for nothing'}")
+            text.append(f"  {name}: {', '.join(state['chosen_for']) or 'available, not used by default'}")
     title = f"{'x'.join(map(str, shape))}, {str(dtype).removeprefix('torch.')}, on {device}"
-    return [*found, "", f"sample_and_kl of {title}", f"  {_choice(shape, dtype, device)}"]
+    return [*text, "", f"sample_and_kl of {title}", f"  {_backend_of(shape, dtype, device)}"]
 
 
 def _version(name: str) -> str:
     try:
-        # PyTorch itself knows which build it is: 2.13.0+cpu
+        # torch.__version__ includes the build: 2.13.0+cpu
         return torch.__version__ if name == "torch" else importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
 
 
 def _devices() -> list[str]:
-    described = [f"  cpu: {torch.get_num_threads()} threads for torch's and fastvae's ops"]
+    text = [f"  cpu: {torch.get_num_threads()} threads for torch's and fastvae's ops"]
     for index in range(torch.cuda.device_count()):
-        of = torch.cuda.get_device_properties(index)
-        described.append(f"  cuda:{index}: {of.name}, {of.total_memory / 2**30:.0f} GiB")
+        properties = torch.cuda.get_device_properties(index)
+        text.append(f"  cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     if torch.backends.mps.is_available():
-        described.append("  mps: served by the reference backend")
-    return described
+        text.append("  mps: runs on the reference backend")
+    return text
 
 
-def _choice(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:
+def _backend_of(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:
     try:
-        backend = selection.implementation(selection.requested, device, dtype)
-    except (RuntimeError, ValueError) as error:  # what FASTVAE_BACKEND asks for
-        return f"nothing: {error}"
-    name = backend.__name__.rpartition(".")[2]
-    return f"{name}: {backend.describe(shape, dtype, device)}"
+        kernels = backend.implementation(backend.requested, device, dtype)
+    except (RuntimeError, ValueError) as error:  # FASTVAE_BACKEND names a backend that does not support it
+        return f"no backend: {error}"
+    name = kernels.__name__.rpartition(".")[2]
+    return f"{name}: {kernels.describe(shape, dtype, device)}"
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -77,7 +76,7 @@ def _shape(text: str) -> tuple[int, ...]:
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape, expected sizes such as 4096x256")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape, expected sizes as in 4096x256")
     return shape
 
 
@@ -85,7 +84,7 @@ def _device(text: str) -> str:
     try:
         device = torch.device(text)
     except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no device, expected such as cpu or cuda:0") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device, expected cpu or cuda:0, for example") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(f"{text!r} is not there: {torch.cuda.device_count()} CUDA devices were found")
+        raise argparse.ArgumentTypeError(f"{text!r} does not exist: {torch.cuda.device_count()} CUDA devices found")
     return text

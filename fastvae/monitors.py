@@ -1,7 +1,8 @@
-"""Which latents carry anything: the KL of each, how far each moves with the data, a warning when they collapse.
+"""Which latents are used: active units, the KL of each latent, posterior collapse, and plots of them.
 
-For measuring a model, between or after training steps; no gradients, and only what looks at values waits for the
-device.
+For measuring a model between or after training steps, without gradients. Functions that return or print Python values
+synchronise the device; the others do not. Invalid arguments raise TypeError or ValueError; the message names the
+argument.
 """
 
 from __future__ import annotations
@@ -13,33 +14,30 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_tensor, seed_tensor
+from .checks import check_number, check_tensor, seed_tensor
+from .draw_options import Generator, Seed
 from .objectives import model_method
-from .options import check_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 class Activity(NamedTuple):
-    """How far the posterior mean of each latent moves with the data; each of the shape of one z."""
+    """How much the posterior mean of each latent varies over the data; tensors of the shape of one z."""
 
     variance: Tensor
-    """Of E_q[z_d] over the data, float64."""
+    """Var_x(E_q[z_d]), float64."""
     active: Tensor
-    """Where it is above the threshold, bool."""
+    """Whether the variance is above the threshold, bool."""
 
 
 class ActiveUnits:
     """Counts the latents whose posterior mean depends on x: Var_x(E_q[z_d]) > 0.01 (Burda et al., arXiv 1509.00519).
 
-    Batches are merged as they come (Chan, Golub & LeVeque, 1983), in float64; nothing waits for the device.
+    A running variance (Chan, Golub & LeVeque, 1983) in float64, updated without synchronising the device.
 
     Args:
-        threshold: of the variance, 0 or more.
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind; the message names it.
+        threshold: a latent is active if its variance is above it; 0 or more.
 
     >>> import torch
     >>> from fastvae.monitors import ActiveUnits
@@ -57,7 +55,7 @@ class ActiveUnits:
         self._squares: Tensor | None = None  # sum over the data of (E_q[z] - mean)^2
 
     def update(self, mu: Tensor) -> None:
-        """Take in the posterior means of a batch, (B, *latent_shape)."""
+        """Add the posterior means of a batch, (B, *latent_shape)."""
         check_tensor("mu", mu)
         if len(mu) == 0:
             return
@@ -67,7 +65,7 @@ class ActiveUnits:
         self._merge(len(mu), mean, (mu - mean).square().sum(0))
 
     def merge(self, other: ActiveUnits) -> None:
-        """Take in what another one has seen: of another process, or of another part of the data."""
+        """Add the data of another ActiveUnits: of another process, or of another part of the data."""
         if not isinstance(other, ActiveUnits):
             raise TypeError(f"other is a {type(other).__name__}, expected ActiveUnits")
         if other._mean is not None and other._squares is not None:
@@ -75,13 +73,13 @@ class ActiveUnits:
             self._merge(other.count, other._mean, other._squares)
 
     def compute(self) -> Activity:
-        """The variance over the data seen so far, divided by their number less one, and whether it is enough.
+        """The (unbiased) variance over the data so far, and whether it is above the threshold.
 
         Raises:
             RuntimeError: fewer than two samples have been seen.
         """
         if self._squares is None or self.count < 2:
-            raise RuntimeError(f"{self.count} samples have been seen, expected 2 or more: a variance is asked for")
+            raise RuntimeError(f"{self.count} samples have been seen, expected 2 or more for a variance")
         variance = self._squares / (self.count - 1)
         return Activity(variance, variance > self.threshold)
 
@@ -106,23 +104,19 @@ class ActiveUnits:
 
 @torch.no_grad()
 def kl_per_latent(
-    model: nn.Module,
-    batches: Iterable[Tensor | Sequence[Tensor]],
-    *,
-    seed: int | Tensor | None = None,
-    generator: torch.Generator | None = None,
+    model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]], *, seed: Seed = None, generator: Generator = None
 ) -> tuple[Tensor, ...]:
-    """The KL of each latent in nats, averaged over the data; one tensor a level of latents, of its z's shape.
+    """The KL of each latent in nats, averaged over the data; for each level of latents one tensor of its z's shape.
 
     Args:
-        model: with ``terms``, as `fastvae.nn.VAE` has it, and priors whose KL has a closed form.
-        batches: tensors x (B, *event), or pairs (x, condition) for a conditional model; of a loader that gives labels
-            too, pass ``(x for x, _ in loader)``.
-        seed, generator: as for `fastvae.sample_and_kl`; the data are its rows, in the order in which they come. Only in
-            models with several levels of latents does the KL depend on them.
+        model: with the method ``terms`` of `fastvae.nn.VAE`, and priors whose KL has a closed form.
+        batches: tensors x (B, *event), or pairs (x, condition) for a conditional model. For an unconditional model and
+            a loader with labels, pass ``(x for x, _ in loader)``.
+        seed, generator: as for `fastvae.sample_and_kl`; rows are numbered in the order of the data. The KL depends on
+            them only in hierarchical models.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind, there are no data, or a prior has no closed form.
+        TypeError, ValueError: an argument is invalid, there are no data, or a prior has no closed form.
 
     >>> import torch
     >>> from fastvae.likelihoods import Bernoulli
@@ -139,46 +133,43 @@ def kl_per_latent(
     seeded: Tensor | None = None
     for batch in batches:
         if not isinstance(batch, (Tensor, tuple, list)):
-            raise TypeError(f"batches gave a {type(batch).__name__}, expected tensors x or pairs (x, condition)")
+            raise TypeError(f"batches yielded a {type(batch).__name__}, expected tensors x or pairs (x, condition)")
         x, *rest = (batch,) if isinstance(batch, Tensor) else batch
         if len(rest) > 1:
-            raise ValueError(f"batches gave {1 + len(rest)} values at once, expected x or the pair (x, condition)")
+            raise ValueError(f"batches yielded {1 + len(rest)} values at once, expected x or the pair (x, condition)")
         if seeded is None:
             seeded = seed_tensor(seed, generator, x.device)
         condition = {"condition": rest[0]} if rest else {}
         of_levels = terms(x, seed=seeded, row_offset=rows, per_coordinate=True, **condition).kl_per_latent
         if of_levels is None or any(level is None for level in of_levels):
-            raise ValueError("model has a prior without a closed form of the KL, expected one that gives each latent's")
+            raise ValueError("model has a prior without a closed form of the KL, expected one with it")
         of_batch = [level.double() * len(x) for level in of_levels]
         sums = [one + other for one, other in zip(sums, of_batch, strict=True)] if sums else of_batch
         rows += len(x)
     if not rows:
-        raise ValueError("batches gave no data, expected one sample or more")
+        raise ValueError("batches yielded no data, expected one sample or more")
     return tuple((level / rows).float() for level in sums)
 
 
 class PosteriorCollapseWarning(UserWarning):
-    """Latents do not depend on x: their posteriors are the prior."""
+    """Some latents do not depend on x: their posterior equals the prior."""
 
 
 def posterior_collapse(kl_per_latent: Tensor | Sequence[Tensor], threshold: float = 0.01) -> list[tuple[int, ...]]:
     """The latents whose KL, averaged over the data, is below a threshold; warns if there are any.
 
-    (Bowman et al., arXiv 1511.06349; He et al., arXiv 1901.05534.) Looks at the values, and so waits for the device.
+    (Bowman et al., arXiv 1511.06349; He et al., arXiv 1901.05534.) Synchronises the device.
 
     Args:
-        kl_per_latent: nats, of the shape of one z; or one such tensor a level of latents, as `kl_per_latent` gives
-            them.
+        kl_per_latent: in nats, of the shape of one z; or one such tensor for each level of latents, as `kl_per_latent`
+            returns them.
         threshold: in nats, 0 or more.
 
     Returns:
-        Indices: (level, *index of the latent), the level of a single tensor being 0.
+        Indices (level, *index of the latent); the level of a single tensor is 0.
 
     Warns:
-        PosteriorCollapseWarning: with how many of how many there are, and the first of them.
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind; the message names it.
+        PosteriorCollapseWarning: the number of collapsed latents, and the first few of them.
 
     >>> import torch, warnings
     >>> from fastvae.monitors import posterior_collapse
@@ -192,10 +183,10 @@ def posterior_collapse(kl_per_latent: Tensor | Sequence[Tensor], threshold: floa
         (number, *index) for number, level in enumerate(levels) for index in (level < threshold).nonzero().tolist()
     ]
     if collapsed:
-        of = sum(level.numel() for level in levels)
+        total = sum(level.numel() for level in levels)
         shown = ", ".join(map(str, collapsed[:_SHOWN])) + (", ..." if len(collapsed) > _SHOWN else "")
         warnings.warn(
-            f"posterior collapse: the KL of {len(collapsed)} of {of} latents is below {threshold:g} nats; (level, "
+            f"posterior collapse: the KL of {len(collapsed)} of {total} latents is below {threshold:g} nats; (level, "
             f"*index): {shown}",
             PosteriorCollapseWarning,
             stacklevel=2,
@@ -207,17 +198,16 @@ _SHOWN = 8
 
 
 def plot_kl_per_latent(kl_per_latent: Tensor | Sequence[Tensor], threshold: float = 0.01) -> Figure:
-    """The KL of each latent as bars, largest first, one panel a level of latents.
+    """The KL of each latent as bars, largest first, one panel for each level of latents.
 
     Args:
-        kl_per_latent, threshold: as for `posterior_collapse`; those below the threshold are drawn grey.
+        kl_per_latent, threshold: as for `posterior_collapse`; latents below the threshold are grey.
 
     Returns:
         A matplotlib Figure: ``figure.savefig("kl.png")``, or ``writer.add_figure("kl", figure)`` in TensorBoard.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind; the message names it.
-        ImportError: there is no matplotlib.
+        ImportError: matplotlib is not installed.
 
     >>> import torch
     >>> from fastvae.monitors import plot_kl_per_latent
@@ -230,14 +220,11 @@ def plot_kl_per_latent(kl_per_latent: Tensor | Sequence[Tensor], threshold: floa
 
 
 def plot_active_units(activity: Activity, threshold: float = 0.01) -> Figure:
-    """Var_x(E_q[z_d]) of each latent as bars, largest first, those that are not active grey.
+    """Var_x(E_q[z_d]) of each latent as bars, largest first, inactive ones grey; otherwise as `plot_kl_per_latent`.
 
     Args:
-        activity: what `ActiveUnits.compute` gave.
-        threshold: what it counted with.
-
-    Returns, Raises:
-        as `plot_kl_per_latent`.
+        activity: the result of `ActiveUnits.compute`.
+        threshold: the one of that ActiveUnits.
 
     >>> import torch
     >>> from fastvae.monitors import ActiveUnits, plot_active_units
@@ -247,7 +234,7 @@ def plot_active_units(activity: Activity, threshold: float = 0.01) -> Figure:
     '1 of 2 latents are active'
     """
     if not isinstance(activity, Activity):
-        raise TypeError(f"activity is a {type(activity).__name__}, expected what ActiveUnits.compute gives")
+        raise TypeError(f"activity is a {type(activity).__name__}, expected the result of ActiveUnits.compute")
     title = f"{int(activity.active.sum())} of {activity.active.numel()} latents are active"
     threshold = check_number("threshold", threshold, 0.0)
     return _bars([activity.variance], threshold, [title], "variance of the posterior mean over the data")
@@ -279,11 +266,11 @@ _ABOVE, _BELOW = "#4c72b0", "#b0b0b0"
 
 def _levels(kl_per_latent: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
     if not isinstance(kl_per_latent, (Tensor, tuple, list)):
-        raise TypeError(f"kl_per_latent is a {type(kl_per_latent).__name__}, expected a tensor of nats, or one a level")
+        raise TypeError(f"kl_per_latent is a {type(kl_per_latent).__name__}, expected a tensor, or one for each level")
     levels = [kl_per_latent] if isinstance(kl_per_latent, Tensor) else list(kl_per_latent)
     for level in levels:
         if not isinstance(level, Tensor):
-            raise TypeError(f"kl_per_latent holds a {type(level).__name__}, expected tensors of nats, one a level")
+            raise TypeError(f"kl_per_latent holds a {type(level).__name__}, expected tensors, one for each level")
     if not levels:
         raise ValueError("kl_per_latent is empty, expected one tensor or more")
     return levels

@@ -1,7 +1,8 @@
-"""Schedules of a weight over training steps: what `fastvae.objectives.ELBO` takes for beta and capacity.
+"""Schedules over training steps, for beta and capacity of `fastvae.objectives.ELBO`.
 
-Each is called with the step, counted from 0, and gives a float. They are frozen dataclasses: compared, printed and
-pickled by their settings, with no state that a checkpoint would have to hold.
+A schedule is called with the step, counted from 0, and returns a float. Schedules are frozen dataclasses without state,
+so a checkpoint does not need to store them. Invalid arguments raise TypeError or ValueError; the message names the
+argument.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .options import check_number
-from .sizes import check_count
+from .checks import check_number
+from .size_checks import check_count
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,12 @@ class constant:
 
 @dataclass(frozen=True)
 class linear_warmup:
-    """From ``start`` at step 0 in a straight line to ``end`` at step ``steps``, and ``end`` from there on.
+    """Linear from ``start`` at step 0 to ``end`` at step ``steps``, then constant.
 
     As a weight of the KL: Bowman et al., arXiv 1511.06349; Sonderby et al., arXiv 1602.02282.
 
     Args:
-        steps: 0 or more; with 0 it is ``end`` from the beginning.
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind; the message names it.
+        steps: 0 or more; with 0 it is ``end`` from the first step.
 
     >>> from fastvae import schedules
     >>> beta = schedules.linear_warmup(100)
@@ -61,12 +59,12 @@ class linear_warmup:
 
     def __call__(self, step: float) -> float:
         check_number("step", step, 0.0)
-        return _line(step / self.steps, self.start, self.end) if step < self.steps else float(self.end)
+        return _interpolate(step / self.steps, self.start, self.end) if step < self.steps else float(self.end)
 
 
 @dataclass(frozen=True)
 class cyclical:
-    """``linear_warmup`` again and again: in each period up for a part of it, then ``end`` until the next begins.
+    """Repeated ``linear_warmup``: in each period, from ``start`` to ``end`` over a part of it, then ``end``.
 
         tau = (step mod period) / period        start + (end - start) min(tau / ratio, 1)
 
@@ -74,10 +72,7 @@ class cyclical:
 
     Args:
         period: steps of one cycle, 1 or more.
-        ratio: the part of it that goes up, more than 0 and at most 1.
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind; the message names it.
+        ratio: the part of the cycle that rises, more than 0 and at most 1.
 
     >>> from fastvae import schedules
     >>> beta = schedules.cyclical(100, ratio=0.5)
@@ -100,8 +95,8 @@ class cyclical:
     def __call__(self, step: float) -> float:
         check_number("step", step, 0.0)
         part = (step % self.period) / self.period / self.ratio
-        return _line(part, self.start, self.end) if part < 1.0 else float(self.end)
+        return _interpolate(part, self.start, self.end) if part < 1.0 else float(self.end)
 
 
-def _line(part: float, start: float, end: float) -> float:
+def _interpolate(part: float, start: float, end: float) -> float:
     return start + (end - start) * part

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .latent_spec import LatentOutputs, LatentSpec
+
 Strides = tuple[int, int, int]  # of row, outer and inner index, in elements
 _ABSENT: Strides = (0, 0, 0)
 
@@ -35,15 +37,6 @@ class RowsView(NamedTuple):
             output.copy_(written)
 
 
-def kl_like(mu: Tensor, reduction: str) -> Tensor:
-    """An empty float32 tensor for the KL under ``reduction``."""
-    if reduction == "none":
-        return torch.empty_like(mu) if mu.dtype is torch.float32 else torch.empty_like(mu, dtype=torch.float32)
-    if reduction == "sample":
-        return mu.new_empty(len(mu), dtype=torch.float32)
-    return mu.new_empty((), dtype=torch.float32)
-
-
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """What tensors of a dtype are computed and summed in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -60,6 +53,38 @@ def draws_like(mu: Tensor, num_samples: int) -> Tensor:
         return mu.new_empty((num_samples, *mu.shape))
     strides = torch.empty_like(mu, device="meta").stride()
     return mu.new_empty(num_samples * mu.numel()).as_strided((num_samples, *mu.shape), (mu.numel(), *strides))
+
+
+def empty_outputs(mu: Tensor, spec: LatentSpec, num_samples: int | None) -> LatentOutputs:
+    """Empty tensors for what the spec asks for: z laid out in memory as ``torch.empty_like(mu)`` is."""
+    single = compute_dtype(mu.dtype)
+    z = kl = kl_mean = log_q = log_p = None
+    if spec.sample:
+        z = torch.empty_like(mu) if num_samples is None else draws_like(mu, num_samples)
+    reduction = spec.kernel_reduction
+    if reduction is not None:
+        kl = empty_kl(mu, reduction)
+    if spec.kl_mean:
+        kl_mean = mu.new_empty(mu.shape[1:], dtype=single)
+    if spec.log_probs:
+        of_rows = mu.shape[:1] if num_samples is None else (num_samples, mu.shape[0])
+        log_q, log_p = (mu.new_empty(of_rows, dtype=single) for _ in range(2))
+    return LatentOutputs(z, kl, kl_mean, log_q, log_p)
+
+
+def empty_kl(mu: Tensor, reduction: str, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty tensor for a KL or a log-likelihood under ``reduction``, float32 unless mu is float64."""
+    dtype = dtype or compute_dtype(mu.dtype)
+    if reduction == "none":
+        return torch.empty_like(mu, dtype=dtype)
+    shape = {"sample": mu.shape[:1], "channel": mu.shape[:2]}.get(reduction, ())
+    return mu.new_empty(shape, dtype=dtype)
+
+
+def split_packed(moments: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """mu and scale: the halves of a tensor along ``dim``."""
+    mu, scale = moments.chunk(2, dim)
+    return mu, scale
 
 
 def rows_view(*tensors: Tensor | None) -> RowsView:

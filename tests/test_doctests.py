@@ -13,7 +13,7 @@ import pytest
 import fastvae
 
 MODULES = ["fastvae", *(module.name for module in pkgutil.walk_packages(fastvae.__path__, "fastvae."))]
-MODULES += ["fastvae.kernels.layout", "fastvae.kernels.selection", "fastvae.kernels.reference.philox"]
+MODULES += ["fastvae.kernels.layout", "fastvae.kernels.backend", "fastvae.kernels.reference.philox"]
 
 
 PAGES = {"integrations.md": 5, "latents.md": 11, "mathematics.md": 11, "training.md": 7}

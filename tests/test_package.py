@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -47,7 +48,12 @@ def extensions(names: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def wheel_files(tmp_path_factory) -> list[str]:
-    return build_wheel(tmp_path_factory.mktemp("wheel"))
+    """Compiled without optimisation, in a third of the time: only the names of the files are looked at."""
+    folder = tmp_path_factory.mktemp("wheel")
+    compiler = folder / "cc"
+    compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CC") or sysconfig.get_config_var("CC")} "$@" -O0\n')
+    compiler.chmod(0o755)
+    return build_wheel(folder, CC=str(compiler))
 
 
 def test_the_wheel_installs_one_top_level_name(wheel_files):
@@ -58,9 +64,9 @@ def test_the_wheel_installs_one_top_level_name(wheel_files):
 def test_the_wheel_has_the_backends_the_types_marker_and_the_extension(wheel_files):
     for name in (
         "fastvae/py.typed",
-        "fastvae/kernels/selection.py",
+        "fastvae/kernels/backend.py",
         "fastvae/kernels/reference/philox.py",
-        "fastvae/kernels/triton/gaussian.py",
+        "fastvae/kernels/triton/philox.py",
     ):
         assert name in wheel_files
     assert extensions(wheel_files)

@@ -1,4 +1,4 @@
-"""diffusers: its posterior by itself, and a training step of a small AutoencoderKL."""
+"""diffusers: its posterior alone, and a training step of a small AutoencoderKL."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders import vae
 
-from .case import Case
+from ..measure import optimiser_step
 
 
 def make_posterior_step() -> Callable[[], torch.Tensor]:
@@ -28,19 +28,13 @@ def make_posterior_step() -> Callable[[], torch.Tensor]:
 def make_autoencoder_step() -> Callable[[], torch.Tensor]:
     model = AutoencoderKL(block_out_channels=(16,), norm_num_groups=4, latent_channels=4, layers_per_block=1)
     images = torch.rand(8, 3, 16, 16)
-    optimiser = torch.optim.Adam(model.parameters(), lr=3e-4)
 
-    def step() -> torch.Tensor:
-        optimiser.zero_grad()
+    def loss() -> torch.Tensor:
         posterior = model.encode(images).latent_dist
         reconstruction = model.decode(posterior.sample()).sample
-        loss = (reconstruction - images).square().sum((1, 2, 3)).mean() + 1e-2 * posterior.kl().mean()
-        loss.backward()
-        optimiser.step()
-        return loss.detach()
+        return (reconstruction - images).square().sum((1, 2, 3)).mean() + 1e-2 * posterior.kl().mean()
 
-    return step
+    return optimiser_step(torch.optim.Adam(model.parameters(), lr=3e-4), loss)
 
 
-def cases() -> list[Case]:
-    return [Case("diffusers", "diffusers' posterior, 16x8x64x64 to z and KL, and back", make_posterior_step)]
+STEPS = {"diffusers' posterior, 16x8x64x64 to z and KL, and back": make_posterior_step}

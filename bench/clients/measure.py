@@ -1,25 +1,33 @@
-"""Times a step patched and unpatched, in turns, after the two were compared."""
+"""Training steps of other libraries with `fastvae.patch` and without.
+
+python -m bench clients [LIBRARY ...] [--results FOLDER]
+
+With torch's noise both must give the same first steps, or nothing is timed. Times are medians, taken in turns; a turn
+is a number of steps under one patch.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
-from typing import Any
 
 import torch
 
 import fastvae
 from fastvae.integrations.patching import LIBRARIES
 
-from ..gpu_checks import Disagreement
-from ..measure import keep_released_memory
-from ..timing import Elsewhere, speed_against
-from .case import Case
+from ..agreement import Disagreement
+from ..measure import keep_freed_memory
+from ..records import Row, named, save, show
+from ..tables import CLIENTS
+from ..timing import OtherLoad, interleaved_medians, speed_against
+
+Make = Callable[[], Callable[[], torch.Tensor]]
 
 NAMES = ("unpatched", "patched")
 STEPS_COMPARED = 3
@@ -29,55 +37,53 @@ TURN_SECONDS = 0.1
 AHEAD = 2  # steps of a turn that are not counted
 
 
-def refuse_disagreement(case: Case) -> None:
-    """Raise Disagreement unless the first steps are the same with torch's noise."""
-    expected, found = (_first_steps(case, patched) for patched in (False, True))
+def refuse_disagreement(library: str, name: str, make: Make) -> None:
+    """Raise Disagreement unless the first steps give the same losses with torch's noise."""
+
+    def first_steps(patched: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        step = make()
+        with fastvae.patch(library, noise="torch") if patched else contextlib.nullcontext():
+            return torch.stack([step().double() for _ in range(STEPS_COMPARED)])
+
+    expected, found = map(first_steps, (False, True))
     error, allowed = (found - expected).abs().max().item(), TOLERANCE * expected.abs().max().item()
     if not error <= allowed:
-        raise Disagreement(f"{case.name}: patched it is off by {error:.3g}, expected at most {allowed:.3g}")
+        raise Disagreement(f"{name}: patched it is off by {error:.3g}, expected at most {allowed:.3g}")
 
 
-def _first_steps(case: Case, patched: bool) -> torch.Tensor:
-    torch.manual_seed(0)
-    step = case.make()
-    with fastvae.patch(case.library, noise="torch") if patched else contextlib.nullcontext():
-        return torch.stack([step().double() for _ in range(STEPS_COMPARED)])
-
-
-def measure_alone(case: Case) -> dict[str, Any]:
-    """`measure` in a process of its own: in memory that other cases have cut up, large tensors fault in anew."""
+def measure_alone(library: str, name: str, make: Make) -> Row:
+    """`measure` in a new process: large tensors fault in page by page in memory that other steps have fragmented."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
-        return processes.submit(measure, case).result()
+        return processes.submit(measure, library, name, make).result()
 
 
-def measure(case: Case) -> dict[str, Any]:
+def measure(library: str, name: str, make: Make) -> Row:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        keep_released_memory()
-        refuse_disagreement(case)
-        others = Elsewhere()
-        seconds = _in_turns(case)
+        keep_freed_memory()
+        refuse_disagreement(library, name, make)
+        others = OtherLoad()
+        seconds = _in_turns(library, make)
     return {
-        "library": case.library,
-        "version": metadata.version(LIBRARIES[case.library].distribution),
-        "case": case.name,
-        "seconds": {name: float(f"{statistics.median(seconds[name]):.4g}") for name in NAMES},
-        "speed_against_unpatched": round(speed_against(seconds, "patched", "unpatched"), 3),
-        "elsewhere": others.share(),
+        "library": library,
+        "version": metadata.version(LIBRARIES[library].distribution),
+        "case": name,
+        "seconds": {name: statistics.median(seconds[name]) for name in NAMES},
+        "speed_against_unpatched": speed_against(seconds, "patched", "unpatched"),
+        "other_load": others.share(),
     }
 
 
-def _in_turns(case: Case) -> dict[str, list[float]]:
-    """Seconds of a step, round by round: the median of a turn. Both have a model of their own, which steps change."""
-    steps = {name: case.make() for name in NAMES}
+def _in_turns(library: str, make: Make) -> dict[str, list[float]]:
+    """Seconds of a step, round by round: the median of a turn. Each has its own model, as steps change it."""
+    steps = {name: make() for name in NAMES}
     seconds: dict[str, list[float]] = {name: [] for name in NAMES}
     calls = 1
     for turn in range(-2, ROUNDS):
         for name in NAMES if turn % 2 else reversed(NAMES):
-            with fastvae.patch(case.library) if name == "patched" else contextlib.nullcontext():
-                for _ in range(AHEAD):
-                    steps[name]()
-                elapsed = statistics.median(_seconds(steps[name]) for _ in range(calls))
+            with fastvae.patch(library) if name == "patched" else contextlib.nullcontext():
+                elapsed = interleaved_medians({name: steps[name]}, rounds=calls, warmup=AHEAD)[name]
             if turn >= 0:
                 seconds[name].append(elapsed)
             else:
@@ -85,7 +91,13 @@ def _in_turns(case: Case) -> dict[str, list[float]]:
     return seconds
 
 
-def _seconds(step: Callable[[], torch.Tensor]) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
+def measure_all(libraries: Sequence[str]) -> Iterator[Row]:
+    for library in libraries:
+        module = "torch_distributions" if library == "torch" else library
+        for name, make in importlib.import_module(f"bench.clients.{module}").STEPS.items():
+            yield measure_alone(library, name, make)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = named("clients", __doc__, "LIBRARY", LIBRARIES, arguments)
+    save(options.results, "clients", show(measure_all(options.names), CLIENTS))

@@ -10,13 +10,9 @@ from pyro import distributions as of_pyro
 from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 
-from .case import Case
+from ..measure import optimiser_step
 
 BATCH, DATA, HIDDEN, LATENT = 128, 784, 400, 20
-
-
-def cases() -> list[Case]:
-    return [Case("pyro", "VAE, 784-400-20, TraceMeanField_ELBO, batch 128", make_vae)]
 
 
 def make_vae() -> Callable[[], torch.Tensor]:
@@ -37,11 +33,7 @@ def make_vae() -> Callable[[], torch.Tensor]:
             loc, log_scale = encoder(x).chunk(2, 1)
             pyro.sample("z", of_pyro.Normal(loc, log_scale.exp()).to_event(1))
 
-    def step() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = elbo.differentiable_loss(model, guide, data)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
+    return optimiser_step(optimizer, lambda: elbo.differentiable_loss(model, guide, data))
 
-    return step
+
+STEPS = {"VAE, 784-400-20, TraceMeanField_ELBO, batch 128": make_vae}

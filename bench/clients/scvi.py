@@ -1,4 +1,4 @@
-"""scVI: synthetic counts of 2,000 genes, 128 cells a batch, the model as `scvi.model.SCVI` makes it."""
+"""scVI: synthetic counts of 2,000 genes, 128 cells a batch, with the module of `scvi.model.SCVI`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.module import VAE
 
-from .case import Case
+from ..measure import optimiser_step
 
 
 def make_step(
@@ -27,19 +27,10 @@ def make_step(
     module = VAE(genes, n_batch=2, gene_likelihood=likelihood, **options)
     optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, eps=0.01, weight_decay=1e-6)  # as scVI's
 
-    def step() -> torch.Tensor:
-        optimiser.zero_grad()
-        loss = module(tensors, loss_kwargs={"kl_weight": 1.0})[2].loss
-        loss.backward()
-        optimiser.step()
-        return loss.detach()
-
-    return step
+    return optimiser_step(optimiser, lambda: module(tensors, loss_kwargs={"kl_weight": 1.0})[2].loss)
 
 
-def cases() -> list[Case]:
-    names = {"zinb": "zero-inflated negative binomial", "nb": "negative binomial"}
-    return [
-        Case("scvi", f"scVI step, {name}, 128 x 2000", functools.partial(make_step, likelihood))
-        for likelihood, name in names.items()
-    ]
+STEPS = {
+    f"scVI step, {name}, 128 x 2000": functools.partial(make_step, likelihood)
+    for likelihood, name in (("zinb", "zero-inflated negative binomial"), ("nb", "negative binomial"))
+}

@@ -1,4 +1,4 @@
-"""torch.distributions: a posterior, its draw and its KL to the standard normal, and back."""
+"""torch.distributions: a posterior, a sample of it and its KL to the standard normal, and back."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ from collections.abc import Callable
 
 import torch
 from torch.distributions import Normal, kl_divergence
-
-from .case import Case
-
-SHAPES = ((128, 10), (4096, 256))
 
 
 def make_step(rows: int, coordinates: int) -> Callable[[], torch.Tensor]:
@@ -28,9 +24,9 @@ def make_step(rows: int, coordinates: int) -> Callable[[], torch.Tensor]:
     return step
 
 
-def cases() -> list[Case]:
-    return [
-        Case("torch", f"Normal.rsample and kl_divergence, {rows} x {coordinates}, and back",
-             functools.partial(make_step, rows, coordinates))
-        for rows, coordinates in SHAPES
-    ]  # fmt: skip
+STEPS = {
+    f"Normal.rsample and kl_divergence, {rows} x {coordinates}, and back": functools.partial(
+        make_step, rows, coordinates
+    )
+    for rows, coordinates in ((128, 10), (4096, 256))
+}

@@ -1,18 +1,18 @@
-"""fastvae within other libraries: one line makes loops that exist faster, and one line undoes it.
+"""fastvae inside other libraries: one line speeds up an existing training loop, one line undoes it.
 
     with fastvae.patch("scvi"):
         model.train()
 
 What `fastvae.patch` replaces:
 
-    "torch"      torch.distributions: ``Normal.rsample``, and the KL between Normals and between Independents of them
+    "torch"      torch.distributions: ``Normal.rsample``, the KL between Normals and between Independent Normals
     "diffusers"  DiagonalGaussianDistribution, in every autoencoder that builds one
-    "scvi"       scvi-tools: the Encoder's sampling and its KL, the negative binomial likelihoods, zero-inflated or not
+    "scvi"       scvi-tools: the Encoder's sampling and KL, and the (zero-inflated) negative binomial likelihoods
     "pyro"       sampling from pyro.distributions.Normal, and its KL under TraceMeanField_ELBO
-    "pythae"     ``_sample_gauss`` and the loss of VAE, BetaVAE, IWAE and their kin
+    "pythae"     ``_sample_gauss``, and the losses of VAE, BetaVAE, IWAE and related models
 
-Without a patch: `fastvae.integrations.pyro.DiagonalGaussian` is a distribution for Pyro's models and guides, and
-`fastvae.integrations.compvis` has the regulariser of latent-diffusion and generative-models.
+Usable without a patch: `fastvae.integrations.pyro.DiagonalGaussian`, a distribution for Pyro models and guides, and
+`fastvae.integrations.compvis`, the regulariser of latent-diffusion and generative-models.
 """
 
 from .patching import Patch, patch, unpatch

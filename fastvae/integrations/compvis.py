@@ -1,20 +1,21 @@
-"""The latents of CompVis' latent-diffusion and Stability's generative-models, over the fused ops.
+"""Drop-in classes for the latents of CompVis' latent-diffusion and Stability's generative-models, over the fused ops.
 
-Neither library is imported here and nothing is patched: a config or an import names the class that it wants.
+Neither library is imported here and nothing is patched: you name the class in a config or an import.
 
-In generative-models, a line of the autoencoder's YAML:
+In generative-models, one line of the autoencoder's YAML:
 
     regularizer_config:
       target: fastvae.integrations.compvis.DiagonalGaussianRegularizer
       # in place of sgm.modules.autoencoding.regularizers.DiagonalGaussianRegularizer
 
-In latent-diffusion and what was made of it, the import in ldm/models/autoencoder.py and ldm/models/diffusion/ddpm.py:
+In latent-diffusion and its forks, the import in ldm/models/autoencoder.py and ldm/models/diffusion/ddpm.py:
 
     from fastvae.integrations.compvis import DiagonalGaussianDistribution
     # in place of from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 
-The noise is that of `fastvae.noise`, its seed drawn from torch's generator. Log variances are clamped to (-30, 20), as
-both do it. The KL is summed over the whole event, for video too, where latent-diffusion's is over dimensions 1 to 3.
+The noise is the stream of `fastvae.noise`, its seed drawn from torch's generator. Log variances are clamped to
+(-30, 20), as in both. The KL is summed over the whole event, also for video, where latent-diffusion sums over
+dimensions 1 to 3. Invalid arguments raise TypeError or ValueError; the message names the argument.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_flag
+from ..checks import check_flag
 from ..distributions import DiagonalGaussian
 from ..functional import sample_and_kl_packed
 
@@ -32,16 +33,13 @@ CLAMP = (-30.0, 20.0)
 
 
 class DiagonalGaussianRegularizer(nn.Module):
-    """generative-models' regulariser: a draw from the posterior, and the KL that the loss will weigh. No parameters.
+    """generative-models' regulariser: a draw from the posterior, and the KL for the loss. No parameters.
 
-    To be named in a config, ``target: fastvae.integrations.compvis.DiagonalGaussianRegularizer``. Draw and KL are one
-    pass over what the encoder gives, and its gradient is written in one piece.
+    Use it in a config as ``target: fastvae.integrations.compvis.DiagonalGaussianRegularizer``. Draw and KL are one pass
+    over the encoder's output, whose gradient is one tensor.
 
     Args:
-        sample: give a draw; the mode if False.
-
-    Raises:
-        TypeError: sample is not a bool.
+        sample: return a draw; the mode if False.
 
     >>> import torch
     >>> from fastvae.integrations.compvis import DiagonalGaussianRegularizer
@@ -61,14 +59,11 @@ class DiagonalGaussianRegularizer(nn.Module):
     def forward(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """
         Args:
-            z: moments, (B, 2C, *spatial): means, and behind them log variances.
+            z: moments, (B, 2C, *spatial): C channels of means, then C of log variances.
 
         Returns:
-            z, (B, C, *spatial), in the moments' dtype; ``{"kl_loss": kl}`` with the KL to N(0, I) in nats, summed over
-            all of the batch and divided by B: 0-d, float32 (float64 for float64).
-
-        Raises:
-            TypeError, ValueError: the moments are no such tensor; the message says what they are.
+            z, (B, C, *spatial), in the moments' dtype; ``{"kl_loss": kl}`` with the KL to N(0, I) in nats, summed and
+            divided by B: 0-d, float32 (float64 for float64).
         """
         if self.sample:
             drawn, kl = sample_and_kl_packed(z, clamp=CLAMP, reduction="batchmean")
@@ -81,17 +76,12 @@ class DiagonalGaussianRegularizer(nn.Module):
 
 
 class DiagonalGaussianDistribution:
-    """latent-diffusion's class of that name, to be imported in its place.
-
-    It is a class of its own, as there, so that ``isinstance`` tells it from a tensor; new code is better off with
-    `fastvae.DiagonalGaussian`, which is a torch distribution too. Nothing is computed before it is asked for.
+    """Replaces latent-diffusion's class of the same name. For new code prefer `fastvae.DiagonalGaussian`.
 
     Args:
-        parameters: (B, 2C, *spatial): means, and behind them log variances; float32, bfloat16, float16 or float64.
+        parameters: (B, 2C, *spatial): C channels of means, then C of log variances; float32, bfloat16, float16 or
+            float64.
         deterministic: a point mass at the mean: samples are the mean, std and var are 0, kl and nll are [0.].
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind; the message names it.
 
     >>> import torch
     >>> from fastvae.integrations.compvis import DiagonalGaussianDistribution
@@ -104,28 +94,16 @@ class DiagonalGaussianDistribution:
         self._gaussian = DiagonalGaussian.from_moments(parameters, clamp=CLAMP, deterministic=deterministic)
         self.parameters, self.deterministic = parameters, deterministic
 
-    @property
-    def mean(self) -> Tensor:
-        return self._gaussian.mean
-
-    @property
-    def logvar(self) -> Tensor:
-        """After the clamp."""
-        return self._gaussian.logvar
-
-    @property
-    def std(self) -> Tensor:
-        return self._gaussian.stddev
-
-    @property
-    def var(self) -> Tensor:
-        return self._gaussian.variance
+    mean = property(lambda self: self._gaussian.mean)
+    logvar = property(lambda self: self._gaussian.logvar)  # after the clamp
+    std = property(lambda self: self._gaussian.std)
+    var = property(lambda self: self._gaussian.var)
 
     def mode(self) -> Tensor:
         return self.mean
 
     def sample(self) -> Tensor:
-        """A draw, (B, C, *spatial), with gradients to the parameters, in their dtype."""
+        """A draw, (B, C, *spatial), in the parameters' dtype, differentiable with respect to them."""
         return self._gaussian.rsample()
 
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
@@ -141,7 +119,7 @@ class DiagonalGaussianDistribution:
         return kl.to(self.parameters.dtype)
 
     def nll(self, sample: Tensor, dims: Sequence[int] | None = None) -> Tensor:
-        """-log p(sample) in nats, summed over ``dims``, over all but the batch's if None: then (B,)."""
+        """-log p(sample) in nats, summed over ``dims``; over all dimensions but the first if None, giving (B,)."""
         if self.deterministic:
             return self._zero()
         nll = self._gaussian.nll(sample, None if dims is None else tuple(dims))

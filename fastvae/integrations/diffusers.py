@@ -1,12 +1,12 @@
 """diffusers under `fastvae.patch`: its DiagonalGaussianDistribution, in every autoencoder that builds one.
 
-The class is a subclass of diffusers' own, with its attributes, methods, shapes and dtypes, but computes nothing before
-it is asked for. In training, ``sample`` and then ``kl`` are one pass over the moments, and their gradient is written in
-one piece. ``nll``, deterministic distributions, float64 and `torch.compile` are left to diffusers' own code.
+The replacement is a subclass of diffusers' class with the same attributes, methods, shapes and dtypes, computed lazily.
+In training, ``sample`` followed by ``kl`` is one pass over the moments, whose gradient is one tensor. diffusers' own
+code runs for ``nll``, deterministic distributions, float64 and `torch.compile`.
 
 Generators are as in diffusers: None, one, or a list with one for each sample, on the CPU or on the device of the
-moments; with fastvae's noise they give its seed. ``kl`` has the moments' dtype, as there, and is summed over dimensions
-1 to 3, as there, unless ``whole_event=True``: of video that leaves a number for each column of pixels.
+moments; with fastvae's noise the seed is drawn from them. ``kl`` has the moments' dtype and is summed over dimensions 1
+to 3, both as in diffusers; for video that leaves one value for each pixel column. ``whole_event=True`` sums over all.
 """
 
 from __future__ import annotations
@@ -20,52 +20,52 @@ from torch import Tensor
 
 from ..distributions import DiagonalGaussian, Generators, seed_from
 from ..functional import gaussian_kl, sample_and_kl_packed
+from .monkeypatch import MonkeyPatch
 from .patching import Setting, setting_of
-from .replacements import Replacements
-from .served import dtype_of_formulas, is_served
+from .support import formula_dtype, is_supported
 
-CLAMP = (-30.0, 20.0)  # of logvar, in diffusers
-DIMS = (1, 2, 3)  # that diffusers sums over
+CLAMP = (-30.0, 20.0)  # diffusers' clamp of logvar
+DIMS = (1, 2, 3)  # the dimensions that diffusers sums the KL over
 
 _PRIVATE = ("parameters", "deterministic", "_setting", "_with_grad", "_kl")
 _COMPUTED = ("mean", "logvar", "std", "var")
 
 
-def install(replacements: Replacements) -> None:
+def install(monkeypatch: MonkeyPatch) -> None:
     from diffusers.models.autoencoders import vae
 
     fused = fused_distribution(vae.DiagonalGaussianDistribution)
-    replacements.everywhere(vae, "DiagonalGaussianDistribution", fused)
+    monkeypatch.rebind(vae, "DiagonalGaussianDistribution", fused)
 
 
-def rebuild(parameters: Tensor, deterministic: bool, by_hand: dict[str, Any]) -> Any:
-    """What a copied or pickled distribution is made with: the class that is in diffusers then."""
+def rebuild(parameters: Tensor, deterministic: bool, overrides: dict[str, Any]) -> Any:
+    """Unpickle or copy: an object of the class that diffusers has at that time, patched or not."""
     from diffusers.models.autoencoders import vae
 
-    made = vae.DiagonalGaussianDistribution(parameters, deterministic)
-    for name, value in by_hand.items():
-        setattr(made, name, value)
-    return made
+    rebuilt = vae.DiagonalGaussianDistribution(parameters, deterministic)
+    for name, value in overrides.items():
+        setattr(rebuilt, name, value)
+    return rebuilt
 
 
 @functools.cache
 def fused_distribution(original: Any) -> Any:
-    """The subclass of diffusers' class; always the same one, however often it is patched in."""
+    """The subclass of diffusers' class; cached, so that patching again gives the same class."""
 
-    class OneOfDiffusers(type):
-        """Objects made before the patch are of the class too."""
+    class AcceptsOriginal(type):
+        """isinstance is also true for objects made before the patch."""
 
         def __instancecheck__(cls, instance: object) -> bool:
             return isinstance(instance, original)
 
-    class DiagonalGaussianDistribution(original, metaclass=OneOfDiffusers):
-        _setting: Setting | None = None  # when it was made; None: all is diffusers' own
-        _with_grad: bool  # whether gradients were recorded when it was made
-        _kl: Tensor | None = None  # of the last draw's pass
+    class DiagonalGaussianDistribution(original, metaclass=AcceptsOriginal):
+        _setting: Setting | None = None  # of the patch at construction; None: diffusers' own code runs
+        _with_grad: bool  # whether grad mode was on at construction
+        _kl: Tensor | None = None  # computed in the pass of the last draw
 
         def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
             setting = setting_of("diffusers")
-            if setting is None or deterministic or not _fits(parameters):
+            if setting is None or deterministic or not _is_supported(parameters):
                 super().__init__(parameters, deterministic)
                 return
             self.__dict__.update(
@@ -76,7 +76,7 @@ def fused_distribution(original: Any) -> Any:
             )
 
         def __getattr__(self, name: str) -> Any:
-            """What diffusers computes at once, here when it is looked at, with the gradient that it has there."""
+            """The attributes that diffusers computes in its constructor, in the grad mode of the construction."""
             if name not in _COMPUTED or self._setting is None:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             with torch.set_grad_enabled(self._with_grad):
@@ -87,14 +87,15 @@ def fused_distribution(original: Any) -> Any:
             return vars(self)[name]
 
         def __setattr__(self, name: str, value: Any) -> None:
-            if self._setting is not None:  # somebody's own mean or std: diffusers' methods look at each
+            if self._setting is not None:  # a mean or std is overridden: from here on, diffusers' own methods run
                 self.__dict__.update(vars(original(self.parameters)) | vars(self))
                 self.__dict__["_setting"] = None
             super().__setattr__(name, value)
 
         def __reduce__(self) -> tuple[Any, ...]:
-            by_hand = {} if self._setting is not None else {n: v for n, v in vars(self).items() if n not in _PRIVATE}
-            return rebuild, (self.parameters, self.deterministic, by_hand)
+            lazy = self._setting is not None
+            overrides = {} if lazy else {name: value for name, value in vars(self).items() if name not in _PRIVATE}
+            return rebuild, (self.parameters, self.deterministic, overrides)
 
         def sample(self, generator: Generators = None) -> Tensor:
             if self._setting is None or self._setting.noise == "torch" or not self._is_fused():
@@ -102,11 +103,11 @@ def fused_distribution(original: Any) -> Any:
             if isinstance(generator, list):
                 batch = self.parameters.shape[0]
                 if not generator or 1 < len(generator) < batch:
-                    return super().sample(generator)  # which says what is wrong
+                    return super().sample(generator)  # which raises the error
                 generator = generator[0] if len(generator) == 1 else generator[:batch]
             elif not isinstance(generator, (torch.Generator, NoneType)):
                 return super().sample(generator)
-            if isinstance(generator, list) or not self._is_priced_with_a_draw():
+            if isinstance(generator, list) or not self._draws_with_kl():
                 return self._gaussian().sample(generator)
             seed = seed_from(generator, self.parameters.device)
             z, self.__dict__["_kl"] = sample_and_kl_packed(self._wide_parameters(), clamp=CLAMP, seed=seed)
@@ -123,13 +124,13 @@ def fused_distribution(original: Any) -> Any:
             elif not self._is_summed_over_all():
                 mu, logvar = self._wide_parameters().chunk(2, 1)
                 elementwise = gaussian_kl(mu, logvar, clamp=CLAMP, reduction="none")
-                assert isinstance(elementwise, Tensor)  # no KL per coordinate was asked for
+                assert isinstance(elementwise, Tensor)  # per_coordinate is False
                 kl = elementwise.sum(DIMS)
             elif self._kl is not None and torch.is_grad_enabled():
-                kl, self.__dict__["_kl"] = self._kl, None  # given out once: who asks again gets one of their own
+                kl, self.__dict__["_kl"] = self._kl, None  # returned once: a second call computes a new tensor
             else:
                 kl = self._gaussian().kl()
-            return kl.to(dtype_of_formulas(self.parameters))
+            return kl.to(formula_dtype(self.parameters))
 
         def _is_fused(self) -> bool:
             return self._setting is not None and setting_of("diffusers") is not None
@@ -138,14 +139,14 @@ def fused_distribution(original: Any) -> Any:
             return DiagonalGaussian.from_moments(self._wide_parameters(), clamp=CLAMP)
 
         def _wide_parameters(self) -> Tensor:
-            return self.parameters.to(dtype_of_formulas(self.parameters))
+            return self.parameters.to(formula_dtype(self.parameters))
 
         def _is_summed_over_all(self) -> bool:
             whole_event = self._setting is not None and self._setting.whole_event
             return whole_event or self.parameters.dim() == 1 + len(DIMS)
 
-        def _is_priced_with_a_draw(self) -> bool:
-            """Where a gradient will be wanted of the draw, its KL comes in the same pass."""
+        def _draws_with_kl(self) -> bool:
+            """A draw that requires grad computes the KL in the same pass."""
             with_grad = self._with_grad and torch.is_grad_enabled() and self.parameters.requires_grad
             return with_grad and self._is_summed_over_all()
 
@@ -154,6 +155,6 @@ def fused_distribution(original: Any) -> Any:
     return DiagonalGaussianDistribution
 
 
-def _fits(parameters: Tensor) -> bool:
-    in_halves = parameters.dim() > 1 and parameters.shape[1] % 2 == 0 and parameters.numel() > 0
-    return in_halves and is_served(parameters)
+def _is_supported(parameters: Tensor) -> bool:
+    packed = parameters.dim() > 1 and parameters.shape[1] % 2 == 0 and parameters.numel() > 0
+    return packed and is_supported(parameters)

@@ -1,4 +1,4 @@
-"""`patch` and `unpatch`: which libraries are patched, how, and in what order patches end."""
+"""`patch` and `unpatch`: which libraries are patched, with which settings, and how nested patches are undone."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..arguments import check_flag
-from .replacements import Replacements
+from ..checks import check_flag
+from .monkeypatch import MonkeyPatch
 
 
 class Library(NamedTuple):
-    """A library, and the oldest and newest version that its integration was tried with, or read beside a tried one."""
+    """A library, and the oldest and newest version that its integration supports."""
 
     distribution: str
     oldest: tuple[int, int]
@@ -33,11 +33,13 @@ LIBRARIES = {
     "torch": Library("torch", (2, 11), (2, 14)),
 }
 
+_NAMES = ", ".join(map(repr, LIBRARIES))
+
 NOISES = ("fastvae", "torch")
 
 
 class Setting(NamedTuple):
-    """How a library is patched."""
+    """The settings of a patch."""
 
     noise: str
     whole_event: bool
@@ -48,14 +50,14 @@ class Patch:
 
     def __init__(self, libraries: tuple[str, ...], setting: Setting) -> None:
         self.libraries, self.setting = libraries, setting
-        self._blocks = 0  # that are open
+        self._blocks = 0  # open ``with`` blocks
         self._apply()
 
     def _apply(self) -> None:
-        """For those of the libraries for which it is not in effect."""
+        """Patch those of the libraries in which this patch is not in effect yet."""
         with _lock:
             missing = [library for library in self.libraries if self not in _layers.get(library, ())]
-            modules = [_load(library) for library in missing]  # what cannot be had is known before any change
+            modules = [_load(library) for library in missing]  # all import errors come before the first change
             try:
                 for library, module in zip(missing, modules, strict=True):
                     layers = _layers.setdefault(library, [])
@@ -67,7 +69,7 @@ class Patch:
                 raise
 
     def undo(self) -> None:
-        """End this patch; others of the same libraries stay in effect. More than once does no harm."""
+        """End this patch; other patches of the same libraries stay in effect. Calling it twice is harmless."""
         self._remove_from(self.libraries)
 
     def _remove_from(self, libraries: Sequence[str]) -> None:
@@ -77,7 +79,7 @@ class Patch:
 
     def __enter__(self) -> Patch:
         with _lock:
-            self._apply()  # a second block with the same patch, or one after `unpatch`
+            self._apply()  # it may have ended: after an earlier block, or by `unpatch`
             self._blocks += 1
         return self
 
@@ -92,34 +94,33 @@ class Patch:
 
 
 _lock = threading.RLock()
-_layers: dict[str, list[Patch]] = {}  # of each library, the patches in effect; the last one rules
-_installed: dict[str, Replacements] = {}
+_layers: dict[str, list[Patch]] = {}  # the patches in effect, by library; the last one's settings apply
+_installed: dict[str, MonkeyPatch] = {}
 
 
 def patch(*libraries: str, noise: str = "fastvae", whole_event: bool = False) -> Patch:
-    """Let libraries that are in use run on fastvae's kernels, from now on or within a ``with`` block.
+    """Make other libraries run on fastvae's kernels, from now on or within a ``with`` block.
 
-    Same results to the accuracy of their dtype, same shapes, dtypes and devices; where a fused op does not fit the
-    tensors, the library's own code runs. It holds for the whole process, threads included. `fastvae.integrations` says
-    what is replaced in each library.
+    Results have the same shapes, dtypes and devices, and the same values to the accuracy of their dtype. Tensors that
+    no fused op supports go through the library's own code. A patch applies to the whole process, including all
+    threads. `fastvae.integrations` lists what is replaced in each library.
 
     Args:
         libraries: "diffusers", "pyro", "pythae", "scvi" (scvi-tools), "torch" (torch.distributions); one or more.
         noise: "fastvae": the stream of `fastvae.noise`, its seed drawn from torch's generator, regenerated in backward.
-            "torch": the very numbers that the library draws without a patch, in its order, from torch's generator: for
-            comparing a patched run with an unpatched one. Sampling is then the library's own code, with its time and
-            memory; all else is fused.
-        whole_event: diffusers' KL of latents with more than 4 dimensions (video) is summed over all of the event, not
-            over dimensions 1 to 3 as diffusers does it.
+            "torch": the numbers that the library draws without a patch, for comparing a patched run with an unpatched
+            one. Sampling is then the library's own code, at its speed and memory; everything else stays fused.
+        whole_event: sum diffusers' KL of latents with more than 4 dimensions (video) over the whole event, where
+            diffusers sums over dimensions 1 to 3.
 
     Returns:
-        a `Patch`: a context manager, with ``undo()``. Patches nest and repeat; of several patches of one library the
-        last one made rules until it ends.
+        a `Patch`: a context manager, with ``undo()``. Patches can be nested and repeated; while several patches of one
+        library are in effect, the settings of the last one apply.
 
     Raises:
         TypeError, ValueError: no library is given, or an argument is none of those above.
-        ImportError: a library is absent, or of a version that this was not tested with; the message says which were.
-            Nothing is patched then.
+        ImportError: a library is not installed, or its version is not supported; the message names the supported
+            versions. Nothing is patched then.
 
     >>> import torch, fastvae
     >>> from torch.distributions import Normal, kl_divergence
@@ -129,45 +130,43 @@ def patch(*libraries: str, noise: str = "fastvae", whole_event: bool = False) ->
     tensor([1.5000, 1.5000])
     """
     if not libraries:
-        raise TypeError(f"patch was given no library, expected one or more of {_names()}")
-    for library in libraries:
-        _check_name(library)
+        raise TypeError(f"patch was given no library, expected one or more of {_NAMES}")
+    _check_names(libraries)
     if noise not in NOISES:
         raise ValueError(f"noise is {noise!r}, expected one of {', '.join(map(repr, NOISES))}")
     return Patch(tuple(dict.fromkeys(libraries)), Setting(noise, check_flag("whole_event", whole_event)))
 
 
 def unpatch(*libraries: str) -> None:
-    """End all patches of these libraries, of all libraries if none is given: nothing of them stays.
+    """End all patches of these libraries; of all libraries if none is given.
 
     Raises:
-        ValueError: a name is none that `patch` knows.
+        ValueError: a name is not one that `patch` takes.
 
     >>> import fastvae
     >>> patch = fastvae.patch("torch")
     >>> fastvae.unpatch()
     """
-    for library in libraries:
-        _check_name(library)
+    _check_names(libraries)
     with _lock:
         for library in libraries or tuple(_layers):
             _remove(library, [])
 
 
 def setting_of(library: str) -> Setting | None:
-    """How a library is patched now; None if it is not."""
+    """The settings that apply to a library now; None if it is not patched."""
     layers = _layers.get(library)
     return layers[-1].setting if layers else None
 
 
 def _install(library: str, module: Any) -> None:
-    replacements = Replacements()
+    monkeypatch = MonkeyPatch()
     try:
-        module.install(replacements)
+        module.install(monkeypatch)
     except BaseException:
-        replacements.undo()
+        monkeypatch.undo()
         raise
-    _installed[library] = replacements
+    _installed[library] = monkeypatch
 
 
 def _remove(library: str, remaining: list[Patch]) -> None:
@@ -177,33 +176,25 @@ def _remove(library: str, remaining: list[Patch]) -> None:
             _installed.pop(library).undo()
 
 
-def _names() -> str:
-    return ", ".join(map(repr, LIBRARIES))
-
-
-def _check_name(library: str) -> None:
-    if library not in LIBRARIES:
-        raise ValueError(f"library is {library!r}, expected one of {_names()}")
+def _check_names(libraries: Sequence[str]) -> None:
+    for library in libraries:
+        if library not in LIBRARIES:
+            raise ValueError(f"library is {library!r}, expected one of {_NAMES}")
 
 
 def _load(name: str) -> Any:
-    """The integration of a library, after a look at the library's version."""
+    """Import the integration of a library, after checking the library's version."""
     library = LIBRARIES[name]
+    supported = f"fastvae.patch({name!r}) supports {library.distribution} {library.versions()}"
     try:
         version = importlib.metadata.version(library.distribution)
     except importlib.metadata.PackageNotFoundError:
-        raise ImportError(
-            f"{library.distribution} is not installed; fastvae.patch({name!r}) is known to work with"
-            f" {library.distribution} {library.versions()}"
-        ) from None
+        raise ImportError(f"{library.distribution} is not installed; {supported}") from None
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if not numbers or not library.oldest <= (int(numbers[1]), int(numbers[2])) <= library.newest:
-        raise ImportError(
-            f"{library.distribution} {version} is installed; fastvae.patch({name!r}) is known to work with"
-            f" {library.distribution} {library.versions()}"
-        )
+        raise ImportError(f"{library.distribution} {version} is installed; {supported}")
     return importlib.import_module(f"fastvae.integrations.{_MODULES.get(name, name)}")
 
 
-# Where the module cannot have the library's name.
+# Integrations whose module is not named after the library.
 _MODULES = {"torch": "torch_distributions"}

@@ -1,47 +1,40 @@
 """Pyro: `DiagonalGaussian` for models and guides, and Pyro's own Normal under `fastvae.patch`.
 
 The patch replaces ``rsample`` of pyro.distributions.Normal, which is how Pyro draws from it, and the closed-form KL
-between Pyro's Normals and between its Independents of Normals, which `TraceMeanField_ELBO` asks for. It leaves
-torch.distributions alone. What the fused ops do not fit goes through Pyro's own code, and so do draws of fewer than
-8192 numbers, ``noise="torch"`` or not, for which it is the faster one.
+between Pyro's Normals and between its Independent Normals, which `TraceMeanField_ELBO` uses. torch.distributions is not
+changed. Pyro's own code runs for tensors that no fused op supports, and for draws of fewer than 8192 numbers, whatever
+``noise`` says: it is faster there.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.distributions import kl as torch_kl
-
 try:
-    import pyro.distributions as of_pyro
+    import pyro.distributions as pyro_distributions
     from pyro.distributions.torch_distribution import TorchDistributionMixin
 except ImportError as error:
-    raise ImportError('fastvae.integrations.pyro needs Pyro, expected it installed: pip install "pyro-ppl"') from error
+    raise ImportError('fastvae.integrations.pyro needs Pyro: pip install "pyro-ppl"') from error
 
 from .. import distributions
-from . import normals
-from .patching import setting_of
-from .replacements import Replacements
-from .torch_distributions import replace_kl
+from .monkeypatch import MonkeyPatch
+from .torch_distributions import replace_normal
 
-FEWEST_DRAWN = 8192
+MIN_FUSED_DRAW = 8192  # numbers in one draw; below it, Pyro's own rsample is faster
 
 
 class DiagonalGaussian(distributions.DiagonalGaussian, TorchDistributionMixin):
-    """`fastvae.DiagonalGaussian` for ``pyro.sample``, in models and in guides. It needs no patch.
+    """`fastvae.DiagonalGaussian` for ``pyro.sample``, in models and in guides. Needs no patch.
 
-    One site draws a whole latent, (*batch, *event), by one fused op. It takes plates, ``expand``, ``expand_by``,
-    ``to_event``, ``mask``, ``shape`` and Pyro's effect handlers. Under `TraceMeanField_ELBO` its KL is the closed form,
-    against another of these and against ``Normal(...).to_event(n)``, on either side; other ELBOs use its log_prob.
+    One site draws a whole latent, (*batch, *event), by one fused op. Plates, ``expand``, ``expand_by``, ``to_event``,
+    ``mask``, ``shape`` and Pyro's effect handlers work. Under `TraceMeanField_ELBO` its KL has the closed form against
+    another DiagonalGaussian and against ``Normal(...).to_event(n)``, on either side; other ELBOs use its log_prob.
 
     Args:
         mu, logvar, scale, floor, clamp, soft_clamp, event_dims, deterministic, validate_args: as for
-            `fastvae.DiagonalGaussian`. All dimensions of mu but the first are the event, where Pyro's Normal has none:
-            it stands for ``Normal(mu, std).to_event(mu.dim() - 1)``. `from_moments` takes both in one tensor.
+            `fastvae.DiagonalGaussian`. All dimensions of mu but the first are event dimensions, so it corresponds to
+            ``Normal(mu, std).to_event(mu.dim() - 1)``. `from_moments` takes mu and logvar packed in one tensor.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind; the message names it.
-        NotImplementedError: the log_prob of a deterministic one was asked for, which is a point mass.
+        NotImplementedError: log_prob of a deterministic one, which is a point mass without a density.
 
     >>> import pyro, torch
     >>> from pyro.distributions import Normal
@@ -61,28 +54,6 @@ class DiagonalGaussian(distributions.DiagonalGaussian, TorchDistributionMixin):
     """
 
 
-def install(replacements: Replacements) -> None:
-    normal, independent = of_pyro.Normal, of_pyro.Independent
-    rsample_of_pyro = normal.rsample
-    of_normals = torch_kl._dispatch_kl(normal, normal)
-    of_independents = torch_kl._dispatch_kl(independent, independent)
-
-    def rsample(self: of_pyro.Normal, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 as torch has it
-        setting = setting_of("pyro")
-        z = None
-        shape = self._extended_shape(sample_shape)
-        if setting is not None and setting.noise == "fastvae" and shape.numel() >= FEWEST_DRAWN:
-            z = normals.draw(self, torch.Size(sample_shape))
-        return rsample_of_pyro(self, sample_shape) if z is None else z
-
-    def kl(p: of_pyro.Normal, q: of_pyro.Normal) -> Tensor:
-        found = normals.kl(p, q) if setting_of("pyro") else None
-        return of_normals(p, q) if found is None else found
-
-    def kl_of_independents(p: of_pyro.Independent, q: of_pyro.Independent) -> Tensor:
-        found = normals.kl_of_independents(p, q) if setting_of("pyro") else None
-        return of_independents(p, q) if found is None else found
-
-    replacements.attribute(normal, "rsample", rsample)
-    replace_kl(replacements, normal, normal, kl)
-    replace_kl(replacements, independent, independent, kl_of_independents)
+def install(monkeypatch: MonkeyPatch) -> None:
+    normal, independent = pyro_distributions.Normal, pyro_distributions.Independent
+    replace_normal(monkeypatch, "pyro", normal, independent, MIN_FUSED_DRAW)

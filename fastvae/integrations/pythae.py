@@ -1,19 +1,18 @@
-"""pythae under `fastvae.patch`: ``_sample_gauss`` and, where that is faster, ``loss_function``.
+"""pythae under `fastvae.patch`: ``_sample_gauss`` and, where a fused one is faster, ``loss_function``.
 
     sampling    in all of VAE, BetaVAE, DisentangledBetaVAE, BetaTCVAE, FactorVAE, INFOVAE_MMD, MSSSIM_VAE, VAMP,
                 VAEGAN, Adversarial_AE, IWAE, MIWAE, PIWAE, CIWAE, VAE_IAF, VAE_LinNF, HVAE and RHVAE
     fused KL    in the losses of VAE, BetaVAE and DisentangledBetaVAE
-    draws       in the losses of IWAE, MIWAE, PIWAE and CIWAE: the data are read in place, not copied for each draw, and
-                log q - log p is one sum. This is plain PyTorch: no op of fastvae prices a draw that is there already.
+    draws       in the losses of IWAE, MIWAE, PIWAE and CIWAE: the data are read in place instead of copied for each
+                draw, and log q - log p is one sum. Plain PyTorch: fastvae has no op for the density of a given draw.
 
-Not replaced: the squared error, for which PyTorch's own ops are faster at batches of small images, and the binary one,
-which pythae takes of probabilities, not of logits; losses that are mostly something else (a discriminator, a kernel, a
-flow, pseudo-inputs, pairs of the batch, a structural similarity), where a KL of some microseconds does not show; models
-that do not sample with ``_sample_gauss`` (AE, WAE_MMD, RAE_GP, RAE_L2, SVAE, PoincareVAE, VQVAE).
+Not replaced: the squared error, which PyTorch computes faster for batches of small images; the binary cross entropy,
+which pythae takes of probabilities instead of logits; losses dominated by something else than the KL (a discriminator,
+an MMD kernel, a flow, pseudo-inputs, pairs of the batch, structural similarity); models that do not sample with
+``_sample_gauss`` (AE, WAE_MMD, RAE_GP, RAE_L2, SVAE, PoincareVAE, VQVAE); methods that a subclass overrides.
 
-Draws of fewer than 4096 numbers come from torch's generator, ``noise="torch"`` or not: it is the faster one there.
-A subclass that has a method of its own keeps it. Anything but float32 goes through pythae's own code, mixed precision
-too, and so do `torch.compile` and torch.func.
+Draws of fewer than 4096 numbers come from torch's generator, whatever ``noise`` says: it is faster there. pythae's own
+code runs for other dtypes than float32, under autocast, `torch.compile` and torch.func.
 """
 
 from __future__ import annotations
@@ -25,37 +24,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import seed_tensor
+from ..checks import seed_tensor
 from ..functional import gaussian_kl, noise
+from .monkeypatch import MonkeyPatch
 from .patching import setting_of
-from .replacements import Replacements
-from .served import is_served
+from .support import is_supported
 
-FEWEST_DRAWN = 4096
+MIN_FUSED_DRAW = 4096  # numbers in one draw; below it, torch's generator is faster
 
-# Those that define _sample_gauss, the same in each. HVAE inherits VAE's.
+# The models that define _sample_gauss, all in the same way. HVAE inherits VAE's.
 SAMPLING = (
     "VAE", "BetaVAE", "DisentangledBetaVAE", "BetaTCVAE", "FactorVAE", "INFOVAE_MMD", "MSSSIM_VAE", "VAMP", "VAEGAN",
     "Adversarial_AE", "IWAE", "MIWAE", "PIWAE", "CIWAE", "VAE_IAF", "VAE_LinNF", "RHVAE",
 )  # fmt: skip
 
 
-def install(replacements: Replacements) -> None:
+def install(monkeypatch: MonkeyPatch) -> None:
     from pythae import models
 
     for name in SAMPLING:
         owner = getattr(models, name)
-        replacements.attribute(owner, "_sample_gauss", _sampling(owner._sample_gauss))
-    for name, loss in LOSSES.items():
+        monkeypatch.setattr(owner, "_sample_gauss", _sampling(owner._sample_gauss))
+    for name in (*ONE_DRAW, *MANY_DRAWS):
         owner = getattr(models, name)
-        replacements.attribute(owner, "loss_function", _with_fallback(loss, owner.loss_function))
+        monkeypatch.setattr(owner, "loss_function", _loss_function(name, owner.loss_function))
 
 
 def _sampling(original: Callable[..., Any]) -> Callable[..., Any]:
     def _sample_gauss(self: Any, mu: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """z = mu + std eps, and eps, each of mu's shape."""
         setting = setting_of("pythae")
-        if setting is None or setting.noise == "torch" or std.numel() < FEWEST_DRAWN or not _fit(mu, std):
+        if setting is None or setting.noise == "torch" or std.numel() < MIN_FUSED_DRAW or not _is_supported(mu, std):
             return original(self, mu, std)
         eps = noise(seed_tensor(None, None, std.device), std.shape, dtype=std.dtype)
         return torch.addcmul(mu, eps, std), eps
@@ -63,118 +62,98 @@ def _sampling(original: Callable[..., Any]) -> Callable[..., Any]:
     return _sample_gauss
 
 
-def _with_fallback(loss: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+def _loss_function(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def loss_function(
-        self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor, *rest: Any, **keywords: Any
+        self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, ...]:
-        fits = setting_of("pythae") and _fit(mu, log_var) and recon_x.dtype == x.dtype == z.dtype == mu.dtype
-        chosen = loss if fits else original
-        return chosen(self, recon_x, x, mu, log_var, z, *rest, **keywords)
+        """The loss of the batch (PIWAE: both), then the mean reconstruction error and KL, in pythae's shapes."""
+        same_dtype = recon_x.dtype == x.dtype == z.dtype == mu.dtype
+        if not (setting_of("pythae") and same_dtype and _is_supported(mu, log_var)):
+            return original(self, recon_x, x, mu, log_var, z, *args, **kwargs)
+        if name in ONE_DRAW:
+            error, kl = _error(self, recon_x.reshape(len(x), -1), x), _kl(mu, log_var)
+            losses = ONE_DRAW[name](self, error, kl, *args, **kwargs)
+        else:
+            error, kl = _error(self, recon_x, x), _log_q_minus_log_p(z, mu, log_var)
+            losses = MANY_DRAWS[name](self, error, kl, *args, **kwargs)
+        dims = tuple(range(error.dim())) if name == "IWAE" else (0,)
+        return *losses, error.mean(dims), kl.mean(dims)
 
     return loss_function
 
 
-def _fit(mu: Tensor, scale: Tensor) -> bool:
+def _is_supported(mu: Tensor, scale: Tensor) -> bool:
     return (
         mu.shape == scale.shape
         and mu.dtype == scale.dtype == torch.float32
         and mu.dim() > 1
         and mu.numel() > 0
         and mu.device == scale.device
-        and is_served(mu)
+        and is_supported(mu)
     )
 
 
-# The losses give what pythae's give: the loss of the batch, or its two, and the means of its parts.
+# The losses of each model: functions of the model, the reconstruction error and the KL of each sample (of each draw in
+# the importance-weighted models), and what else loss_function is called with. One loss, or two in PIWAE.
+
+Loss = Callable[..., tuple[Tensor, ...]]
 
 
-def loss_of_vae(self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-    recon, kl = _error_of_one_draw(self, recon_x, x), _kl(mu, log_var)
-    return (recon + kl).mean(dim=0), recon.mean(dim=0), kl.mean(dim=0)
+def _disentangled_beta_vae(model: Any, error: Tensor, kl: Tensor, epoch: int) -> tuple[Tensor, ...]:
+    capacity = model.C * min(epoch / (model.warmup_epoch + 1), 1)
+    return ((error + model.beta * (kl - capacity).abs()).mean(0),)
 
 
-def loss_of_beta_vae(
-    self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor
-) -> tuple[Tensor, ...]:
-    recon, kl = _error_of_one_draw(self, recon_x, x), _kl(mu, log_var)
-    return (recon + self.beta * kl).mean(dim=0), recon.mean(dim=0), kl.mean(dim=0)
+def _ciwae(model: Any, error: Tensor, kl: Tensor) -> tuple[Tensor, ...]:
+    vae, iwae = (error + kl).mean(dim=-1), _importance_weighted(-(error + kl))
+    return ((model.beta * vae + (1 - model.beta) * iwae).mean(),)
 
 
-def loss_of_disentangled_beta_vae(
-    self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor, epoch: int
-) -> tuple[Tensor, ...]:
-    recon, kl = _error_of_one_draw(self, recon_x, x), _kl(mu, log_var)
-    capacity = self.C * min(epoch / (self.warmup_epoch + 1), 1)
-    return (recon + self.beta * (kl - capacity).abs()).mean(dim=0), recon.mean(dim=0), kl.mean(dim=0)
+def _piwae(model: Any, error: Tensor, kl: Tensor) -> tuple[Tensor, ...]:
+    log_w = -(error + kl)
+    return _importance_weighted(log_w).mean(dim=-1).mean(), _importance_weighted(log_w.flatten(1)).mean()
 
 
-def loss_of_iwae(self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-    recon, kl = _error_of_draws(self, recon_x, x), _log_q_minus_log_p(z, mu, log_var)
-    return _importance_weighted(-(recon + kl)).mean(), recon.mean(), kl.mean()
-
-
-def loss_of_ciwae(self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-    recon, kl = _error_of_draws(self, recon_x, x), _log_q_minus_log_p(z, mu, log_var)
-    of_vae, of_iwae = (recon + kl).mean(dim=-1), _importance_weighted(-(recon + kl))
-    return (self.beta * of_vae + (1 - self.beta) * of_iwae).mean(dim=0), recon.mean(dim=0), kl.mean(dim=0)
-
-
-def loss_of_miwae(self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-    recon, kl = _error_of_draws(self, recon_x, x), _log_q_minus_log_p(z, mu, log_var)
-    of_miwae = _importance_weighted(-(recon + kl)).mean(dim=-1)
-    return of_miwae.mean(dim=0), recon.mean(dim=0), kl.mean(dim=0)
-
-
-def loss_of_piwae(self: Any, recon_x: Tensor, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-    recon, kl = _error_of_draws(self, recon_x, x), _log_q_minus_log_p(z, mu, log_var)
-    log_w = -(recon + kl)
-    of_miwae, of_iwae = _importance_weighted(log_w).mean(dim=-1), _importance_weighted(log_w.flatten(1))
-    return of_miwae.mean(dim=0), of_iwae.mean(dim=0), recon.mean(dim=0), kl.mean(dim=0)
-
-
-LOSSES: dict[str, Callable[..., Any]] = {
-    "VAE": loss_of_vae,
-    "BetaVAE": loss_of_beta_vae,
-    "DisentangledBetaVAE": loss_of_disentangled_beta_vae,
-    "IWAE": loss_of_iwae,
-    "CIWAE": loss_of_ciwae,
-    "MIWAE": loss_of_miwae,
-    "PIWAE": loss_of_piwae,
+ONE_DRAW: dict[str, Loss] = {
+    "VAE": lambda model, error, kl: ((error + kl).mean(0),),
+    "BetaVAE": lambda model, error, kl: ((error + model.beta * kl).mean(0),),
+    "DisentangledBetaVAE": _disentangled_beta_vae,
+}
+MANY_DRAWS: dict[str, Loss] = {
+    "IWAE": lambda model, error, kl: (_importance_weighted(-(error + kl)).mean(),),
+    "CIWAE": _ciwae,
+    "MIWAE": lambda model, error, kl: (_importance_weighted(-(error + kl)).mean(dim=-1).mean(),),
+    "PIWAE": _piwae,
 }
 
 
 def _kl(mu: Tensor, log_var: Tensor) -> Tensor:
     """KL(N(mu, exp(log_var)) || N(0, I)), summed over the last dimension alone, as pythae does it."""
     kl = gaussian_kl(mu.flatten(0, -2), log_var.flatten(0, -2))
-    assert isinstance(kl, Tensor)  # no KL per coordinate was asked for
+    assert isinstance(kl, Tensor)  # per_coordinate is False
     return kl.reshape(mu.shape[:-1])
 
 
-def _error_of_one_draw(model: Any, recon_x: Tensor, x: Tensor) -> Tensor:
-    """-log p(x|z) up to a constant, (B,)."""
-    return _error(model, recon_x.reshape(len(x), -1), x.reshape(len(x), -1))
-
-
-def _error_of_draws(model: Any, recon_x: Tensor, x: Tensor) -> Tensor:
-    """The same of (B, K, N) reconstructions, or of (B, M, K, N) for M estimates of the gradient: (B, K), (B, M, K)."""
-    draws = (1,) * (recon_x.dim() - 2)
-    return _error(model, recon_x, x.reshape(len(x), *draws, -1).expand_as(recon_x))
-
-
 def _error(model: Any, recon_x: Tensor, x: Tensor) -> Tensor:
+    """-log p(x|z) up to a constant, summed over the last dimension of the reconstructions.
+
+    Reconstructions are (B, N); (B, K, N) for K draws; (B, M, K, N) for M gradient estimates of K draws each.
+    """
+    draws = (1,) * (recon_x.dim() - 2)
+    x = x.reshape(len(x), *draws, -1).expand_as(recon_x)
     if model.model_config.reconstruction_loss == "mse":
         return 0.5 * F.mse_loss(recon_x, x, reduction="none").sum(dim=-1)
     return F.binary_cross_entropy(recon_x, x, reduction="none").sum(dim=-1)
 
 
 def _log_q_minus_log_p(z: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
-    """log N(z; mu, exp(log_var)) - log N(z; 0, I), of each draw."""
+    """log N(z; mu, exp(log_var)) - log N(z; 0, I) of each draw."""
     return 0.5 * (z.square() - log_var - (z - mu).square() * torch.exp(-log_var)).sum(dim=-1)
 
 
 def _importance_weighted(log_w: Tensor) -> Tensor:
-    """-sum_k w_k log w_k with normalised, constant weights (Burda et al., arXiv 1509.00519, equation 14).
+    """-sum_k w_k log w_k with normalised, detached weights (Burda et al., arXiv 1509.00519, equation 14).
 
-    They are normalised over dimension 1, as pythae does it, which are M's estimates where there are M.
+    Normalised over dimension 1, as in pythae: the K draws, or the M estimates where there are M.
     """
     return -(torch.softmax(log_w.detach(), 1) * log_w).sum(dim=1)

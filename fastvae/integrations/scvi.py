@@ -1,10 +1,10 @@
 """scvi-tools under `fastvae.patch`: sampling in its encoders, their KL, and the negative binomial likelihoods.
 
-The encoders of `scvi.nn` build their posterior from a Normal whose draws and KL are fused; it is torch's Normal to all
-who ask. ``log_nb_positive`` and ``log_zinb_positive``, of which NegativeBinomial and ZeroInflatedNegativeBinomial make
-their ``log_prob``, are one pass forward and one backward, and of a dispersion that the cells share, the gradient is
-summed over them in that pass. Everything else, warnings about counts included, is scvi-tools' own code; what the fused
-ops do not fit is too: float64, other values of ``eps``, JAX arrays, devices without kernels.
+The encoders of `scvi.nn` build their posterior from `FusedNormal`, a subclass of torch's Normal whose draws and KL are
+fused. ``log_nb_positive`` and ``log_zinb_positive``, from which NegativeBinomial and ZeroInflatedNegativeBinomial
+compute ``log_prob``, become one pass forward and one backward; the gradient of a dispersion shared by the cells is
+summed over them in that pass. scvi-tools' own code does everything else, warnings about counts included, and runs for
+float64, other values of ``eps``, JAX arrays and devices without kernels.
 """
 
 from __future__ import annotations
@@ -18,38 +18,35 @@ from torch import Tensor
 from torch.distributions import Normal, register_kl
 from torch.distributions import kl as torch_kl
 
-from ..kernels.likelihoods import EPS
+from ..kernels.likelihood_spec import EPS
 from ..likelihoods import negative_binomial_log_prob, zero_inflated_negative_binomial_log_prob
-from . import normals
+from . import normal_ops
+from .monkeypatch import MonkeyPatch
 from .patching import setting_of
-from .replacements import Replacements
-from .served import is_served
+from .support import is_supported
 
 
-def install(replacements: Replacements) -> None:
+def install(monkeypatch: MonkeyPatch) -> None:
     from scvi.distributions import _negative_binomial
     from scvi.nn import _base_components
 
-    replacements.attribute(_base_components, "Normal", FusedNormal)
+    monkeypatch.setattr(_base_components, "Normal", FusedNormal)
     for name, fused in (("log_nb_positive", _log_nb), ("log_zinb_positive", _log_zinb)):
-        replacements.everywhere(_negative_binomial, name, fused(getattr(_negative_binomial, name)))
+        monkeypatch.rebind(_negative_binomial, name, fused(getattr(_negative_binomial, name)))
 
 
 class FusedNormal(Normal):
-    """torch's Normal; draws and KL are fused while scvi-tools is patched."""
+    """torch's Normal, with fused draws and KL while scvi-tools is patched."""
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 as torch has it
-        setting = setting_of("scvi")
-        z = None
-        if setting is not None and setting.noise == "fastvae":
-            z = normals.draw(self, torch.Size(sample_shape))
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 as in torch
+        z = normal_ops.draw_if_patched("scvi", self, sample_shape)
         return super().rsample(sample_shape) if z is None else z
 
 
 @register_kl(FusedNormal, Normal)
 def _kl(p: FusedNormal, q: Normal) -> Tensor:
-    found = normals.kl(p, q) if setting_of("scvi") else None
-    return torch_kl._KL_REGISTRY[Normal, Normal](p, q) if found is None else found
+    result = normal_ops.kl(p, q) if setting_of("scvi") else None
+    return torch_kl._KL_REGISTRY[Normal, Normal](p, q) if result is None else result
 
 
 def _log_nb(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,8 +54,8 @@ def _log_nb(original: Callable[..., Any]) -> Callable[..., Any]:
     def log_nb_positive(
         x: Any, mu: Any, theta: Any, eps: float = EPS, log_fn: Any = torch.log, lgamma_fn: Any = torch.lgamma
     ) -> Any:
-        theta = _as_given(theta)
-        if not (_are_usual(eps, log_fn, lgamma_fn) and _fit(x, mu, theta)):
+        theta = _before_expand(theta)
+        if not (_are_defaults(eps, log_fn, lgamma_fn) and _is_supported(x, mu, theta)):
             return original(x, mu, theta, eps=eps, log_fn=log_fn, lgamma_fn=lgamma_fn)
         return negative_binomial_log_prob(mu, theta, x, reduction="none").to(_dtype_of(x, mu, theta))
 
@@ -70,8 +67,8 @@ def _log_zinb(original: Callable[..., Any]) -> Callable[..., Any]:
     def log_zinb_positive(
         x: Any, mu: Any, theta: Any, pi: Any, eps: float = EPS, log_fn: Any = torch.log, lgamma_fn: Any = torch.lgamma
     ) -> Any:
-        theta = _as_given(theta)
-        if not (_are_usual(eps, log_fn, lgamma_fn) and _fit(x, mu, theta, pi)):
+        theta = _before_expand(theta)
+        if not (_are_defaults(eps, log_fn, lgamma_fn) and _is_supported(x, mu, theta, pi)):
             return original(x, mu, theta, pi, eps=eps, log_fn=log_fn, lgamma_fn=lgamma_fn)
         log_prob = zero_inflated_negative_binomial_log_prob(mu, theta, pi, x, reduction="none")
         return log_prob.to(_dtype_of(x, mu, theta, pi))
@@ -79,40 +76,41 @@ def _log_zinb(original: Callable[..., Any]) -> Callable[..., Any]:
     return log_zinb_positive
 
 
-def _are_usual(eps: float, log_fn: Any, lgamma_fn: Any) -> bool:
+def _are_defaults(eps: float, log_fn: Any, lgamma_fn: Any) -> bool:
     return eps == EPS and log_fn is torch.log and lgamma_fn is torch.lgamma
 
 
-def _fit(x: Any, mu: Any, *others: Any) -> bool:
-    """Whether the fused likelihoods take these: x of mu's shape, or mu of several draws; the others broadcast to mu."""
+def _is_supported(x: Any, mu: Any, *others: Any) -> bool:
+    """Whether the fused likelihoods support these: mu of x's shape or with a leading dimension of draws; the others
+    broadcast to mu."""
     if setting_of("scvi") is None:
         return False
     if not all(isinstance(tensor, Tensor) for tensor in (x, mu, *others)):
-        return False  # JAX's
+        return False  # JAX arrays
     return (
         mu.dim() > 0
         and mu.shape in (x.shape, mu.shape[:1] + x.shape)
         and all(tensor.device == mu.device for tensor in (x, *others))
-        and all(is_served(tensor) for tensor in (mu, *others))
-        and (not x.is_floating_point() or is_served(x))
+        and all(is_supported(tensor) for tensor in (mu, *others))
+        and (not x.is_floating_point() or is_supported(x))
         and all(_broadcasts_to(mu.shape, tensor.shape) for tensor in others)
     )
 
 
-def _broadcasts_to(shape: torch.Size, given: torch.Size) -> bool:
-    sizes = zip(given[::-1], shape[::-1], strict=False)
-    return len(given) <= len(shape) and all(mine in (1, its) for mine, its in sizes)
+def _broadcasts_to(target: torch.Size, shape: torch.Size) -> bool:
+    sizes = zip(shape[::-1], target[::-1], strict=False)
+    return len(shape) <= len(target) and all(size in (1, wanted) for size, wanted in sizes)
 
 
 def _dtype_of(*tensors: Tensor) -> torch.dtype:
     return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 
-def _as_given(theta: Any) -> Any:
-    """theta before scvi-tools expanded it to a row for each cell: its gradient is then summed in the fused pass.
+def _before_expand(theta: Any) -> Any:
+    """theta before scvi-tools expanded it to one row a cell, so that the fused pass sums its gradient over the cells.
 
-    It is looked for only where nothing but `expand` lies between, in memory and in autograd's graph, and nobody listens
-    to the gradient of what was expanded.
+    theta itself where anything but `expand` lies between the two, in memory or in autograd's graph, or where a hook or
+    ``retain_grad`` observes the gradient of the expanded tensor.
     """
     if isinstance(theta, Tensor) and theta.requires_grad and (theta.retains_grad or theta._backward_hooks):
         return theta

@@ -1,15 +1,16 @@
-"""Likelihoods p(x|z): what a decoder's output says about the data, fused, as functions and as modules.
+"""Fused likelihoods p(x|z), as functions and as modules.
 
-Each module has the same three methods, where ``parameters`` is the decoder's output (a tensor, or a tuple of tensors
-where the distribution has several parameters) and x the data:
+Each module has the same three methods, where ``parameters`` is the decoder's output (a tensor, or a tuple of tensors if
+the distribution has several parameters) and x the data:
 
     log_prob(parameters, x)                  log p(x|z) of each sample in nats, summed over the event; shape (B,)
     mean(parameters)                         E[x|z], of the shape of x
     sample(parameters, generator=None)       x ~ p(x|z), of the shape of x
 
-Data are (B, *event), row b is sample b; parameters of several draws, (K, B, *event), give (K, B). Sums are float32 even
-for bfloat16 and float16 (float64 stays float64): 784 pixels of a few bits each do not add up in bfloat16. No method
-reads a value back from the device. `fastvae.likelihoods.functional` has what the functions share.
+Data are (B, *event), row b is sample b; parameters of K draws, (K, B, *event), give (K, B). Sums are float32 even for
+bfloat16 and float16 (float64 stays float64), as a sum over 784 pixels needs more than bfloat16's 8 bits. No method
+synchronises the device unless ``check=True``. Invalid arguments raise TypeError or ValueError; the message names the
+argument. The conventions of the functions are in `fastvae.likelihoods.functional`.
 """
 
 from .base import Likelihood

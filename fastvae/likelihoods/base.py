@@ -1,25 +1,31 @@
-"""What all likelihoods are, and what their modules share."""
+"""The `Likelihood` protocol, and what the modules share."""
 
 from __future__ import annotations
 
 import math
 import numbers
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_flag, check_generator, check_tensor
+from ..checks import check_generator, check_tensor
 from ..kernels.layout import compute_dtype
+from ..latent_options import shows_options
+from .functional import LikelihoodOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Parameters = Tensor | tuple[Tensor, ...]
 
 
 class Likelihood(Protocol):
-    """What `fastvae.nn.VAE` asks of a likelihood; any module with these methods will do.
+    """The methods that `fastvae.nn.VAE` needs of a likelihood; any module with them works.
 
-    A module whose attribute ``takes_draws`` is true understands parameters with a leading dimension of draws,
-    (K, B, *event), for x of shape (B, *event), and gives (K, B); for others x is repeated.
+    A module with ``takes_draws = True`` accepts parameters with a leading dimension of draws, (K, B, *event), for x of
+    shape (B, *event), and returns (K, B); for other modules x is repeated K times.
     """
 
     def log_prob(self, parameters: Parameters, x: Tensor) -> Tensor: ...
@@ -29,21 +35,49 @@ class Likelihood(Protocol):
     def sample(self, parameters: Parameters, generator: torch.Generator | None = None) -> Tensor: ...
 
 
+class FusedLikelihood(nn.Module):
+    """The base class of the modules here. A subclass defines ``_log_prob``, ``_mean`` and ``_draw`` of `parts`."""
+
+    takes_draws = True
+    _differentiable = False  # whether draws are, with respect to the parameters
+    _log_prob: Callable[..., Tensor]
+    _mean: Callable[..., Tensor]
+    _draw: Callable[..., Tensor]
+
+    def parts(self, parameters: Parameters) -> tuple[Tensor, ...]:
+        """The parameters of the density: the decoder's output, and what the module itself holds."""
+        return check_parts(parameters, ("parameters",))
+
+    @shows_options(LikelihoodOptions)
+    def log_prob(self, parameters: Parameters, x: Tensor, **options: Unpack[LikelihoodOptions]) -> Tensor:
+        """log p(x|z) in nats, (B,); arguments, dtypes and errors as in `fastvae.likelihoods.functional`."""
+        return self._log_prob(*self.parts(parameters), x, **options)
+
+    def mean(self, parameters: Parameters) -> Tensor:
+        """E[x|z], in the shape and dtype of the decoder's output, the first tensor if there are several."""
+        return self._mean(*self.parts(parameters))
+
+    def sample(self, parameters: Parameters, generator: torch.Generator | None = None) -> Tensor:
+        """x ~ p(x|z) drawn with ``generator``, in the mean's shape and dtype.
+
+        Differentiable for `Gaussian` and `Laplace` only.
+        """
+        parts = self.parts(parameters)
+        check_generator(generator, parts[0].device)
+        dtype = compute_dtype(parts[0].dtype)  # bfloat16 would round a probability of 0.999 to 1
+        wide = [(part if self._differentiable else part.detach()).to(dtype) for part in parts]
+        return self._draw(*wide, generator).to(parts[0].dtype)
+
+
 def check_parts(parameters: Parameters, names: tuple[str, ...]) -> tuple[Tensor, ...]:
-    """The decoder's output as so many tensors: a tuple of them, or the one tensor itself if there is one name."""
+    """The decoder's output as a tuple of one tensor for each name; a single tensor need not be in a tuple."""
     parts = tuple(parameters) if isinstance(parameters, (tuple, list)) else (parameters,)
     if len(parts) != len(names):
-        came = f"{len(parts)} tensors" if isinstance(parameters, (tuple, list)) else type(parameters).__name__
-        raise TypeError(f"parameters is {came}, expected the tensors ({', '.join(names)})")
+        actual = f"{len(parts)} tensors" if isinstance(parameters, (tuple, list)) else type(parameters).__name__
+        raise TypeError(f"parameters is {actual}, expected the tensors ({', '.join(names)})")
     for name, part in zip(names, parts, strict=True):
         check_tensor(name, part)
     return parts
-
-
-def check_sampling(parameter: Tensor, generator: torch.Generator | None) -> torch.dtype:
-    """The dtype to draw in: bfloat16 would round a probability of 0.999 to 1."""
-    check_generator(generator, parameter.device)
-    return compute_dtype(parameter.dtype)
 
 
 def check_positive(name: str, value: float) -> float:
@@ -52,11 +86,3 @@ def check_positive(name: str, value: float) -> float:
     if not 0 < value < math.inf:
         raise ValueError(f"{name} is {value}, expected a positive finite number")
     return float(value)
-
-
-def register(module: nn.Module, name: str, value: Tensor, learned: bool) -> None:
-    """A Parameter if it is learned, else a buffer."""
-    if check_flag("learned", learned):
-        module.register_parameter(name, nn.Parameter(value))
-    else:
-        module.register_buffer(name, value)

@@ -1,4 +1,4 @@
-"""Likelihoods of counts: Poisson, negative binomial, and the zero-inflated one of single-cell models."""
+"""Likelihoods of counts: Poisson, negative binomial and zero-inflated negative binomial."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..sizes import positive_sizes
-from .base import Parameters, check_parts, check_sampling
+from ..size_checks import positive_sizes
+from ..torch_internals import standard_gamma
+from .base import FusedLikelihood, Parameters, check_parts
 from .functional import (
     negative_binomial_log_prob,
     poisson_log_prob,
@@ -16,10 +17,8 @@ from .functional import (
 )
 
 
-class Poisson(nn.Module):
-    """Counts: the decoder's output is the logarithm r of the rate.
-
-        log p(x|z) = sum( x r - exp(r) - log x! )
+class Poisson(FusedLikelihood):
+    """Counts; the decoder's output is the log rate r, and the mean is exp(r). log p(x|z) is `poisson_log_prob`, summed.
 
     >>> import torch
     >>> from fastvae.likelihoods import Poisson
@@ -27,30 +26,20 @@ class Poisson(nn.Module):
     tensor([-3., -3.])
     """
 
-    takes_draws = True
+    _log_prob = staticmethod(poisson_log_prob)
 
-    def log_prob(self, parameters: Tensor, x: Tensor, *, reduction: str = "sample", check: bool = False) -> Tensor:
-        """`poisson_log_prob` of the log rates: (B,) in nats."""
-        (log_rate,) = check_parts(parameters, ("parameters",))
-        return poisson_log_prob(log_rate, x, reduction=reduction, check=check)
-
-    def mean(self, parameters: Tensor) -> Tensor:
-        """exp(r), in the log rates' shape and dtype."""
-        (log_rate,) = check_parts(parameters, ("parameters",))
+    def _mean(self, log_rate: Tensor) -> Tensor:
         return torch.exp(log_rate)
 
-    def sample(self, parameters: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Counts, in the log rates' shape and dtype. Not differentiable; ``generator`` rules the draw."""
-        (log_rate,) = check_parts(parameters, ("parameters",))
-        rate = torch.exp(log_rate.detach().to(check_sampling(log_rate, generator)))
-        return torch.poisson(rate, generator=generator).to(log_rate.dtype)
+    def _draw(self, log_rate: Tensor, generator: torch.Generator | None) -> Tensor:
+        return torch.poisson(torch.exp(log_rate), generator=generator)
 
 
-class _OverdispersedCounts(nn.Module):
-    """theta: learned, one for each gene, or the decoder's."""
+class _OverdispersedCounts(FusedLikelihood):
+    """theta is learned, one for each gene, or comes from the decoder."""
 
-    takes_draws = True
     log_theta: Tensor | None
+    _others: tuple[str, ...] = ()  # what the decoder gives besides mean and theta
 
     def __init__(self, features: int | Sequence[int] | None = None) -> None:
         super().__init__()
@@ -59,34 +48,27 @@ class _OverdispersedCounts(nn.Module):
             return
         self.log_theta = nn.Parameter(torch.zeros(positive_sizes("features", features)))
 
-    def _parts(self, parameters: Parameters, *others: str) -> tuple[Tensor, ...]:
-        """The mean, theta, and what else the decoder gives."""
+    def parts(self, parameters: Parameters) -> tuple[Tensor, ...]:
         if self.log_theta is None:
-            return check_parts(parameters, ("mean", "theta", *others))
-        mean, *rest = check_parts(parameters, ("mean", *others))
+            return check_parts(parameters, ("mean", "theta", *self._others))
+        mean, *rest = check_parts(parameters, ("mean", *self._others))
         return mean, torch.exp(self.log_theta), *rest
+
+    def _negative_binomial(self, mean: Tensor, theta: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Poisson counts whose rate is Gamma distributed with this mean."""
+        rate = standard_gamma(theta.expand(mean.shape), generator=generator) * (mean / theta)
+        return torch.poisson(rate, generator=generator)
 
     def extra_repr(self) -> str:
         return "theta from the decoder" if self.log_theta is None else f"features={tuple(self.log_theta.shape)}"
 
 
-def _counts_of(mean: Tensor, theta: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Negative binomial counts: Poisson, of a rate that is drawn from a Gamma distribution of that mean."""
-    dtype = check_sampling(mean, generator)
-    mean, theta = mean.detach().to(dtype), theta.detach().to(dtype)
-    rate = torch._standard_gamma(theta.expand(mean.shape), generator=generator) * (mean / theta)
-    return torch.poisson(rate, generator=generator)
-
-
 class NegativeBinomial(_OverdispersedCounts):
-    """Counts of mean m and inverse dispersion theta, of variance m + m^2 / theta.
+    """Counts with mean m, inverse dispersion theta and variance m + m^2 / theta.
 
-    log p(x|z) is that of `negative_binomial_log_prob`, summed. With ``features``, the shape of one event, theta is
-    learned, one for each gene, as exp(log_theta), and the decoder's output is the mean; with None it is the pair
-    (mean, theta). Means are 0 or more: let the decoder end in a softplus, or a softmax times the size of the library.
-
-    Raises:
-        TypeError, ValueError: ``features`` is not a shape.
+    log p(x|z) is `negative_binomial_log_prob`, summed. With ``features``, the shape of one event, theta is learned as
+    exp(log_theta), one for each gene, and the decoder's output is the mean; without, it is the pair (mean, theta).
+    Means must be 0 or more: end the decoder with a softplus, or a softmax times the library size.
 
     >>> import torch
     >>> from fastvae.likelihoods import NegativeBinomial
@@ -95,26 +77,19 @@ class NegativeBinomial(_OverdispersedCounts):
     tensor([-2.0794, -2.0794])
     """
 
-    def log_prob(self, parameters: Parameters, x: Tensor, *, reduction: str = "sample", check: bool = False) -> Tensor:
-        """`negative_binomial_log_prob` of mean and theta: (B,) in nats."""
-        mean, theta = self._parts(parameters)
-        return negative_binomial_log_prob(mean, theta, x, reduction=reduction, check=check)
+    _log_prob = staticmethod(negative_binomial_log_prob)
 
-    def mean(self, parameters: Parameters) -> Tensor:
-        """The decoder's mean itself."""
-        return self._parts(parameters)[0]
+    def _mean(self, mean: Tensor, theta: Tensor) -> Tensor:
+        return mean
 
-    def sample(self, parameters: Parameters, generator: torch.Generator | None = None) -> Tensor:
-        """Counts, in the means' shape and dtype. Not differentiable; ``generator`` rules the draw."""
-        mean, theta = self._parts(parameters)
-        return _counts_of(mean, theta, generator).to(mean.dtype)
+    _draw = _OverdispersedCounts._negative_binomial
 
 
 class ZeroInflatedNegativeBinomial(_OverdispersedCounts):
-    """Negative binomial counts among further zeros, of probability sigmoid(l).
+    """Negative binomial counts, replaced by 0 with probability sigmoid(l); their mean is (1 - sigmoid(l)) m.
 
-    log p(x|z) is that of `zero_inflated_negative_binomial_log_prob`, summed. The decoder's output is (mean,
-    zero_logits) with ``features``, (mean, theta, zero_logits) without; see `NegativeBinomial`.
+    log p(x|z) is `zero_inflated_negative_binomial_log_prob`, summed. The decoder's output is (mean, zero_logits) with
+    ``features``, (mean, theta, zero_logits) without; see `NegativeBinomial`.
 
     >>> import torch
     >>> from fastvae.likelihoods import ZeroInflatedNegativeBinomial
@@ -123,19 +98,12 @@ class ZeroInflatedNegativeBinomial(_OverdispersedCounts):
     tensor([0.5000, 0.5000, 0.5000])
     """
 
-    def log_prob(self, parameters: Parameters, x: Tensor, *, reduction: str = "sample", check: bool = False) -> Tensor:
-        """`zero_inflated_negative_binomial_log_prob` of mean, theta and zero_logits: (B,) in nats."""
-        mean, theta, zero_logits = self._parts(parameters, "zero_logits")
-        return zero_inflated_negative_binomial_log_prob(mean, theta, zero_logits, x, reduction=reduction, check=check)
+    _others = ("zero_logits",)
+    _log_prob = staticmethod(zero_inflated_negative_binomial_log_prob)
 
-    def mean(self, parameters: Parameters) -> Tensor:
-        """(1 - sigmoid(l)) m, in the means' shape and dtype."""
-        mean, _, zero_logits = self._parts(parameters, "zero_logits")
+    def _mean(self, mean: Tensor, theta: Tensor, zero_logits: Tensor) -> Tensor:
         return mean * torch.sigmoid(-zero_logits)
 
-    def sample(self, parameters: Parameters, generator: torch.Generator | None = None) -> Tensor:
-        """Counts, in the means' shape and dtype. Not differentiable; ``generator`` rules the draw."""
-        mean, theta, zero_logits = self._parts(parameters, "zero_logits")
-        counts = _counts_of(mean, theta, generator)
-        kept = torch.bernoulli(torch.sigmoid(-zero_logits.detach().to(counts.dtype)), generator=generator)
-        return (counts * kept).to(mean.dtype)
+    def _draw(self, mean: Tensor, theta: Tensor, zero_logits: Tensor, generator: torch.Generator | None) -> Tensor:
+        counts = self._negative_binomial(mean, theta, generator)
+        return counts * torch.bernoulli(torch.sigmoid(-zero_logits), generator=generator)

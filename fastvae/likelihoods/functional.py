@@ -1,124 +1,132 @@
-"""Log-likelihoods log p(x|z) as functions of the data and the decoder's parameters, fused: one pass forward, one back.
+"""Fused log-likelihoods log p(x|z) as functions of the data and the decoder's parameters: one pass forward, one back.
 
-What they share:
+Conventions of all functions:
 
     x           the data, (B, *event), row b is sample b; float32, bfloat16, float16, float64, an integer dtype or bool
-    parameters  floating-point tensors on x's device; the first of them is of x's shape. Any other one is of that shape
-                too, of the event's shape or one that broadcasts to it (shared by the batch: its gradient is summed over
-                the batch in the same pass), or has one element. Each may have a dtype of its own.
-    draws       the first parameter may have one dimension more, (K, B, *event): K draws for each row of x, which is
-                neither copied nor read K times from memory; log p is then (K, B), or (K, B, *event) for "none"
+    parameters  floating-point tensors on x's device, of any dtypes; the first has x's shape. Each other one has that
+                shape, or a shape that broadcasts to the event (shared by the batch: its gradient is summed over the
+                batch in the same pass), or one element.
+    draws       the first parameter may have one more dimension, (K, B, *event): K draws for each row of x, which is
+                not copied; log p is then (K, B), or (K, B, *event) for "none"
     reduction   "none" (each coordinate), "sample" (summed over the event: (B,)), "sum", "batchmean" (sum / B)
-    check       look for values that the density does not have first; the error names the first one's index
+    check       first check that all values are in the density's domain; the error names the index of the first that
+                is not. Synchronises the device.
 
 Log-likelihoods are in nats, computed and returned in float32 even for bfloat16 and float16 (float64 if x or a parameter
-is float64). Saved for backward: the inputs. The gradient of x, and second derivatives, go through plain PyTorch.
-Every function raises TypeError or ValueError, naming the argument, and RuntimeError where the backend asked for by name
-cannot serve the tensors.
+is float64). Saved for backward: the inputs. The gradient of x and second derivatives are computed in plain PyTorch.
+Every function raises TypeError or ValueError, naming the argument, and RuntimeError if the requested backend does not
+support the tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import torch
 from torch import Tensor
 
-from .. import plain
-from ..arguments import check_flag, check_reduction, check_tensor, fit_to_rows, refuse_first
-from ..autograd import log_likelihood
-from ..kernels.likelihoods import MIXTURE, Density, channels_of_mixture
-from ..options import check_clamp
-from ..plain import observed
-from ..sizes import check_count
+from ..autograd import run_likelihood
+from ..checks import check_clamp, check_flag, check_reduction, check_tensor, fit_to_rows, refuse_first
+from ..fast_path import alike_on_cpu
+from ..kernels.likelihood_spec import MIXTURE, NO_BOUNDS, Bounds, LikelihoodSpec, channels_of_mixture
+from ..latent_options import shows_options
+from ..size_checks import check_count
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
-# Where PixelCNN++ stops a logistic from becoming narrower.
+# PixelCNN++'s lower bound of a logistic's log scale.
 LOWEST_LOG_SCALE = -7.0
 
-# A parameter by its name, and a test of its values: what is wrong, and what was expected.
-Parameter = tuple[str, Tensor]
-Rule = tuple[str, Callable[[Tensor], Tensor], str]
+Parameter = tuple[str, Tensor]  # name, value
+Rule = tuple[str, Callable[[Tensor], Tensor], str]  # of `check`: argument's name, which values are valid, in words
 
 
-def bernoulli_log_prob(logits: Tensor, x: Tensor, *, reduction: str = "sample", check: bool = False) -> Tensor:
+class LikelihoodOptions(TypedDict, total=False):
+    """The keywords of every function here; the module's docstring says what each means."""
+
+    reduction: Annotated[str, "sample"]
+    check: Annotated[bool, False]
+
+
+@shows_options(LikelihoodOptions)
+def bernoulli_log_prob(logits: Tensor, x: Tensor, **options: Unpack[LikelihoodOptions]) -> Tensor:
     """Binary pixels, p(x = 1) = sigmoid(l):  x l - log(1 + exp(l)).
 
-    (Kingma & Welling, arXiv 1312.6114, appendix C.1.) Targets lie in [0, 1]; those between, grey levels, give minus the
-    cross entropy, which is not the log of a normalised density. `fastvae.likelihoods.functional` says what x and the
-    other arguments are.
+    (Kingma & Welling, arXiv 1312.6114, appendix C.1.) Targets are in [0, 1]. Grey levels between 0 and 1 give minus the
+    cross entropy, which is not the log of a normalised density. For the arguments see `fastvae.likelihoods.functional`.
 
     >>> import torch
     >>> from fastvae.likelihoods import bernoulli_log_prob
     >>> bernoulli_log_prob(torch.zeros(2, 3), torch.ones(2, 3))   # three fair coins: -3 log 2
     tensor([-2.0794, -2.0794])
     """
-    return _log_prob(x, [("logits", logits)], Density("bernoulli"), reduction, check, _IN_UNIT_INTERVAL)
+    return _log_prob("bernoulli", x, [("logits", logits)], options, _IN_UNIT_INTERVAL)
 
 
-def continuous_bernoulli_log_prob(
-    logits: Tensor, x: Tensor, *, reduction: str = "sample", check: bool = False
-) -> Tensor:
-    """A density on [0, 1] with the Bernoulli's form:  x l - log(1 + exp(l)) + log C(l),  C = l / tanh(l/2), 2 at 0.
+@shows_options(LikelihoodOptions)
+def continuous_bernoulli_log_prob(logits: Tensor, x: Tensor, **options: Unpack[LikelihoodOptions]) -> Tensor:
+    """The normalised Bernoulli density on [0, 1]:  x l - log(1 + exp(l)) + log C(l),  C = l / tanh(l/2), 2 at 0.
 
-    (Loaiza-Ganem & Cunningham, arXiv 1907.06845, equation 8, with l = log(lambda / (1 - lambda)).) Exact near l = 0.
+    (Loaiza-Ganem & Cunningham, arXiv 1907.06845, equation 8, with l = log(lambda / (1 - lambda)).) Accurate near l = 0.
 
     >>> import torch
     >>> from fastvae.likelihoods import continuous_bernoulli_log_prob
     >>> continuous_bernoulli_log_prob(torch.zeros(2, 3), torch.rand(2, 3)).abs() < 1e-6   # the uniform density
     tensor([True, True])
     """
-    return _log_prob(x, [("logits", logits)], Density("continuous_bernoulli"), reduction, check, _IN_UNIT_INTERVAL)
+    return _log_prob("continuous_bernoulli", x, [("logits", logits)], options, _IN_UNIT_INTERVAL)
 
 
+@shows_options(LikelihoodOptions)
 def gaussian_log_prob(
     mean: Tensor,
     logvar: Tensor,
     x: Tensor,
     *,
     clamp: Sequence[float] | None = None,
-    reduction: str = "sample",
-    check: bool = False,
+    **options: Unpack[LikelihoodOptions],
 ) -> Tensor:
     """Real values around the mean f with variance exp(v):  -1/2 ((x - f)^2 exp(-v) + v + log(2 pi)).
 
-    (Kingma & Welling, arXiv 1312.6114, appendix C.2.) ``logvar`` has a value for each element, for each coordinate, or
-    one; ``clamp`` keeps it in (low, high), with a gradient of 1 on the bounds: a decoder that fits a pixel exactly
-    would otherwise drive it to minus infinity.
+    (Kingma & Welling, arXiv 1312.6114, appendix C.2.) ``logvar`` has one value for each element, one for each
+    coordinate, or a single one. ``clamp`` keeps it in (low, high), with a gradient of 1 on the bounds; without it, a
+    decoder that fits a pixel exactly drives it to minus infinity.
 
     >>> import torch
     >>> from fastvae.likelihoods import gaussian_log_prob
     >>> gaussian_log_prob(torch.zeros(2, 3), torch.zeros(1), torch.zeros(2, 3))   # -3/2 log(2 pi)
     tensor([-2.7568, -2.7568])
     """
-    density = Density("gaussian", *_bounds(clamp))
-    return _log_prob(x, [("mean", mean), ("logvar", logvar)], density, reduction, check)
+    return _log_prob("gaussian", x, [("mean", mean), ("logvar", logvar)], options, clamp=clamp)
 
 
+@shows_options(LikelihoodOptions)
 def laplace_log_prob(
     mean: Tensor,
     logscale: Tensor,
     x: Tensor,
     *,
     clamp: Sequence[float] | None = None,
-    reduction: str = "sample",
-    check: bool = False,
+    **options: Unpack[LikelihoodOptions],
 ) -> Tensor:
     """Real values around the median f with scale exp(v):  -|x - f| exp(-v) - v - log 2.
 
-    The absolute error instead of the squared one; its gradient at x = f is 0. ``clamp`` as for `gaussian_log_prob`.
+    Its gradient at x = f is 0. ``clamp`` as for `gaussian_log_prob`.
 
     >>> import torch
     >>> from fastvae.likelihoods import laplace_log_prob
     >>> laplace_log_prob(torch.zeros(2, 3), torch.zeros(1), torch.ones(2, 3))   # -3 (1 + log 2)
     tensor([-5.0794, -5.0794])
     """
-    density = Density("laplace", *_bounds(clamp))
-    return _log_prob(x, [("mean", mean), ("logscale", logscale)], density, reduction, check)
+    return _log_prob("laplace", x, [("mean", mean), ("logscale", logscale)], options, clamp=clamp)
 
 
-def poisson_log_prob(log_rate: Tensor, x: Tensor, *, reduction: str = "sample", check: bool = False) -> Tensor:
+@shows_options(LikelihoodOptions)
+def poisson_log_prob(log_rate: Tensor, x: Tensor, **options: Unpack[LikelihoodOptions]) -> Tensor:
     """Counts with rate exp(r):  x r - exp(r) - log x!.
 
     >>> import torch
@@ -126,38 +134,37 @@ def poisson_log_prob(log_rate: Tensor, x: Tensor, *, reduction: str = "sample", 
     >>> poisson_log_prob(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64))   # three zeros at rate 1
     tensor([-3., -3.])
     """
-    return _log_prob(x, [("log_rate", log_rate)], Density("poisson"), reduction, check, _COUNTS)
+    return _log_prob("poisson", x, [("log_rate", log_rate)], options, _COUNTS)
 
 
-def negative_binomial_log_prob(
-    mean: Tensor, theta: Tensor, x: Tensor, *, reduction: str = "sample", check: bool = False
-) -> Tensor:
-    """Counts of a given mean m and inverse dispersion t; their variance is m + m^2 / t.
+@shows_options(LikelihoodOptions)
+def negative_binomial_log_prob(mean: Tensor, theta: Tensor, x: Tensor, **options: Unpack[LikelihoodOptions]) -> Tensor:
+    """Counts with mean m and inverse dispersion t; their variance is m + m^2 / t.
 
         t log(t / (t + m)) + x log(m / (t + m)) + log Gamma(x + t) - log Gamma(t) - log x!
 
     with 1e-8 added to the arguments of the logarithms (scVI, Lopez et al. 2018). ``mean`` is 0 or more and ``theta``
-    positive: one for each gene (event), for each cell and gene, or (B, 1) for each cell. Most counts of a gene
-    expression matrix are 0: their log p has no gamma functions. The CPU kernel computes those for what is not a whole
-    count up to 8, and of the others, where theta is at most 10,000, the logarithm of a product.
+    positive: one for each gene (event), for each cell and gene, or (B, 1) for each cell. For x = 0, as most counts of a
+    gene expression matrix are, log p needs no gamma functions. For whole counts up to 8 and theta up to 10,000, the CPU
+    kernel replaces them by the logarithm of a product.
 
     >>> import torch
     >>> from fastvae.likelihoods import negative_binomial_log_prob
     >>> negative_binomial_log_prob(torch.ones(2, 3), torch.ones(3), torch.zeros(2, 3))   # -3 log 2
     tensor([-2.0794, -2.0794])
     """
-    parameters = [("mean", mean), ("theta", theta)]
-    return _log_prob(x, parameters, Density("negative_binomial"), reduction, check, _COUNTS, _MEAN, _THETA)
+    return _log_prob("negative_binomial", x, [("mean", mean), ("theta", theta)], options, _COUNTS, _MEAN, _THETA)
 
 
+@shows_options(LikelihoodOptions)
 def zero_inflated_negative_binomial_log_prob(
-    mean: Tensor, theta: Tensor, zero_logits: Tensor, x: Tensor, *, reduction: str = "sample", check: bool = False
+    mean: Tensor, theta: Tensor, zero_logits: Tensor, x: Tensor, **options: Unpack[LikelihoodOptions]
 ) -> Tensor:
-    """A negative binomial with further zeros: 0 with probability sigmoid(l), else as `negative_binomial_log_prob`.
+    """0 with probability sigmoid(l), else a negative binomial count, as `negative_binomial_log_prob`.
 
         x = 0: log(sigmoid(l) + (1 - sigmoid(l)) (t / (t + m))^t)      else: log(1 - sigmoid(l)) + log NB(x; m, t)
 
-    (scVI, Lopez et al. 2018; l is its dropout logit.) Counts below 1e-8 are zeros.
+    (scVI, Lopez et al. 2018; l is its dropout logit.) x < 1e-8 counts as 0.
 
     >>> import torch
     >>> from fastvae.likelihoods import zero_inflated_negative_binomial_log_prob
@@ -166,20 +173,20 @@ def zero_inflated_negative_binomial_log_prob(
     tensor([-0.8630, -0.8630])
     """
     parameters = [("mean", mean), ("theta", theta), ("zero_logits", zero_logits)]
-    density = Density("zero_inflated_negative_binomial")
-    return _log_prob(x, parameters, density, reduction, check, _COUNTS, _MEAN, _THETA)
+    return _log_prob("zero_inflated_negative_binomial", x, parameters, options, _COUNTS, _MEAN, _THETA)
 
 
+@shows_options(LikelihoodOptions)
 def discretized_logistic_mixture_log_prob(
-    parameters: Tensor, x: Tensor, *, components: int = 10, reduction: str = "sample", check: bool = False
+    parameters: Tensor, x: Tensor, *, components: int = 10, **options: Unpack[LikelihoodOptions]
 ) -> Tensor:
-    """8-bit images: each pixel's levels under a mixture of logistics, cut into 256 bins.
+    """8-bit images: a mixture of logistics for each pixel, discretised into 256 levels.
 
     (Salimans et al., arXiv 1701.05517; NVAE and VDVAE use it too.) With M ``components``, one channel of x takes 3 M
     channels of ``parameters``, (B, 3 M, *spatial): M logits, M means, M log scales. Three channels take 10 M: M logits,
-    then for each of red, green and blue M means, M log scales and M coefficients, by whose tanh the means of green and
-    blue depend on the levels before them. Means are in [-1, 1]; log scales count as -7 at least. The probability of a
-    bin is computed in a form that needs none of the original's special cases for small ones.
+    then for each of red, green and blue M means, M log scales and M coefficients; the tanh of the coefficients makes
+    the means of green and blue depend linearly on the channels before. Means are in [-1, 1]; log scales are clamped to
+    at least -7. The probability of a bin is computed without the original's special cases for small probabilities.
 
     Args:
         parameters: the decoder's output.
@@ -205,17 +212,16 @@ def discretized_logistic_mixture_log_prob(
             f"parameters has shape {tuple(parameters.shape)}, expected {expected} for x of shape {tuple(x.shape)} and"
             f" {components} components"
         )
-    check_reduction(reduction)
-    _check_draws(draws, reduction)
-    if check_flag("check", check):
+    reduction, check = _reduction_and_check(draws, **options)
+    if check:
         highest = 1.0 if x.is_floating_point() else 255
         refuse_first("x", x, ~((x >= 0) & (x <= highest)), f"0 to {highest:g}")
-    density = Density(MIXTURE, low=LOWEST_LOG_SCALE, components=int(components))
+    spec, bounds = LikelihoodSpec(MIXTURE, reduction, components=int(components)), Bounds(low=LOWEST_LOG_SCALE)
     if not draws:
-        return log_likelihood(x, [parameters], reduction, density)
+        return run_likelihood(x, (parameters,), spec, bounds)
     rows = parameters.flatten(0, 1)
     x = x.expand(parameters.shape[0], *x.shape).flatten(0, 1)
-    log_prob = log_likelihood(x, [rows], reduction, density)
+    log_prob = run_likelihood(x, (rows,), spec, bounds)
     return log_prob.unflatten(0, parameters.shape[:2])
 
 
@@ -226,29 +232,36 @@ _THETA: Rule = ("theta", lambda theta: (theta > 0) & torch.isfinite(theta), "a f
 
 
 def _log_prob(
-    x: Tensor, parameters: list[Parameter], density: Density, reduction: str, check: bool, *rules: Rule
+    density: str,
+    x: Tensor,
+    parameters: list[Parameter],
+    options: LikelihoodOptions,
+    *rules: Rule,
+    clamp: Sequence[float] | None = None,
 ) -> Tensor:
+    bounds = NO_BOUNDS if clamp is None else Bounds(*check_clamp(clamp))
     _check_inputs(x, parameters)
-    check_reduction(reduction)
     (name, first), *others = parameters
     draws = first.dim() == x.dim() + 1 and first.shape[1:] == x.shape
     if not draws and first.shape != x.shape:
-        # Broadcasting here would hide a transposed image or a lost batch dimension in a plausible number.
+        # No broadcasting: it would turn a transposed image or a missing batch dimension into a plausible result.
         raise ValueError(
             f"x has shape {tuple(x.shape)}, {name} has {tuple(first.shape)}; expected the same shape, or that of"
             f" several draws, (K, {', '.join(map(str, x.shape))}), for {name}"
         )
-    _check_draws(draws, reduction)
-    if check_flag("check", check):
+    reduction, check = _reduction_and_check(draws, **options)
+    if check:
         _check_values(x, parameters, rules)
+    spec = LikelihoodSpec(density, reduction, clamp is not None)
     if not draws:
         fitted = [fit_to_rows(other_name, other, "x", x) for other_name, other in others]
-        return log_likelihood(x, [first, *fitted], reduction, density)
-    # As rows of an event that holds all draws: (B, K, *event), in which x repeats itself without taking memory.
+        return run_likelihood(x, (first, *fitted), spec, bounds)
+    # The draws become the first event dimension, (B, K, *event); x is expanded without a copy.
     fitted = [_beside_draws(other_name, other, first, x) for other_name, other in others]
     repeated = x.unsqueeze(1).expand(x.shape[0], first.shape[0], *x.shape[1:])
-    over = "channel" if reduction == "sample" else reduction
-    return log_likelihood(repeated, [first.transpose(0, 1), *fitted], over, density).transpose(0, 1)
+    if reduction == "sample":
+        spec = spec._replace(reduction="channel")
+    return run_likelihood(repeated, (first.transpose(0, 1), *fitted), spec, bounds).transpose(0, 1)
 
 
 def _beside_draws(name: str, given: Tensor, first: Tensor, x: Tensor) -> Tensor:
@@ -263,7 +276,7 @@ def _beside_draws(name: str, given: Tensor, first: Tensor, x: Tensor) -> Tensor:
 
 
 def _check_inputs(x: Tensor, parameters: list[Parameter]) -> None:
-    if not observed() and plain.alike_on_cpu(parameters[0][1], x):
+    if alike_on_cpu(parameters[0][1], x):
         parameters = parameters[1:]
     elif isinstance(x, Tensor) and x.dtype in INTEGERS:
         if x.dim() == 0:
@@ -278,18 +291,16 @@ def _check_inputs(x: Tensor, parameters: list[Parameter]) -> None:
             raise ValueError(f"x is on {x.device}, {name} is on {given.device}; expected the same device")
 
 
-def _check_draws(draws: bool, reduction: str) -> None:
+def _reduction_and_check(draws: bool, /, reduction: str = "sample", check: bool = False) -> tuple[str, bool]:
+    check_reduction(reduction)
     if draws and reduction not in ("none", "sample"):
         raise ValueError(f"reduction is {reduction!r} with several draws, expected 'none' or 'sample'")
+    return reduction, check_flag("check", check)
 
 
 def _check_values(x: Tensor, parameters: list[Parameter], rules: tuple[Rule, ...]) -> None:
-    """Rules where there are some, finite numbers elsewhere."""
+    """Apply the rules; arguments without a rule must be finite."""
     ruled = {name: (holds, expected) for name, holds, expected in rules}
     for name, tensor in (("x", x), *parameters):
         holds, expected = ruled.get(name, (torch.isfinite, "a finite number"))
         refuse_first(name, tensor, ~holds(tensor), expected)
-
-
-def _bounds(clamp: Sequence[float] | None) -> tuple[float, float]:
-    return (float("-inf"), float("inf")) if clamp is None else check_clamp(clamp)

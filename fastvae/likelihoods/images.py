@@ -1,30 +1,30 @@
-"""The likelihood of 8-bit images: a discretized mixture of logistics."""
+"""`DiscretizedLogisticMixture`, the likelihood of 8-bit images in PixelCNN++."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..kernels.likelihoods import channels_of_mixture
+from ..kernels.likelihood_spec import channels_of_mixture
 from ..kernels.reference.mixture import Components, mixed_means, split
-from ..sizes import check_count
-from .base import check_parts, check_sampling
+from ..size_checks import check_count
+from .base import FusedLikelihood
 from .functional import LOWEST_LOG_SCALE, discretized_logistic_mixture_log_prob
 
 
-class DiscretizedLogisticMixture(nn.Module):
-    """8-bit images: every level of every channel has a probability, as PixelCNN++, NVAE and VDVAE have it.
+class DiscretizedLogisticMixture(FusedLikelihood):
+    """8-bit images: a discretised mixture of logistics for each pixel, as in PixelCNN++, NVAE and VDVAE.
 
-    log p(x|z) is that of `discretized_logistic_mixture_log_prob`, which says what the channels of the decoder's output
-    are; there are ``parameter_channels`` of them.
+    log p(x|z) is `discretized_logistic_mixture_log_prob`. The decoder's output has ``parameter_channels`` channels, in
+    the order given there. Means, before discretisation, and draws, levels k / 255, are in [0, 1], in the decoder's
+    dtype, (B, channels, *spatial).
 
     Args:
-        components: logistics in the mixture of each pixel.
+        components: the number of logistics in each pixel's mixture.
         channels: of the images, 1 or 3.
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind; the message names it.
 
     >>> import torch
     >>> from fastvae.likelihoods import DiscretizedLogisticMixture
@@ -34,8 +34,6 @@ class DiscretizedLogisticMixture(nn.Module):
     >>> likelihood.log_prob(torch.zeros(2, 100, 8, 8), torch.rand(2, 3, 8, 8)).shape
     torch.Size([2])
     """
-
-    takes_draws = True
 
     def __init__(self, components: int = 10, channels: int = 3) -> None:
         super().__init__()
@@ -47,27 +45,21 @@ class DiscretizedLogisticMixture(nn.Module):
         self.channels = int(channels)
         self.parameter_channels = channels_of_mixture(self.channels, self.components)
 
-    def log_prob(self, parameters: Tensor, x: Tensor, *, reduction: str = "sample", check: bool = False) -> Tensor:
-        """`discretized_logistic_mixture_log_prob` of the decoder's output: (B,) in nats."""
-        (given,) = check_parts(parameters, ("parameters",))
-        return discretized_logistic_mixture_log_prob(
-            given, x, components=self.components, reduction=reduction, check=check
-        )
+    def _log_prob(self, parameters: Tensor, x: Tensor, **options: Any) -> Tensor:
+        return discretized_logistic_mixture_log_prob(parameters, x, components=self.components, **options)
 
-    def _split(self, parameters: Tensor) -> Components:
-        (given,) = check_parts(parameters, ("parameters",))
+    def _split(self, given: Tensor) -> Components:
         if given.dim() < 2 or given.shape[1] != self.parameter_channels:
             raise ValueError(
                 f"parameters has shape {tuple(given.shape)}, expected (batch, {self.parameter_channels}, *spatial)"
             )
         return split(given.to(torch.promote_types(given.dtype, torch.float32)), self.channels, self.components)
 
-    def mean(self, parameters: Tensor) -> Tensor:
-        """The mean before it is cut into levels, in [0, 1]: (B, channels, *spatial), in the parameters' dtype."""
+    def _mean(self, parameters: Tensor) -> Tensor:
         parts = self._split(parameters)
         means = parts.means
         if parts.coefficients is not None:
-            # The mean of each component: green and blue depend on the mean of what comes before them.
+            # The mean of each component: green and blue are linear in the channels before them.
             factors = torch.tanh(parts.coefficients)
             green = means[:, 1] + factors[:, 0] * means[:, 0]
             blue = means[:, 2] + factors[:, 1] * means[:, 0] + factors[:, 2] * green
@@ -75,10 +67,8 @@ class DiscretizedLogisticMixture(nn.Module):
         mixed = (torch.softmax(parts.logits, 1).unsqueeze(1) * means).sum(2)
         return (0.5 * mixed + 0.5).clamp(0.0, 1.0).to(parameters.dtype)
 
-    def sample(self, parameters: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Levels k / 255 in [0, 1], (B, channels, *spatial), in the parameters' dtype. Not differentiable."""
-        check_sampling(parameters, generator)
-        parts = self._split(parameters.detach())
+    def _draw(self, parameters: Tensor, generator: torch.Generator | None) -> Tensor:
+        parts = self._split(parameters)
         chosen = _one_of(parts.logits, generator)
         levels: list[Tensor] = []
         for channel in range(self.channels):
@@ -88,11 +78,11 @@ class DiscretizedLogisticMixture(nn.Module):
             u = torch.rand(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
             drawn = (mean + scale * torch.logit(u, eps=2**-24)).clamp(-1.0, 1.0)
             levels.append(torch.round(127.5 * (drawn + 1.0)) / 127.5 - 1.0)
-        return (0.5 * torch.stack(levels, 1) + 0.5).to(parameters.dtype)
+        return 0.5 * torch.stack(levels, 1) + 0.5
 
 
 def _one_of(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One component of each pixel, chosen by the mixture's weights: 1 for it, 0 for the others, (B, M, ...)."""
+    """One component of each pixel, sampled with the mixture's weights: one-hot, (B, M, ...)."""
     last = logits.movedim(1, -1)
     index = torch.multinomial(torch.softmax(last, -1).reshape(-1, last.shape[-1]), 1, generator=generator)
     return F.one_hot(index.view(last.shape[:-1]), last.shape[-1]).movedim(-1, 1).to(logits.dtype)

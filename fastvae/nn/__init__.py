@@ -1,31 +1,35 @@
-"""Modules: VAEs of any encoder, decoder and likelihood, plain, conditional and hierarchical, and layers to start with.
+"""Modules: VAEs of any encoder, decoder and likelihood (also conditional and hierarchical), and MLPs and convolutions.
 
-Every model has ``elbo``, ``terms`` and ``log_weights`` (what `fastvae.objectives` are made of), ``reconstruct``,
-``generate`` and ``decode``.
+Every model has ``elbo``, ``terms`` and ``log_weights``, which `fastvae.objectives` call, and ``encode``, ``decode``,
+``reconstruct`` and ``generate``. Invalid arguments, among them sizes that are not positive ints or do not fit, raise
+TypeError or ValueError; the message names the argument.
 """
 
+from ..deprecated import renamed
 from .conditional import ConditionalVAE
 from .conv import ConvDecoder, ConvEncoder
 from .hierarchical import HierarchicalOutput, HierarchicalVAE
 from .levels import Level
 from .mlp import MLPDecoder, MLPEncoder
-from .model import ELBO, LogWeights, Terms
+from .model import ELBOTerms, LogWeights, LossTerms
 from .posterior import Posterior
 from .vae import VAE, VAEOutput
 
 __all__ = [
-    "ELBO",
     "VAE",
     "ConditionalVAE",
     "ConvDecoder",
     "ConvEncoder",
+    "ELBOTerms",
     "HierarchicalOutput",
     "HierarchicalVAE",
     "Level",
     "LogWeights",
+    "LossTerms",
     "MLPDecoder",
     "MLPEncoder",
     "Posterior",
-    "Terms",
     "VAEOutput",
 ]
+
+__getattr__ = renamed(__name__, {"ELBO": "ELBOTerms", "Terms": "LossTerms"})

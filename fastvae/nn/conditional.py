@@ -1,9 +1,9 @@
-"""The conditional VAE: encoder, decoder and, if wanted, the prior see a condition c beside x and z.
+"""`ConditionalVAE`: the encoder, the decoder and optionally the prior also take a condition c.
 
     log p(x|c) >= E_q[log p(x|z, c)] - KL(q(z|x, c) || p(z|c)),   z ~ q(z|x, c)
 
 (Sohn, Lee & Yan, "Learning Structured Output Representation using Deep Conditional Generative Models", NIPS 2015,
-equation 4, where x is called y and c is x.)
+equation 4, which calls our x y, and our c x.)
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..arguments import check_tensor, dtype_name, is_integer, refuse_first, seed_tensor
+from ..checks import check_tensor, dtype_name, is_integer, refuse_first
+from ..draw_options import Condition
 from ..functional import noise, reparameterize
 from ..likelihoods import Likelihood
 from ..priors import Prior, VampPrior
-from ..sizes import check_count
+from ..size_checks import check_count
 from .decoding import log_prob_of_draws
 from .model import check_module
 from .posterior import Gaussian, encode
@@ -26,21 +27,21 @@ from .vae import VAE
 
 
 class ConditionalVAE(VAE):
-    """A VAE whose every method takes ``condition=``: the classes or the properties that the images are to have.
+    """A VAE whose methods all take ``condition=``, such as the class of each image.
 
     Args:
         encoder: module with ``encoder(x, condition) -> (mu, logvar)`` or moments, as for `VAE`.
         decoder: module with ``decoder(z, condition) -> parameters``.
         likelihood: as for `VAE`.
-        num_classes: if given, conditions are classes: int64 numbers from 0 to num_classes - 1, (B,), or one int for
-            all rows; the modules see them one-hot, (B, num_classes). If None, conditions are real vectors, or what else
-            the modules take: floating-point tensors (B, ...).
-        prior: p(z|c), a module with ``prior(condition) -> (mu, logvar)`` or moments, against which the KL is computed
-            in the same pass; or p(z), one of `fastvae.priors` but a VampPrior of this encoder; N(0, I) if None.
+        num_classes: if given, conditions are class indices: int64 from 0 to num_classes - 1, (B,), or one int for all
+            rows; the modules get them one-hot, (B, num_classes). If None, conditions are floating-point tensors
+            (B, ...), passed on as they are.
+        prior: p(z|c), a module with ``prior(condition) -> (mu, logvar)`` or moments; or p(z), one of `fastvae.priors`
+            except a VampPrior of this encoder; N(0, I) if None.
         latent_shape: as for `VAE`.
 
-    A condition has x's dtype (classes get it) and device. Classes out of range are refused on the CPU; on a GPU, where
-    a look at them would stop the device, they end in its own assertion.
+    A condition must have x's device, and x's dtype unless it is classes. Classes out of range are an error on the CPU;
+    on a GPU, where checking would synchronise, they trigger CUDA's own device-side assertion.
 
     >>> import torch
     >>> from fastvae.likelihoods import Bernoulli
@@ -67,7 +68,7 @@ class ConditionalVAE(VAE):
     ) -> None:
         if isinstance(prior, VampPrior) and prior.encoder is encoder:
             raise ValueError(
-                "prior is a VampPrior of the model's encoder, which takes a condition that pseudo-inputs do not have;"
+                "prior is a VampPrior of the model's encoder, which needs a condition, and pseudo-inputs have none;"
                 " expected another prior"
             )
         if prior is None or isinstance(prior, Prior):
@@ -80,31 +81,18 @@ class ConditionalVAE(VAE):
             check_count("num_classes", num_classes, 1)
         self.num_classes = num_classes
 
-    def log_likelihood_under_prior(
-        self,
-        x: Tensor,
-        num_samples: int,
-        *,
-        condition: Tensor | int | None = None,
-        seed: int | Tensor | None = None,
-        generator: torch.Generator | None = None,
+    def _log_likelihood_under_prior(
+        self, x: Tensor, num_samples: int, seed: Tensor, condition: Tensor | None
     ) -> Tensor:
-        """log p(x|z_k, c) in nats, (K, B), with z_k ~ p(z|c): one set of K noises for all rows of x.
-
-        Otherwise as `VAE.log_likelihood_under_prior`.
-        """
-        check_tensor("x", x)
-        check_count("num_samples", num_samples, 1)
-        given = self._check_condition(condition, x)
-        prior, z_seed = self._prior(given), seed_tensor(seed, generator, x.device)
+        prior = self._prior(condition)
         if isinstance(prior, tuple):
             mu, logvar = prior
-            eps = noise(z_seed, (num_samples, *mu.shape[1:]), dtype=mu.dtype)
+            eps = noise(seed, (num_samples, *mu.shape[1:]), dtype=mu.dtype)
             z = mu + torch.exp(0.5 * logvar) * eps.unsqueeze(1)
         else:
-            shared = self._prior_code(num_samples, z_seed, None)
+            shared = self._decoder_input_from_prior(num_samples, seed, None)
             z = shared.unsqueeze(1).expand(num_samples, len(x), *shared.shape[1:])
-        return log_prob_of_draws(self.likelihood, self.decoder, z, x, given)
+        return log_prob_of_draws(self.likelihood, self.decoder, z, x, condition)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_classes={self.num_classes}"
@@ -112,17 +100,17 @@ class ConditionalVAE(VAE):
     def _prior(self, condition: Tensor | None) -> Prior | Gaussian | None:
         if self.prior is None or isinstance(self.prior, Prior):
             return super()._prior(condition)
-        assert condition is not None  # or it would have been refused
+        assert condition is not None  # _check_condition requires it
         mu, logvar, _ = encode("prior", self.prior, condition)
         return mu, logvar
 
-    def _prior_code(self, n: int, seed: Tensor, condition: Tensor | None) -> Tensor:
+    def _decoder_input_from_prior(self, n: int, seed: Tensor, condition: Tensor | None) -> Tensor:
         prior = self._prior(condition)
         if isinstance(prior, tuple):
             return reparameterize(*prior, seed=seed)
-        return super()._prior_code(n, seed, condition)
+        return super()._decoder_input_from_prior(n, seed, condition)
 
-    def _check_condition(self, condition: Tensor | int | None, like: Tensor) -> Tensor:
+    def _check_condition(self, condition: Condition, like: Tensor) -> Tensor:
         if condition is None:
             expected = "a tensor (batch, ...)" if self.num_classes is None else _CLASSES
             raise TypeError(f"condition is None, expected {expected}")
@@ -132,9 +120,9 @@ class ConditionalVAE(VAE):
             raise TypeError(f"condition is a {type(condition).__name__}, expected a torch.Tensor")
         check_tensor("condition", condition)
         if condition.dtype != like.dtype:
-            came, expected = dtype_name(condition.dtype), dtype_name(like.dtype)
-            raise TypeError(f"condition is {came}, expected {expected}, as the data or the model")
-        _check_place(condition, like)
+            actual, expected = dtype_name(condition.dtype), dtype_name(like.dtype)
+            raise TypeError(f"condition is {actual}, expected {expected}, as the data or the model")
+        _check_device_and_rows(condition, like)
         return condition
 
 
@@ -148,16 +136,16 @@ def _one_hot(classes: Tensor | int, num_classes: int, like: Tensor) -> Tensor:
     if not isinstance(classes, Tensor):
         raise TypeError(f"condition is a {type(classes).__name__}, expected {_CLASSES}")
     if classes.dtype != torch.int64 or classes.dim() != 1:
-        came = f"{dtype_name(classes.dtype)} of shape {tuple(classes.shape)}"
-        raise TypeError(f"condition is {came}, expected {_CLASSES}")
-    _check_place(classes, like)
+        actual = f"{dtype_name(classes.dtype)} of shape {tuple(classes.shape)}"
+        raise TypeError(f"condition is {actual}, expected {_CLASSES}")
+    _check_device_and_rows(classes, like)
     if classes.device.type == "cpu" and not torch.compiler.is_compiling():
         wrong = (classes < 0) | (classes >= num_classes)
         refuse_first("condition", classes, wrong, f"a class from 0 to {num_classes - 1}")
     return F.one_hot(classes, num_classes).to(like.dtype)
 
 
-def _check_place(condition: Tensor, like: Tensor) -> None:
+def _check_device_and_rows(condition: Tensor, like: Tensor) -> None:
     if condition.device != like.device:
         raise ValueError(f"condition is on {condition.device}, expected it on {like.device}")
     if len(condition) != len(like):

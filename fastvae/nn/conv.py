@@ -1,28 +1,25 @@
-"""An encoder and a decoder of strided convolutions for images, ready for the models of `fastvae.nn`."""
+"""`ConvEncoder` and `ConvDecoder`: strided convolutions on images for the models of `fastvae.nn`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..sizes import event_shape, positive_size, positive_sizes
-from .inputs import check_condition_dim, check_rows, join_condition
+from ..size_checks import event_shape, positive_size, positive_sizes
+from .inputs import Decoder, Encoder, check_condition_dim
 
 
-class ConvEncoder(nn.Module):
-    """q(z|x) of images by convolutions of stride 2, each of which halves height and width.
+class ConvEncoder(Encoder):
+    """q(z|x) of images by n convolutions of stride 2, each of which halves height and width.
 
     Args:
-        input_shape: (C, H, W) of one image; H and W divisible by 2^n, n the number of convolutions.
-        channels: of what each convolution gives, one int or one for each.
-        latent_dim: size of a z without positions, by a linear layer from all of the last convolution's output; or
-        latent_channels: channels of a z that keeps positions, (latent_channels, H / 2^n, W / 2^n). One of the two.
+        input_shape: (C, H, W) of one image; H and W divisible by 2^n.
+        channels: output channels of each convolution, one int or one for each.
+        latent_dim: size of a vector z, by a linear layer on the flattened output of the last convolution; or
+        latent_channels: channels of a spatial z, (latent_channels, H / 2^n, W / 2^n). Give one of the two.
         activation: makes the activation module that follows each convolution.
-        condition_dim: size of a condition, given to the first convolution as channels; None without one: q(z|x, c).
-
-    Raises:
-        TypeError, ValueError: a size is not a positive int, or does not divide; the message names the argument.
+        condition_dim: size of a condition for q(z|x, c), added to x as constant channels; None without one.
 
     >>> import torch
     >>> from fastvae.nn import ConvEncoder
@@ -31,8 +28,6 @@ class ConvEncoder(nn.Module):
     >>> mu.shape, encoder.latent_shape
     (torch.Size([8, 4, 7, 7]), (4, 7, 7))
     """
-
-    packs_moments = True
 
     def __init__(
         self,
@@ -45,17 +40,15 @@ class ConvEncoder(nn.Module):
         condition_dim: int | None = None,
     ) -> None:
         super().__init__()
-        widths = _channels(channels)
-        self.input_shape = _image_shape("input_shape", input_shape)
+        widths, self.input_shape, (height, width), self.latent_shape = _geometry(
+            "input_shape", input_shape, channels, latent_dim, latent_channels
+        )
         self.condition_dim = check_condition_dim(condition_dim)
-        height, width = _smallest("input_shape", self.input_shape, len(widths))
-        self.latent_shape = _latent_shape(latent_dim, latent_channels, (height, width))
         layers: list[nn.Module] = []
         inputs = self.input_shape[0] + self.condition_dim
         for outputs in widths:
             layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), activation()]
             inputs = outputs
-        # One last layer for mu and logvar: one tensor that the fused ops read in place.
         moments = 2 * self.latent_shape[0]
         if latent_channels is None:
             layers += [nn.Flatten(), nn.Linear(inputs * height * width, moments)]
@@ -63,36 +56,16 @@ class ConvEncoder(nn.Module):
             layers += [nn.Conv2d(inputs, moments, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
 
-    def forward(
-        self, x: Tensor, condition: Tensor | None = None, *, packed: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """mu and logvar, (B, *latent_shape) each, in the module's dtype, of x (B, C, H, W).
 
-        Args:
-            condition: (B, condition_dim).
-            packed: give both as the one tensor that they are the halves of, along dimension 1.
-        """
-        check_rows("x", x, self.input_shape)
-        moments = self.layers(join_condition(x, condition, self.condition_dim))
-        if packed:
-            return moments
-        mu, logvar = moments.chunk(2, dim=1)
-        return mu, logvar
-
-
-class ConvDecoder(nn.Module):
-    """The parameters of p(x|z) of images by transposed convolutions of stride 2, each of which doubles both sides.
+class ConvDecoder(Decoder):
+    """The parameters of p(x|z) of images by n transposed convolutions of stride 2, each of which doubles both sides.
 
     Args:
-        latent_dim: size of a z without positions; or
-        latent_channels: channels of a z with positions, (latent_channels, H / 2^n, W / 2^n). One of the two.
-        channels: of what each of the n transposed convolutions takes, one int or one for each.
+        latent_dim, latent_channels: of z, as for `ConvEncoder`.
+        channels: input channels of each transposed convolution, one int or one for each.
         output_shape: (C, H, W) of the parameters of one image; H and W divisible by 2^n.
-        activation: makes the activation module that comes before each transposed convolution.
-        condition_dim: size of a condition, which the first layer sees beside z; None without one: p(x|z, c).
-
-    Raises:
-        TypeError, ValueError: a size is not a positive int, or does not divide; the message names the argument.
+        activation: makes the activation module that precedes each transposed convolution.
+        condition_dim: size of a condition for p(x|z, c), concatenated to z; None without one.
 
     >>> import torch
     >>> from fastvae.nn import ConvDecoder
@@ -112,58 +85,43 @@ class ConvDecoder(nn.Module):
         condition_dim: int | None = None,
     ) -> None:
         super().__init__()
-        widths = _channels(channels)
-        self.output_shape = _image_shape("output_shape", output_shape)
+        widths, self.output_shape, (height, width), self.latent_shape = _geometry(
+            "output_shape", output_shape, channels, latent_dim, latent_channels
+        )
         self.condition_dim = check_condition_dim(condition_dim)
-        height, width = _smallest("output_shape", self.output_shape, len(widths))
-        self.latent_shape = _latent_shape(latent_dim, latent_channels, (height, width))
         inputs = self.latent_shape[0] + self.condition_dim
         layers: list[nn.Module] = []
         if latent_channels is None:
             layers += [nn.Linear(inputs, widths[0] * height * width), nn.Unflatten(1, (widths[0], height, width))]
         else:
             layers += [nn.Conv2d(inputs, widths[0], 3, padding=1)]
-        for given, outputs in zip(widths, (*widths[1:], self.output_shape[0]), strict=True):
-            layers += [activation(), nn.ConvTranspose2d(given, outputs, 4, stride=2, padding=1)]
+        for inputs, outputs in zip(widths, (*widths[1:], self.output_shape[0]), strict=True):
+            layers += [activation(), nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The likelihood's parameters, (B, *output_shape), in the module's dtype, of z (B, *latent_shape).
 
-        Args:
-            condition: (B, condition_dim).
-        """
-        check_rows("z", z, self.latent_shape)
-        return self.layers(join_condition(z, condition, self.condition_dim))
-
-
-def _channels(channels: int | Sequence[int]) -> tuple[int, ...]:
+def _geometry(
+    name: str,
+    shape: Sequence[int],
+    channels: int | Sequence[int],
+    latent_dim: int | None,
+    latent_channels: int | None,
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, int], tuple[int, ...]]:
+    """The channels of each layer, (C, H, W) of an image, H and W on the latent side, and the shape of z."""
     widths = positive_sizes("channels", channels)
     if not widths:
         raise ValueError(f"channels is {channels!r}, expected at least one size")
-    return widths
-
-
-def _image_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     sizes = event_shape(name, shape)
     if len(sizes) != 3:
         raise ValueError(f"{name} is {shape!r}, expected (C, H, W)")
-    return sizes
-
-
-def _smallest(name: str, shape: tuple[int, ...], halvings: int) -> tuple[int, int]:
-    """Height and width on the latent side."""
-    _, height, width = shape
-    factor = 2**halvings
+    _, height, width = sizes
+    factor = 2 ** len(widths)
     if height % factor or width % factor:
-        raise ValueError(f"{name} is {shape}, expected H and W divisible by {factor}: {halvings} layers of stride 2")
-    return height // factor, width // factor
-
-
-def _latent_shape(latent_dim: int | None, latent_channels: int | None, positions: tuple[int, int]) -> tuple[int, ...]:
+        raise ValueError(f"{name} is {sizes}, expected H and W divisible by {factor}: {len(widths)} layers of stride 2")
+    positions = height // factor, width // factor
     if (latent_dim is None) == (latent_channels is None):
         raise ValueError(f"latent_dim is {latent_dim!r}, latent_channels is {latent_channels!r}; expected one of them")
-    if latent_dim is not None:
-        return (positive_size("latent_dim", latent_dim),)
-    assert latent_channels is not None
-    return (positive_size("latent_channels", latent_channels), *positions)
+    if latent_channels is not None:
+        return widths, sizes, positions, (positive_size("latent_channels", latent_channels), *positions)
+    assert latent_dim is not None
+    return widths, sizes, positions, (positive_size("latent_dim", latent_dim),)

@@ -1,12 +1,54 @@
-"""What the encoders and decoders do to their inputs: checks of shapes, and the condition beside the input."""
+"""What `MLPEncoder` and `ConvEncoder` share, and their decoders: shape checks, and concatenation with a condition."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..arguments import check_tensor
-from ..sizes import positive_size
+from ..checks import check_tensor
+from ..size_checks import positive_size
+
+
+class Encoder(nn.Module):
+    """``layers`` compute mu and logvar as one tensor, which the fused ops read in place."""
+
+    packs_moments = True
+    input_shape: tuple[int, ...]
+    condition_dim: int
+    layers: nn.Sequential
+    _flattens = False
+
+    def forward(
+        self, x: Tensor, condition: Tensor | None = None, *, packed: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """mu and logvar, (B, latent_dim) or (B, *latent_shape) each, in the module's dtype, of x (B, *input_shape).
+
+        Args:
+            condition: (B, condition_dim).
+            packed: return both in one tensor, packed along dimension 1.
+        """
+        check_rows("x", x, self.input_shape)
+        x = x.flatten(1) if self._flattens else x
+        moments = self.layers(join_condition(x, condition, self.condition_dim))
+        if packed:
+            return moments
+        mu, logvar = moments.chunk(2, dim=1)
+        return mu, logvar
+
+
+class Decoder(nn.Module):
+    latent_shape: tuple[int, ...]
+    condition_dim: int
+    layers: nn.Sequential
+
+    def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The likelihood's parameters, (B, *output_shape), in the module's dtype, of z (B, *latent_shape).
+
+        Args:
+            condition: (B, condition_dim).
+        """
+        check_rows("z", z, self.latent_shape)
+        return self.layers(join_condition(z, condition, self.condition_dim))
 
 
 def check_rows(name: str, tensor: Tensor, event: tuple[int, ...]) -> None:
@@ -17,12 +59,12 @@ def check_rows(name: str, tensor: Tensor, event: tuple[int, ...]) -> None:
 
 
 def check_condition_dim(condition_dim: int | None) -> int:
-    """How many channels the condition adds: none without one."""
+    """The number of channels that the condition adds; 0 without one."""
     return 0 if condition_dim is None else positive_size("condition_dim", condition_dim)
 
 
 def join_condition(h: Tensor, condition: Tensor | None, condition_dim: int) -> Tensor:
-    """h (B, C, ...) with the condition (B, condition_dim) as further channels, the same at every position."""
+    """h (B, C, ...) with the condition (B, condition_dim) concatenated as channels, equal at every position."""
     if not condition_dim:
         if condition is not None:
             raise TypeError("condition was given to a module without condition_dim, expected None")

@@ -1,4 +1,4 @@
-"""What a `HierarchicalVAE` is made of: a level of latents, its levels as multilayer perceptrons, seeds and rows."""
+"""`Level`, one level of latents of a `HierarchicalVAE`, and helpers: MLP levels, a seed for each level, row order."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..sizes import event_shape, latent_shape_of, positive_size
+from ..size_checks import event_shape, latent_shape_of, positive_size
 from .inputs import check_rows
 from .mlp import MLPDecoder, MLPEncoder
 from .model import check_module
-from .posterior import Encoded, Gaussian, encode
+from .posterior import EncoderOutput, Gaussian, encode
 
 
 class Level(nn.Module):
-    """One level of latents: where its posterior and its prior come from, and what it hands down.
+    """One level of latents: its posterior, its prior, and the state that it passes down.
 
     Args:
         posterior: module with ``posterior(features, state) -> (mu, logvar)`` or moments, as the encoder of a
             `fastvae.nn.VAE`; at the top ``posterior(features)``.
-        merge: module with ``merge(z, state) -> state``, the state for the level below, and below the last level for
-            the decoder; at the top ``merge(z)``.
+        merge: module with ``merge(z, state) -> state``, the state for the level below, or for the decoder below the
+            last level; at the top ``merge(z)``.
         prior: module with ``prior(state) -> (mu, logvar)`` or moments; None at the top, where the prior is N(0, I).
         latent_shape: shape of one z; ``posterior.latent_shape`` or ``posterior.latent_dim`` if None.
     """
@@ -45,9 +45,9 @@ class Level(nn.Module):
         self.prior = prior
         self.latent_shape = latent_shape_of(posterior, latent_shape)
 
-    # The state is None at the top, where nothing has come down yet.
+    # The state is None at the top.
 
-    def posterior_given(self, features: Tensor, state: Tensor | None) -> Encoded:
+    def posterior_given(self, features: Tensor, state: Tensor | None) -> EncoderOutput:
         return encode("posterior", self.posterior, features, state)
 
     def prior_given(self, state: Tensor | None) -> Gaussian | None:
@@ -75,8 +75,8 @@ def check_levels(bottom_up: Sequence[nn.Module], levels: Sequence[Level]) -> Non
     for index, level in enumerate(levels):
         if (level.prior is None) != (index == 0):
             expected = "None: the top level's is N(0, I)" if index == 0 else "a module: only the top level has none"
-            came = "None" if level.prior is None else type(level.prior).__name__
-            raise ValueError(f"levels[{index}].prior is {came}, expected {expected}")
+            actual = "None" if level.prior is None else type(level.prior).__name__
+            raise ValueError(f"levels[{index}].prior is {actual}, expected {expected}")
 
 
 def mlp_levels(
@@ -103,7 +103,7 @@ def mlp_levels(
 
 
 class _Features(nn.Module):
-    """One layer on the way up, of vectors or of what is flattened to them."""
+    """One bottom-up layer; flattens its input."""
 
     def __init__(self, input_shape: tuple[int, ...], width: int, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -115,24 +115,19 @@ class _Features(nn.Module):
         return self.layers(x.flatten(1))
 
 
-_LEVEL_STEP = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: no two levels' seeds are near
+_LEVEL_STEP = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads the seeds of the levels over the 64-bit range
 
 
 def level_seeds(seed: Tensor, levels: int) -> list[Tensor]:
-    """seed + l 0x9E3779B97F4A7C15 modulo 2^64 for each level l, with no look at the seed."""
-    return [seed + _signed(level * _LEVEL_STEP) for level in range(levels)]
-
-
-def _signed(seed: int) -> int:
-    """Modulo 2^64, as int64 has it."""
-    return (seed + 2**63) % 2**64 - 2**63
+    """seed + l 0x9E3779B97F4A7C15 modulo 2^64 for each level l, without reading the seed back from the device."""
+    return [seed + ((level * _LEVEL_STEP + 2**63) % 2**64 - 2**63) for level in range(levels)]
 
 
 def rows_of(draws: Tensor) -> Tensor:
-    """(K, B, ...) as rows (B K, ...): draw k of row b is row b K + k."""
+    """(K, B, ...) to rows (B K, ...): draw k of row b is row b K + k."""
     return draws.transpose(0, 1).flatten(0, 1)
 
 
 def draws_of(rows: Tensor, num_samples: int) -> Tensor:
-    """Rows (B K, ...) as (K, B, ...)."""
+    """Rows (B K, ...) to (K, B, ...)."""
     return rows.unflatten(0, (len(rows) // num_samples, num_samples)).transpose(0, 1)

@@ -1,17 +1,17 @@
-"""An encoder and a decoder of plain linear layers, ready for the models of `fastvae.nn`."""
+"""`MLPEncoder` and `MLPDecoder`: multilayer perceptrons for the models of `fastvae.nn`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..sizes import event_shape, positive_size, positive_sizes
-from .inputs import check_condition_dim, check_rows, join_condition
+from ..size_checks import event_shape, positive_size, positive_sizes
+from .inputs import Decoder, Encoder, check_condition_dim
 
 
-class MLPEncoder(nn.Module):
+class MLPEncoder(Encoder):
     """q(z|x) by a multilayer perceptron (Kingma & Welling, arXiv 1312.6114, appendix C.2).
 
     Args:
@@ -19,10 +19,7 @@ class MLPEncoder(nn.Module):
         hidden: width of the hidden layers, one int or one for each layer.
         latent_dim: size of z.
         activation: makes the activation module that follows each hidden layer.
-        condition_dim: size of a condition that stands beside x, None without one: q(z|x, c).
-
-    Raises:
-        TypeError, ValueError: a size is not an int, or not positive; the message names the argument.
+        condition_dim: size of a condition that is concatenated to x for q(z|x, c); None without one.
 
     >>> import torch
     >>> from fastvae.nn import MLPEncoder
@@ -31,7 +28,7 @@ class MLPEncoder(nn.Module):
     (torch.Size([8, 20]), torch.Size([8, 20]))
     """
 
-    packs_moments = True
+    _flattens = True
 
     def __init__(
         self,
@@ -47,38 +44,17 @@ class MLPEncoder(nn.Module):
         self.latent_dim = positive_size("latent_dim", latent_dim)
         self.condition_dim = check_condition_dim(condition_dim)
         inputs = math.prod(self.input_shape) + self.condition_dim
-        # One last layer for both halves: one matrix product, and one tensor that the fused ops read in place.
         self.layers = _mlp(inputs, positive_sizes("hidden", hidden), 2 * self.latent_dim, activation)
 
-    def forward(
-        self, x: Tensor, condition: Tensor | None = None, *, packed: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """mu and logvar, (B, latent_dim) each, in the module's dtype, of x (B, *input_shape).
 
-        Args:
-            condition: (B, condition_dim).
-            packed: give both as the one tensor that they are the halves of, (B, 2 latent_dim).
-        """
-        check_rows("x", x, self.input_shape)
-        moments = self.layers(join_condition(x.flatten(1), condition, self.condition_dim))
-        if packed:
-            return moments
-        mu, logvar = moments.chunk(2, dim=1)
-        return mu, logvar
-
-
-class MLPDecoder(nn.Module):
+class MLPDecoder(Decoder):
     """The parameters of p(x|z) by a multilayer perceptron (Kingma & Welling, arXiv 1312.6114, appendix C.1).
 
     Args:
         latent_dim: size of z.
-        hidden: width of the hidden layers, one int or one for each layer.
         output_shape: shape of one x without the batch, an int for a vector.
-        activation: makes the activation module that follows each hidden layer.
-        condition_dim: size of a condition that stands beside z, None without one: p(x|z, c).
-
-    Raises:
-        TypeError, ValueError: a size is not an int, or not positive; the message names the argument.
+        hidden, activation: as for `MLPEncoder`.
+        condition_dim: size of a condition that is concatenated to z for p(x|z, c); None without one.
 
     >>> import torch
     >>> from fastvae.nn import MLPDecoder
@@ -97,19 +73,12 @@ class MLPDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.latent_dim = positive_size("latent_dim", latent_dim)
+        self.latent_shape = (self.latent_dim,)
         self.output_shape = event_shape("output_shape", output_shape)
         self.condition_dim = check_condition_dim(condition_dim)
         widths = positive_sizes("hidden", hidden)
-        self.layers = _mlp(self.latent_dim + self.condition_dim, widths, math.prod(self.output_shape), activation)
-
-    def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The likelihood's parameters, (B, *output_shape), in the module's dtype, of z (B, latent_dim).
-
-        Args:
-            condition: (B, condition_dim).
-        """
-        check_rows("z", z, (self.latent_dim,))
-        return self.layers(join_condition(z, condition, self.condition_dim)).unflatten(1, self.output_shape)
+        layers = _mlp(self.latent_dim + self.condition_dim, widths, math.prod(self.output_shape), activation)
+        self.layers = layers.append(nn.Unflatten(1, self.output_shape))
 
 
 def _mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: Callable[[], nn.Module]) -> nn.Sequential:

@@ -1,8 +1,8 @@
-"""q(z|x) as encoders give it, and the draws from it: with the KL, or with the densities of importance weights.
+"""Calling an encoder, and drawing from its posterior q(z|x): with the KL, or with log q and log p.
 
-An encoder returns the pair (mu, logvar), or one tensor of moments (B, 2C, ...), whose halves along dimension 1 they
-are and which the fused op reads in place. One that can do both has the attribute ``packs_moments = True`` and is asked
-for its moments by ``encoder(x, packed=True)``.
+An encoder returns the pair (mu, logvar), or one tensor of moments (B, 2C, ...), packed along dimension 1, which the
+fused op reads in place. An encoder that can return both sets ``packs_moments = True`` and is called with
+``packed=True`` for its moments.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_posterior
+from ..checks import check_posterior
 from ..functional import reparameterize, sample_and_kl, sample_and_kl_packed, sample_and_log_prob
-from ..priors import Prior, log_normal
+from ..priors import Prior, normal_log_prob
 
 Gaussian = tuple[Tensor, Tensor]
-"""mu and logvar of a prior, or what the parameterisation has in the place of logvar."""
+"""mu and logvar of a prior, or mu and another scale where a model uses another parameterisation."""
 
 
 class Posterior(NamedTuple):
@@ -27,35 +27,35 @@ class Posterior(NamedTuple):
     logvar: Tensor
 
 
-class Encoded(NamedTuple):
-    """What an encoder gave: mu and logvar, and the one tensor that they are the halves of, if there is one."""
+class EncoderOutput(NamedTuple):
+    """mu and logvar, and the packed tensor that they are views of, if the encoder returned one."""
 
     mu: Tensor
     logvar: Tensor
     moments: Tensor | None
 
 
-def encode(name: str, encoder: nn.Module, x: Tensor, condition: Tensor | None = None) -> Encoded:
-    """The checked output of ``encoder(x)``, or of ``encoder(x, condition)``; ``name`` is what errors call it."""
+def encode(name: str, encoder: nn.Module, x: Tensor, condition: Tensor | None = None) -> EncoderOutput:
+    """The checked output of ``encoder(x)`` or ``encoder(x, condition)``; error messages call the encoder ``name``."""
     inputs = (x,) if condition is None else (x, condition)
-    given = encoder(*inputs, packed=True) if getattr(encoder, "packs_moments", False) else encoder(*inputs)
-    if isinstance(given, Tensor):
-        if given.dim() < 2 or given.shape[1] % 2:
+    output = encoder(*inputs, packed=True) if getattr(encoder, "packs_moments", False) else encoder(*inputs)
+    if isinstance(output, Tensor):
+        if output.dim() < 2 or output.shape[1] % 2:
             raise TypeError(
-                f"{name} returned Tensor, expected the pair (mu, logvar) or moments (B, 2C, ...); its shape is "
-                f"{tuple(given.shape)}"
+                f"{name} returned a Tensor of shape {tuple(output.shape)}, expected the pair (mu, logvar) or moments "
+                "(B, 2C, ...)"
             )
-        mu, logvar = given.chunk(2, 1)
-        return Encoded(mu, logvar, given)
-    if not isinstance(given, (tuple, list)) or len(given) != 2:
-        came = f"{len(given)} values" if isinstance(given, (tuple, list)) else type(given).__name__
-        raise TypeError(f"{name} returned {came}, expected the pair (mu, logvar)")
-    mu, logvar = check_posterior(*given)
-    return Encoded(mu, logvar, None)
+        mu, logvar = output.chunk(2, 1)
+        return EncoderOutput(mu, logvar, output)
+    if not isinstance(output, (tuple, list)) or len(output) != 2:
+        actual = f"{len(output)} values" if isinstance(output, (tuple, list)) else type(output).__name__
+        raise TypeError(f"{name} returned {actual}, expected the pair (mu, logvar)")
+    mu, logvar = check_posterior(*output)
+    return EncoderOutput(mu, logvar, None)
 
 
-def draw_with_kl(posterior: Encoded, prior: Prior | Gaussian | None, **keywords: Any) -> tuple[Tensor, ...]:
-    """z and its KL to the prior, N(0, I) if None, in one pass; keywords and results as for `fastvae.sample_and_kl`."""
+def draw_with_kl(posterior: EncoderOutput, prior: Prior | Gaussian | None, **keywords: Any) -> tuple[Tensor, ...]:
+    """z and its KL to the prior, N(0, I) if None; keywords and results as for `fastvae.sample_and_kl`."""
     mu, logvar, moments = posterior
     if isinstance(prior, Prior):
         if moments is None or not prior.closed_form:
@@ -68,16 +68,21 @@ def draw_with_kl(posterior: Encoded, prior: Prior | Gaussian | None, **keywords:
     return sample_and_kl_packed(moments, prior_mu, prior_logvar, **keywords)
 
 
-def draws_with_log_prob(
-    posterior: Encoded, prior: Prior | Gaussian | None, num_samples: int, *, hold_posterior: bool, **draw: Any
+def draw_with_log_prob(
+    posterior: EncoderOutput,
+    prior: Prior | Gaussian | None,
+    num_samples: int,
+    *,
+    hold_posterior: bool = False,
+    **draw: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """z (K, B, *latent), log q(z|x) and log p(z) (K, B), as from `fastvae.priors.Prior.sample_and_log_prob`."""
+    """z (K, B, *latent), log q(z|x) and log p(z) (K, B), as `fastvae.priors.Prior.sample_and_log_prob` returns them."""
     mu, logvar, _ = posterior
     if isinstance(prior, Prior):
         return prior.sample_and_log_prob(mu, logvar, num_samples, hold_posterior=hold_posterior, **draw)
     if not hold_posterior:
         return sample_and_log_prob(mu, logvar, *(prior or ()), num_samples=num_samples, **draw)
     z = reparameterize(mu, logvar, num_samples=num_samples, **draw)
-    log_q = log_normal(z, mu.detach(), logvar.detach(), mu.dim() - 1)
+    log_q = normal_log_prob(z, mu.detach(), logvar.detach(), mu.dim() - 1)
     prior_mu, prior_logvar = prior or (torch.zeros_like(mu), torch.zeros_like(mu))
-    return z, log_q, log_normal(z, prior_mu, prior_logvar, mu.dim() - 1)
+    return z, log_q, normal_log_prob(z, prior_mu, prior_logvar, mu.dim() - 1)

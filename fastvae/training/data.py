@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..arguments import check_flag
-from ..sizes import check_count
+from ..checks import check_flag
+from ..size_checks import check_count
 from .batches import BatchLoader, PartSampler
 from .errors import TrainingError
 from .lightning import LightningDataModule

@@ -12,13 +12,12 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from ..arguments import check_flag
+from ..checks import check_flag, check_number
 from ..functional import noise
 from ..monitors import ActiveUnits
 from ..nn import ConditionalVAE
 from ..nn.model import LatentVariableModel
-from ..objectives import ELBO, IWAE, Objective, iwae_bound
-from ..options import check_number
+from ..objectives import ELBO, IWAE, ObjectiveOutput, iwae_bound
 from .batches import Batch, derived_seed
 from .errors import TrainingError
 from .lightning import LightningModule, logs_now
@@ -64,7 +63,7 @@ class VAEModule(LightningModule):
     def __init__(
         self,
         model: LatentVariableModel,
-        objective: Callable[..., Objective] | None = None,
+        objective: Callable[..., ObjectiveOutput] | None = None,
         *,
         learning_rate: float = 2e-3,
         schedule: str = "cosine",

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ..files import locked, whole_file
-from ..kernels.selection import backends
+from ..kernels.backend import backends
 from ..objectives import ELBO, IWAE
 from ..schedules import linear_warmup
 from .checkpoints import SavedRun, WholeFiles, checkpoint_callbacks, last_checkpoint, read_checkpoint

@@ -1,6 +1,6 @@
 """The CPU backend: C with SIMD (`_kernels`, built from the C files beside this one), float32, bfloat16 and float16.
 
-This file allocates, describes the tensors' memory to C, and nothing else. Arithmetic is float32; every array is read
+This file allocates outputs and packs what a call is for C, nothing else. Arithmetic is float32; every array is read
 once and written once; threads follow ``torch.set_num_threads``, and the bits do not depend on how many there are.
 """
 
@@ -15,25 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..family import CLAMPS, SCALES, Gradients, Latents, Options
-from ..layout import draws_like, kl_like
-from ..likelihoods import KINDS, MIXTURE, Density
+from ..latent_spec import CLAMPS, SCALES, LatentGradients, LatentInputs, LatentOutputs, LatentScalars, LatentSpec
+from ..layout import draws_like
+from ..likelihood_spec import KINDS, MIXTURE, Bounds, LikelihoodSpec
 
 try:
     from . import _kernels
 except ImportError as error:
     raise ImportError(f"the C extension was not built when fastvae was installed, or does not load: {error}") from error
 
-_kernels.use_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None))
-_kernels.use_plain(Tensor, torch.nn.Parameter, Tensor.is_neg)
 alike_on_cpu, look_at_normal, plain_on_cpu = _kernels.alike, _kernels.look_at_normal, _kernels.plain
 
 __all__ = [
     "alike_on_cpu",
-    "backward",
     "describe",
     "device_types",
-    "forward",
     "latent_backward",
     "latent_forward",
     "likelihood_backward",
@@ -44,6 +40,8 @@ __all__ = [
     "unavailable",
 ]
 
+# The enumerations of call.h.
+_REDUCTIONS = {None: 0, "none": 1, "sample": 2, "sum": 3, "batchmean": 4, "channel": 5}
 _DTYPES = {
     torch.float32: 0,
     torch.bfloat16: 1,
@@ -55,7 +53,9 @@ _DTYPES = {
     torch.int32: 6,
     torch.int64: 7,
 }
-_REDUCTIONS = {None: 0, "none": 1, "sample": 2, "sum": 3, "batchmean": 4, "channel": 5}
+_kernels.use_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None))
+_kernels.use_torch(Tensor, torch.nn.Parameter, Tensor.is_neg, torch.get_num_threads, _DTYPES)
+_kernels.use_named(LatentOutputs, LatentGradients)
 
 
 def device_types() -> tuple[str, ...]:
@@ -79,161 +79,94 @@ def describe(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
 
 def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dtype, draw: int = 0) -> Tensor:
     eps = torch.empty(shape, dtype=dtype, device="cpu")
-    _kernels.noise(eps, draw, seed, _DTYPES[dtype], row_offset, 0, torch.get_num_threads())
+    _kernels.noise(eps, seed, row_offset, draw)
     return eps
 
 
-def forward(
-    mu: Tensor, logvar: Tensor, seed: Tensor | None, row_offset: int, reduction: str | None
-) -> tuple[Tensor | None, Tensor | None]:
-    z = None if seed is None else torch.empty_like(mu)
-    kl = None if reduction is None else kl_like(mu, reduction)
-    dtype, threads = _DTYPES[mu.dtype], torch.get_num_threads()
-    if not _kernels.forward(mu, logvar, z, kl, seed, dtype, row_offset, _REDUCTIONS[reduction], threads):
-        # Two event indices do not do for these strides.
-        dense = forward(mu.contiguous(), logvar.contiguous(), seed, row_offset, reduction)
-        _copy_all(dense, (z, kl))
-    return z, kl
+def _empty_reduced(like: Tensor, reduction: str) -> Tensor:
+    """A float32 tensor for what is reduced over the events of ``like``. PyTorch parses ``size`` by name faster."""
+    if reduction == "sample":
+        return like.new_empty(size=(like.shape[0],), dtype=torch.float32)
+    if reduction == "none":
+        return torch.empty_like(like, dtype=torch.float32)
+    return like.new_empty(size=like.shape[:2] if reduction == "channel" else (), dtype=torch.float32)
 
 
-def backward(
-    grad_z: Tensor | None,
-    grad_kl: Tensor | None,
-    mu: Tensor | None,
-    logvar: Tensor,
-    seed: Tensor | None,
-    row_offset: int,
-    reduction: str | None,
-    out: tuple[Tensor | None, Tensor] | None = None,
-) -> tuple[Tensor | None, Tensor]:
-    grad_mu, grad_logvar = out or (None if mu is None else torch.empty_like(mu), torch.empty_like(logvar))
-    dtype, threads, kind = _DTYPES[logvar.dtype], torch.get_num_threads(), _REDUCTIONS[reduction]
-    if not _kernels.backward(grad_z, grad_kl, mu, logvar, grad_mu, grad_logvar, seed, dtype, row_offset, kind, threads):
-        grad_z, grad_kl, mu, logvar = _contiguous(grad_z, grad_kl, mu, logvar)
-        dense = backward(grad_z, grad_kl, mu, logvar, seed, row_offset, reduction)
-        _copy_all(dense, (grad_mu, grad_logvar))
-    return grad_mu, grad_logvar
+@functools.lru_cache(maxsize=1024)
+def _packed_latent(spec: LatentSpec) -> tuple[bytes, bool, str | None, bool, bool]:
+    """The struct `latent_code` of call.h, and of the outputs: whether z is wanted, how the KL is reduced, whether
+    kl_mean is wanted, and whether log_q and log_p are."""
+    reduction = spec.kernel_reduction
+    code = struct.pack(
+        "5i",
+        _REDUCTIONS[reduction],
+        SCALES.index(spec.scale),
+        CLAMPS.index(spec.clamp),
+        spec.residual,
+        spec.kernel_free_bits,
+    )
+    return code, spec.sample, reduction, spec.kl_mean, spec.log_probs
 
 
-@functools.lru_cache(maxsize=256)
-def _packed(options: Options) -> bytes:
-    """The struct `options` of call.h."""
-    scale, clamp = SCALES.index(options.scale), CLAMPS.index(options.clamp)
-    return struct.pack(
-        "3i5f", scale, clamp, options.residual, options.low, options.high, options.floor, options.temperature,
-        options.free_bits,
-    )  # fmt: skip
-
-
-def _reduction_over(mu: Tensor, reduction: str | None) -> int:
-    """The code of a reduction; a channel without dimensions behind it is one coordinate."""
-    return _REDUCTIONS["none" if reduction == "channel" and mu.dim() <= 2 else reduction]
-
-
-def latent_forward(
-    mu: Tensor,
-    scale: Tensor,
-    prior_mu: Tensor | None,
-    prior_scale: Tensor | None,
-    seed: Tensor | None,
-    row_offset: int,
-    num_samples: int | None,
-    reduction: str | None,
-    kl_mean: bool,
-    log_probs: bool,
-    options: Options,
-) -> Latents:
-    z = log_q = log_p = kl = None
-    if seed is not None:
-        z = torch.empty_like(mu) if num_samples is None else draws_like(mu, num_samples)
-        if log_probs:
-            of_rows = mu.shape[:1] if num_samples is None else (num_samples, mu.shape[0])
-            log_q, log_p = (mu.new_empty(of_rows, dtype=torch.float32) for _ in range(2))
-    if reduction == "channel":
-        kl = mu.new_empty(mu.shape[:2], dtype=torch.float32)
-    elif reduction is not None:
-        kl = kl_like(mu, reduction)
-    mean = mu.new_empty(mu.shape[1:], dtype=torch.float32) if kl_mean else None
-    if not _kernels.latent_forward(
-        mu, scale, prior_mu, prior_scale, z, kl, mean, log_q, log_p, _packed(options), num_samples or 0, seed,
-        _DTYPES[mu.dtype], row_offset, _reduction_over(mu, reduction), torch.get_num_threads(),
-    ):  # fmt: skip
-        mu, scale, prior_mu, prior_scale = _contiguous(mu, scale, prior_mu, prior_scale)
-        dense = latent_forward(
-            mu, scale, prior_mu, prior_scale, seed, row_offset, num_samples, reduction, kl_mean, log_probs, options
-        )
-        _copy_all(dense, (z, kl, mean, log_q, log_p))
-    return Latents(z, kl, mean, log_q, log_p)
+def latent_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> LatentOutputs:
+    mu, draws = inputs.mu, scalars.num_samples
+    assert mu is not None
+    code, wants_z, reduction, wants_mean, wants_log_probs = _packed_latent(spec)
+    z = kl = mean = log_q = log_p = None
+    if wants_z:
+        z = torch.empty_like(mu) if draws is None else draws_like(mu, draws)
+    if reduction is not None:
+        kl = _empty_reduced(mu, reduction)
+    if wants_mean:
+        mean = mu.new_empty(mu.shape[1:], dtype=torch.float32)
+    if wants_log_probs:
+        rows = mu.shape[:1] if draws is None else (draws, mu.shape[0])
+        log_q, log_p = mu.new_empty(rows, dtype=torch.float32), mu.new_empty(rows, dtype=torch.float32)
+    outputs = _kernels.latent_forward(inputs, (z, kl, mean, log_q, log_p), code, scalars)
+    if outputs is not None:
+        return outputs
+    outputs = LatentOutputs(z, kl, mean, log_q, log_p)  # not written: the strides need a copy, see `layout`
+    _copy_all(latent_forward(LatentInputs(*_contiguous(inputs)), spec, scalars), outputs)
+    return outputs
 
 
 def latent_backward(
-    grad_z: Tensor | None,
-    grad_kl: Tensor | None,
-    grad_log_q: Tensor | None,
-    grad_log_p: Tensor | None,
-    mu: Tensor,
-    scale: Tensor,
-    prior_mu: Tensor | None,
-    prior_scale: Tensor | None,
-    seed: Tensor | None,
-    row_offset: int,
-    num_samples: int | None,
-    reduction: str | None,
-    options: Options,
+    grads: LatentOutputs,
+    inputs: LatentInputs,
+    spec: LatentSpec,
+    scalars: LatentScalars,
     wants_prior: bool,
-    out: tuple[Tensor, Tensor] | None = None,
-) -> Gradients:
-    if seed is None:
-        grad_z = grad_log_q = grad_log_p = None
-    if reduction is None:
-        grad_kl = None
-    grad_mu, grad_scale = out or (torch.empty_like(mu), torch.empty_like(scale))
-    grad_prior_mu = grad_prior_scale = None
+    out: tuple[Tensor | None, Tensor] | None = None,
+) -> LatentGradients:
+    mu, scale, prior_mu, prior_scale, _ = inputs
+    assert scale is not None
+    of_mu = of_prior_mu = of_prior_scale = None
+    if mu is not None:
+        of_mu = torch.empty_like(mu) if out is None else out[0]
+    of_scale = torch.empty_like(scale) if out is None else out[1]
     if wants_prior and prior_mu is not None and prior_scale is not None:
-        grad_prior_mu, grad_prior_scale = torch.empty_like(prior_mu), torch.empty_like(prior_scale)
-    if not _kernels.latent_backward(
-        grad_z, grad_kl, grad_log_q, grad_log_p, mu, scale, prior_mu, prior_scale, grad_mu, grad_scale, grad_prior_mu,
-        grad_prior_scale, _packed(options), num_samples or 0, seed, _DTYPES[mu.dtype], row_offset,
-        _reduction_over(mu, reduction), torch.get_num_threads(),
-    ):  # fmt: skip
-        grad_z, grad_kl, grad_log_q, grad_log_p = _contiguous(grad_z, grad_kl, grad_log_q, grad_log_p)
-        mu, scale, prior_mu, prior_scale = _contiguous(mu, scale, prior_mu, prior_scale)
-        dense = latent_backward(
-            grad_z, grad_kl, grad_log_q, grad_log_p, mu, scale, prior_mu, prior_scale, seed, row_offset, num_samples,
-            reduction, options, wants_prior,
-        )  # fmt: skip
-        _copy_all(dense, (grad_mu, grad_scale, grad_prior_mu, grad_prior_scale))
-    return Gradients(grad_mu, grad_scale, grad_prior_mu, grad_prior_scale)
+        of_prior_mu, of_prior_scale = torch.empty_like(prior_mu), torch.empty_like(prior_scale)
+    written = (of_mu, of_scale, of_prior_mu, of_prior_scale)
+    gradients = _kernels.latent_backward(grads, inputs, written, _packed_latent(spec)[0], scalars)
+    if gradients is not None:
+        return gradients
+    # Not written: the strides need a copy.
+    dense = LatentOutputs(*_contiguous(grads)), LatentInputs(*_contiguous(inputs))
+    _copy_all(latent_backward(*dense, spec, scalars, wants_prior), written)
+    return LatentGradients(*written)
 
 
-@functools.lru_cache(maxsize=256)
-def _packed_density(density: Density, *dtypes: torch.dtype) -> bytes:
-    """The struct `density` of call.h, and the dtypes of x and of three parameters."""
-    codes = [_DTYPES[dtype] for dtype in dtypes] + [0] * (4 - len(dtypes))
-    return struct.pack("i2fi4i", KINDS.index(density.kind), density.low, density.high, density.components, *codes)
+@functools.lru_cache(maxsize=1024)
+def _packed_likelihood(spec: LikelihoodSpec) -> bytes:
+    """The struct `likelihood_code` of call.h."""
+    bounded = spec.clamp or spec.kind == MIXTURE
+    return struct.pack("4i", KINDS.index(spec.kind), spec.components, _REDUCTIONS[spec.reduction], bounded)
 
 
-def _others(of_parameters: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
-    """The second and the third; None where there are fewer."""
-    second, third = [*of_parameters[1:], None, None][:2]
-    return second, third
-
-
-def likelihood_forward(x: Tensor, parameters: tuple[Tensor, ...], reduction: str, density: Density) -> Tensor:
-    pixels = x[:, 0] if density.kind == MIXTURE else parameters[0]
-    if reduction == "channel":
-        log_prob = x.new_empty(x.shape[:2], dtype=torch.float32)
-    elif reduction == "none":
-        log_prob = torch.empty_like(pixels, dtype=torch.float32)
-    else:
-        log_prob = x.new_empty(x.shape[:1] if reduction == "sample" else (), dtype=torch.float32)
-    packed = _packed_density(density, x.dtype, *[given.dtype for given in parameters])
-    if not _kernels.likelihood_forward(
-        x, parameters[0], *_others(parameters), log_prob, packed, None, _DTYPES[parameters[0].dtype], 0,
-        _reduction_over(pixels, reduction), torch.get_num_threads(),
-    ):  # fmt: skip
-        dense = likelihood_forward(x.contiguous(), tuple(_contiguous(*parameters)), reduction, density)
-        log_prob.copy_(dense)
+def likelihood_forward(x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec, bounds: Bounds) -> Tensor:
+    log_prob = _empty_reduced(x[:, 0] if spec.kind == MIXTURE else parameters[0], spec.reduction)
+    if not _kernels.likelihood_forward(x, parameters, log_prob, _packed_likelihood(spec), bounds):
+        log_prob.copy_(likelihood_forward(x.contiguous(), _contiguous(parameters), spec, bounds))
     return log_prob
 
 
@@ -241,27 +174,21 @@ def likelihood_backward(
     grad: Tensor,
     x: Tensor,
     parameters: tuple[Tensor, ...],
-    reduction: str,
-    density: Density,
-    wants: tuple[bool, ...],
+    spec: LikelihoodSpec,
+    bounds: Bounds,
+    wants: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     gradients = tuple(
         [torch.empty_like(given) if wanted else None for given, wanted in zip(parameters, wants, strict=True)]
     )
-    pixels = x[:, 0] if density.kind == MIXTURE else parameters[0]
-    packed = _packed_density(density, x.dtype, *[given.dtype for given in parameters])
-    if not _kernels.likelihood_backward(
-        grad, x, parameters[0], *_others(parameters), gradients[0], *_others(gradients), packed, None,
-        _DTYPES[parameters[0].dtype], 0, _reduction_over(pixels, reduction), torch.get_num_threads(),
-    ):  # fmt: skip
-        grad, x, *dense_parameters = _contiguous(grad, x, *parameters)
-        dense = likelihood_backward(grad, x, tuple(dense_parameters), reduction, density, wants)
-        _copy_all(dense, gradients)
+    if not _kernels.likelihood_backward(grad, x, parameters, gradients, _packed_likelihood(spec), bounds):
+        dense = grad.contiguous(), x.contiguous(), _contiguous(parameters)
+        _copy_all(likelihood_backward(*dense, spec, bounds, wants), gradients)
     return gradients
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Any]:
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+def _contiguous(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple([None if tensor is None else tensor.contiguous() for tensor in tensors])
 
 
 def _copy_all(computed: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> None:

@@ -1,147 +1,74 @@
+"""What the C extension offers. The kernels return False or None, and write nothing, if the strides of a call's
+tensors need more than two event indices (`fastvae.kernels.layout`). `code`: structs that `__init__.py` packs."""
+
 from collections.abc import Callable
 
-from torch import Tensor
+from torch import Tensor, dtype
 
-def forward(
-    mu: Tensor,
-    logvar: Tensor,
-    z: Tensor | None,
-    kl: Tensor | None,
-    seed: Tensor | None,
-    dtype: int,
-    row_offset: int,
-    reduction: int,
-    threads: int,
-    /,
-) -> bool:
-    """Write z and the KL; False, and nothing written, if the strides need more than two event indices."""
+from ..latent_spec import LatentGradients, LatentInputs, LatentOutputs, LatentScalars
+from ..likelihood_spec import Bounds
 
-def backward(
-    grad_z: Tensor | None,
-    grad_kl: Tensor | None,
-    mu: Tensor | None,
-    logvar: Tensor,
-    grad_mu: Tensor | None,
-    grad_logvar: Tensor,
-    seed: Tensor | None,
-    dtype: int,
-    row_offset: int,
-    reduction: int,
-    threads: int,
-    /,
-) -> bool:
-    """Write the gradients; False, and nothing written, if the strides need more than two event indices."""
-
-def noise(
-    eps: Tensor,
-    draw: int,
-    seed: Tensor,
-    dtype: int,
-    row_offset: int,
-    reduction: int,
-    threads: int,
-    /,
-) -> bool:
+def noise(eps: Tensor, seed: Tensor, row_offset: int, draw: int, /) -> bool:
     """Write eps, which is contiguous."""
 
 def latent_forward(
-    mu: Tensor,
-    scale: Tensor,
-    prior_mu: Tensor | None,
-    prior_scale: Tensor | None,
-    z: Tensor | None,
-    kl: Tensor | None,
-    kl_mean: Tensor | None,
-    log_q: Tensor | None,
-    log_p: Tensor | None,
-    options: bytes,
-    draws: int,
-    seed: Tensor | None,
-    dtype: int,
-    row_offset: int,
-    reduction: int,
-    threads: int,
-    /,
-) -> bool:
-    """As forward; draws 0 is one draw, and z then has no dimension for it."""
+    inputs: LatentInputs, outputs: tuple[Tensor | None, ...], code: bytes, scalars: LatentScalars, /
+) -> LatentOutputs | None:
+    """Write those of the outputs (the fields of LatentOutputs) that are not None, and return them."""
 
 def latent_backward(
-    grad_z: Tensor | None,
-    grad_kl: Tensor | None,
-    grad_log_q: Tensor | None,
-    grad_log_p: Tensor | None,
-    mu: Tensor,
-    scale: Tensor,
-    prior_mu: Tensor | None,
-    prior_scale: Tensor | None,
-    grad_mu: Tensor,
-    grad_scale: Tensor,
-    grad_prior_mu: Tensor | None,
-    grad_prior_scale: Tensor | None,
-    options: bytes,
-    draws: int,
-    seed: Tensor | None,
-    dtype: int,
-    row_offset: int,
-    reduction: int,
-    threads: int,
+    grads: LatentOutputs,
+    inputs: LatentInputs,
+    gradients: tuple[Tensor | None, ...],
+    code: bytes,
+    scalars: LatentScalars,
     /,
-) -> bool:
-    """As backward; the prior's gradients have the prior's shapes."""
+) -> LatentGradients | None:
+    """Write those of the gradients (the fields of LatentGradients) that are not None, and return them; the prior's have
+    the prior's shapes."""
 
 def likelihood_forward(
-    x: Tensor,
-    first: Tensor,
-    second: Tensor | None,
-    third: Tensor | None,
-    log_prob: Tensor,
-    density: bytes,
-    seed: None,
-    dtype: int,
-    row_offset: int,
-    reduction: int,
-    threads: int,
-    /,
+    x: Tensor, parameters: tuple[Tensor, ...], log_prob: Tensor, code: bytes, bounds: Bounds, /
 ) -> bool:
-    """Write log p, reduced; False if two event indices do not do for these strides."""
+    """Write log p, reduced."""
 
 def likelihood_backward(
     grad: Tensor,
     x: Tensor,
-    first: Tensor,
-    second: Tensor | None,
-    third: Tensor | None,
-    grad_first: Tensor | None,
-    grad_second: Tensor | None,
-    grad_third: Tensor | None,
-    density: bytes,
-    seed: None,
-    dtype: int,
-    row_offset: int,
-    reduction: int,
-    threads: int,
+    parameters: tuple[Tensor, ...],
+    gradients: tuple[Tensor | None, ...],
+    code: bytes,
+    bounds: Bounds,
     /,
 ) -> bool:
-    """Write the gradients that are given; each has its parameter's shape."""
+    """Write those of the gradients that are not None; each has its parameter's shape."""
 
 def look_at_normal(loc: object, scale: object, /) -> int:
     """1 if no loc is NaN and all scales are positive, plus 2 if all are 0 and 1; -1 unless they are `alike`, float32,
     dense, and of at most `elements_worth_threads`."""
 
-def gammas(arguments: int, n: int, lgamma: int, digamma: int, /) -> None: ...
-def use_plain(tensor: type, parameter: type, is_neg: Callable, /) -> None: ...
 def plain(tensors: int, /, *arguments: object) -> bool:
-    """Whether the first so many arguments are None or tensors of these types, in the CPU's memory and no negative
-    views, and the others Python's own numbers, strings and tuples."""
+    """Whether the first so many arguments are None or tensors of the types that `use_torch` was given, in the CPU's
+    memory and no negative views, and the others Python's own numbers, strings and tuples."""
 
 def alike(mu: object, logvar: object, /) -> bool:
     """Whether both are such tensors, of one shape that is neither () nor empty, both float32, bfloat16 or float16."""
 
-def use_exchange(capsule: object, /) -> bool: ...
+def use_torch(
+    tensor: type, parameter: type, is_neg: Callable, get_num_threads: Callable, dtypes: dict[dtype, int], /
+) -> None:
+    """Types of plain tensors, the method that tells negative views, and the numbers of dtypes in call.h."""
+
+def use_named(outputs: type, gradients: type, /) -> None:
+    """LatentOutputs and LatentGradients, which are returned."""
+
+def use_exchange(capsule: object, /) -> bool:
+    """Look at tensors by DLPack's C exchange interface if this is one, else by their methods; whether it is one."""
+
+def gammas(arguments: int, n: int, lgamma: int, digamma: int, /) -> None: ...
 def words(counters: int, n: int, seed: int, words: int, /) -> None: ...
 def instruction_set() -> str | None: ...
+def threaded() -> bool: ...
 
 elements_worth_threads: int
 """Below so many elements a call stays on the calling thread."""
-
-def threaded() -> bool: ...

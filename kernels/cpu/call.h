@@ -10,7 +10,7 @@
    come out the same whatever the number of threads. */
 #define TILE 1024
 
-/* Integers are of what is read alone. */
+/* Of dtypes: integers occur in the data x of a likelihood, which is only read. */
 enum { FLOAT32, BFLOAT16, FLOAT16, UINT8, INT8, INT16, INT32, INT64 };
 enum { NO_KL, ELEMENTWISE, PER_SAMPLE, SUM, BATCHMEAN, PER_CHANNEL };
 enum { SCALE_LOGVAR, SCALE_LOGSTD, SCALE_STD, SCALE_VAR, SCALE_SOFTPLUS };
@@ -24,13 +24,13 @@ typedef struct {
     int64_t draw; /* from one draw to the next */
 } strided;
 
-/* One number a row and draw. */
+/* One number for each row of each draw. */
 typedef struct {
     const float *data; /* NULL: takes no part */
     int64_t draw, row;
 } row_values;
 
-/* family.py has the formulas. */
+/* Of a latent; latent_spec.py has the formulas. */
 typedef struct {
     int32_t scale, clamp, residual;
     float low, high, floor, temperature, free_bits;
@@ -38,64 +38,76 @@ typedef struct {
 
 #define MOST_PARAMETERS 3 /* of a likelihood */
 
-/* likelihoods.py has the formulas. */
+/* likelihood_spec.py has the formulas. */
 typedef struct {
     int32_t kind;
     float low, high;
     int32_t components;
-} density;
+} likelihood;
 
-/* A sum over the batch of each column, or over everything. Each unit of work (see below) leaves a partial sum. */
+/* What __init__.py packs of a LatentSpec and a LikelihoodSpec. */
+typedef struct {
+    int32_t reduction, scale, clamp, residual, free_bits; /* free_bits: whether they count */
+} latent_code;
+
+typedef struct {
+    int32_t kind, components, reduction, bounded; /* bounded: by Bounds */
+} likelihood_code;
+
+/* A sum over the batch: one for each coordinate of the event, or one over everything. Each unit of work (see below)
+   writes a partial sum. */
 typedef struct {
     strided out; /* data NULL: not wanted */
     int dtype;
     int single;     /* one sum over everything */
     double divisor; /* of the sums */
-    float *partial; /* a row for each chunk of the batch; if single, a number a unit */
+    float *partial; /* an event's worth for each chunk of the batch; if single, a number for each unit */
 } column_sums;
 
-/* The column sums of latent_forward, of latent_backward, and of likelihood_backward: parameters behind the first one. */
+/* Indices of call.columns: the mean of the KL in latent_forward, the prior's gradients in latent_backward, and in
+   likelihood_backward the gradients of all parameters but the first. */
 enum { KL_MEAN = 0, OF_PRIOR_MU = 0, OF_PRIOR_SCALE, MOST_COLUMN_SUMS };
 #define OF_PARAMETER(i) ((i) - 1)
 
 typedef struct {
-    int dtype;                  /* of all tensors but the KL, the log-probabilities and their gradients: float32 */
+    int dtype;                  /* of latents; the KL, the log-probabilities and their gradients are float32 */
     int64_t rows, inner, event; /* event = outer size * inner size */
     uint64_t row_offset;
     const int64_t *seed; /* NULL: no noise is needed */
-    uint32_t draw;       /* of the noise alone */
+    uint32_t draw;       /* of the kernel of bare noise */
     int reduction;
-    int64_t channels, channel_size; /* a sum of the KL is over one channel: the event, but with PER_CHANNEL */
+    int64_t channels, channel_size; /* what the KL is summed over; without PER_CHANNEL the event is one channel */
     strided mu, scale, z, kl, grad_z, grad_kl, grad_mu, grad_scale;
 
-    /* Of latents with options, a prior and several draws alone. */
+    /* Latents. */
     options options;
     int64_t draws;
     strided prior_mu, prior_scale;           /* data NULL: N(0, I) */
-    strided grad_prior_mu, grad_prior_scale; /* of a prior of the posterior's shape; others are column sums */
+    strided grad_prior_mu, grad_prior_scale; /* of a prior of mu's shape; of others they are column sums */
     row_values grad_log_q, grad_log_p;
     float *log_q, *log_p; /* (draws, rows) */
     column_sums columns[MOST_COLUMN_SUMS];
 
-    /* Of likelihoods alone: their log-probabilities take the place of the KL. Of a mixture, what leads from draw to draw
-       leads from channel to channel. */
-    density density;
+    /* Likelihoods: log p takes the place of the KL. In a mixture, `draw` is the stride between channels, and `draws` the
+       number of channels of the parameter. */
+    likelihood likelihood;
     int64_t image_channels;
     strided x, parameters[MOST_PARAMETERS], grad_parameters[MOST_PARAMETERS];
     int x_dtype, parameter_dtypes[MOST_PARAMETERS];
 
-    /* A unit is what one thread computes from beginning to end: one column of tiles_a_unit tiles. Where the draws are
-       shared out, it comes up once for each share. */
+    /* A unit is what one thread computes at a time: tiles_a_unit tiles, one below the other. Where the draws are shared
+       out among threads, each unit comes once for each share. */
     int64_t tile, rows_a_tile, tiles_a_row, tiles, tiles_a_unit, units, shares_of_draws;
-    float *kl_slots, *log_q_slots, *log_p_slots; /* sums of pieces of rows, see sums.h */
+    float *kl_slots, *log_q_slots, *log_p_slots; /* partial sums, see sums.h */
 } call;
 
-/* Work through units first..last-1; behind all units of one share of the draws come those of the next. */
+/* Computes units first..last-1. They are counted through the shares of the draws: all units of the first share, then
+   those of the second. */
 typedef void unit_range(const call *c, int64_t first, int64_t last);
 
 typedef struct {
     const char *name;
-    unit_range *noise, *forward, *backward, *latent_forward, *latent_backward, *likelihood_forward, *likelihood_backward;
+    unit_range *noise, *latent_forward, *latent_backward, *likelihood_forward, *likelihood_backward;
     void (*finish_columns)(const call *c);
     void (*gammas)(const float *y, int64_t n, float *lgamma, float *digamma);
     void (*words)(const int64_t *counter, int64_t n, uint64_t seed, int64_t *word);

@@ -1,9 +1,9 @@
 /* The negative binomial and the zero-inflated one. Most counts are zero, and a zero's log-likelihood needs no gamma
-   functions: every coordinate is computed as if it were a zero; then those that are not are brought together, computed
-   in full, and put back.
+   functions: every coordinate is computed as if it were a zero; then the nonzero ones are gathered, computed in full,
+   and scattered back.
 
-   What takes one logarithm after the other is cut into stages, each a loop over the tile: a processor waits less for one
-   result after the other if the next vector's work is near. */
+   Chains of logarithms are cut into stages, each a loop over the tile, so that the processor can work on several vectors
+   at once instead of waiting for one. */
 
 #define COUNT_EPS 1e-8f
 
@@ -16,10 +16,10 @@ typedef struct {
     int64_t found;
     uint16_t index[TILE + LANES];
     float x[TILE], mean[TILE], theta[TILE], logits[TILE], grad[TILE];
-    float first[TILE], second[TILE], third[TILE]; /* what comes of them */
-} singled_out;
+    float first[TILE], second[TILE], third[TILE]; /* their results */
+} nonzero_counts;
 
-/* What the negative binomial's log-probability of 0, -theta log(1 + ratio), is made of. */
+/* The log-probability of 0 under the negative binomial is -theta log(1 + ratio). */
 ALWAYS_INLINE vf ratio_of(vf mean, vf theta) { return mean / (theta + COUNT_EPS); }
 
 ALWAYS_INLINE void zeros_vector(const likelihood_inputs *in, float *log_prob, int64_t i, int64_t count) {
@@ -42,7 +42,7 @@ ALWAYS_INLINE void add_log1p_vector(const float *ratio, float *log_prob, int64_t
 }
 
 /* s->first comes in as the binomial's log-probability of 0. */
-ALWAYS_INLINE void counts_vector(int kind, singled_out *s, int64_t i, int64_t count) {
+ALWAYS_INLINE void counts_vector(int kind, nonzero_counts *s, int64_t i, int64_t count) {
     vf x = load_some(s->x + i, count), mean = load_some(s->mean + i, count), theta = load_some(s->theta + i, count);
     vf log_power = x * log_of((mean + COUNT_EPS) / (theta + mean + COUNT_EPS));
     vf log_prob = load_some(s->first + i, count) + (log_power + lgamma_of_counts(x, theta));
@@ -50,22 +50,22 @@ ALWAYS_INLINE void counts_vector(int kind, singled_out *s, int64_t i, int64_t co
     store_some(s->first + i, log_prob, count);
 }
 
-/* NaN is no zero. */
+/* NaN does not count as zero. */
 ALWAYS_INLINE void find_vector(const likelihood_inputs *in, uint16_t *index, int64_t *found, int64_t i, int64_t count) {
     mask zeros = less(absolute(load_ahead(in->x, i, count, in->ahead)), splat(COUNT_EPS)); /* lanes behind the last are */
     *found += put_lanes(~zeros, i, index + *found);
 }
 
-/* Puts down where the counts are. */
-static inline void find_counts(const likelihood_inputs *in, int64_t n, singled_out *s) {
+/* Notes the indices of the nonzero counts. */
+static inline void find_counts(const likelihood_inputs *in, int64_t n, nonzero_counts *s) {
     int64_t found = 0;
     EACH_VECTOR(n, find_vector, in, s->index, &found);
     s->found = found;
 }
 
-/* Brings together what the counts are computed from; of_zero, if given: what is known of them as zeros. */
+/* Gathers what nonzero counts are computed from; of_zero, if given: their results as zeros. */
 ALWAYS_INLINE void gather(int kind, int with_grad, const likelihood_inputs *in, const float *of_zero, float *to_of_zero,
-                          singled_out *s) {
+                          nonzero_counts *s) {
     for (int64_t i = 0; i < s->found; i++) {
         int64_t from = s->index[i];
         s->x[i] = in->x[from], s->mean[i] = in->parameters[0][from], s->theta[i] = in->parameters[1][from];
@@ -76,7 +76,7 @@ ALWAYS_INLINE void gather(int kind, int with_grad, const likelihood_inputs *in, 
     }
 }
 
-ALWAYS_INLINE void scatter(const singled_out *s, float *first, float *second, float *third) {
+ALWAYS_INLINE void scatter(const nonzero_counts *s, float *first, float *second, float *third) {
     for (int64_t i = 0; i < s->found; i++) {
         int64_t to = s->index[i];
         first[to] = s->first[i];
@@ -87,7 +87,7 @@ ALWAYS_INLINE void scatter(const singled_out *s, float *first, float *second, fl
 }
 
 NEVER_INLINE void counts_log_prob(int kind, const likelihood_inputs *in, int64_t n, float *log_prob) {
-    singled_out s;
+    nonzero_counts s;
     float of_zero[TILE], ratio[TILE];
     find_counts(in, n, &s);
     if (kind == ZERO_INFLATED) {
@@ -124,7 +124,7 @@ ALWAYS_INLINE void zeros_gradient_vector(int with_theta, const likelihood_inputs
         store_some(to[1] + i, grad * (share * load_some(ratio + i, count) - load_some(log_ratio + i, count)), count);
 }
 
-/* The same if there are zeros of another kind. One division serves three quotients. */
+/* The same for the zero-inflated binomial. One division serves three quotients. */
 ALWAYS_INLINE void deflated_gradient_vector(int with_theta, const likelihood_inputs *in, const float *ratio,
                                             const float *log_ratio, float *const *to, int64_t i, int64_t count) {
     vf mean = load_ahead(in->parameters[0], i, count, in->ahead);
@@ -144,7 +144,7 @@ ALWAYS_INLINE void deflated_gradient_vector(int with_theta, const likelihood_inp
 }
 
 /* s->second comes in as log(1 + ratio), if it is wanted. */
-ALWAYS_INLINE void counts_gradient_vector(int kind, int with_theta, singled_out *s, int64_t i, int64_t count) {
+ALWAYS_INLINE void counts_gradient_vector(int kind, int with_theta, nonzero_counts *s, int64_t i, int64_t count) {
     vf x = load_some(s->x + i, count), mean = load_some(s->mean + i, count), theta = load_some(s->theta + i, count);
     vf grad = load_some(s->grad + i, count), of_whole = 1.0f / (theta + mean + COUNT_EPS);
     vf share = theta * of_whole, taken = x * of_whole;
@@ -157,7 +157,7 @@ ALWAYS_INLINE void counts_gradient_vector(int kind, int with_theta, singled_out 
         store_some(s->third + i, -grad * sigmoid_of(load_some(s->logits + i, count)), count);
 }
 
-ALWAYS_INLINE void gradient_of(int kind, int with_theta, const likelihood_inputs *in, int64_t n, singled_out *s,
+ALWAYS_INLINE void gradient_of(int kind, int with_theta, const likelihood_inputs *in, int64_t n, nonzero_counts *s,
                                float *const *to) {
     float ratio[TILE], log_ratio[TILE];
     if (with_theta || kind == ZERO_INFLATED) EACH_VECTOR(n, ratio_vector, in, ratio, log_ratio);
@@ -172,7 +172,7 @@ ALWAYS_INLINE void gradient_of(int kind, int with_theta, const likelihood_inputs
 
 /* Of mean, theta if it is wanted, and the logits. */
 NEVER_INLINE void counts_gradient(int kind, int with_theta, const likelihood_inputs *in, int64_t n, float *const *to) {
-    singled_out s;
+    nonzero_counts s;
     find_counts(in, n, &s);
     if (kind == ZERO_INFLATED && with_theta)
         gradient_of(ZERO_INFLATED, 1, in, n, &s, to);

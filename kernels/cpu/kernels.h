@@ -2,12 +2,12 @@
 #include "simd.h"
 #include "vector_math.h"
 #include "philox.h"
-#include "noise.h"
 #include "tiles.h"
+#include "noise.h"
 #include "sums.h"
 #include "parameterisation.h"
-#include "gaussian.h"
-#include "own_prior.h"
+#include "standard_prior.h"
+#include "elementwise_prior.h"
 #include "resolve.h"
 #include "latent_forward.h"
 #include "latent_backward.h"
@@ -16,7 +16,6 @@
 #include "mixture.h"
 #include "likelihoods.h"
 
-#define KERNELS                                                                                                \
-    ISA_NAME(noise), ISA_NAME(forward), ISA_NAME(backward), ISA_NAME(latent_forward), ISA_NAME(latent_backward), \
-        ISA_NAME(likelihood_forward), ISA_NAME(likelihood_backward), ISA_NAME(finish_columns), ISA_NAME(gammas),  \
-        ISA_NAME(words)
+#define KERNELS                                                                                               \
+    ISA_NAME(noise), ISA_NAME(latent_forward), ISA_NAME(latent_backward), ISA_NAME(likelihood_forward),       \
+        ISA_NAME(likelihood_backward), ISA_NAME(finish_columns), ISA_NAME(gammas), ISA_NAME(words)

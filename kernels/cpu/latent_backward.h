@@ -1,4 +1,4 @@
-/* The gradients of Gaussian latents, see latent_forward.h; all noise is drawn again. */
+/* The gradients of Gaussian latents, see latent_forward.h. The noise is computed again, not kept. */
 
 /* Gradients of a tile, summed over the draws; those of the prior only where they are wanted. */
 typedef struct {
@@ -27,7 +27,7 @@ ALWAYS_INLINE void grad_of_kl_vector(int with_prior, const gaussians *g, const f
     }
 }
 
-/* Every gradient begins with what the KL gives. */
+/* The KL's part of every gradient, to which the draws add theirs. */
 static inline void begin_gradients(const call *c, tile t, const gaussians *g, int with_prior, gradient_arrays to) {
     float buffer[TILE + LANES];
     int64_t n = t.rows * t.count;
@@ -75,7 +75,7 @@ ALWAYS_INLINE void grad_of_draw_vector(int with_log_p, int with_prior, grad_of_d
     store_some(to.std + i, load_some(to.std + i, count) + of_drawn * eps, count);
 }
 
-/* Each row's value of one draw, for every coordinate of the tile. */
+/* Copies each row's value of one draw to all coordinates of the row. */
 static inline void spread_rows(const call *c, const row_values *values, int64_t draw, tile t, float *buffer) {
     strided of_draw = {.data = (void *)(values->data + draw * values->draw), .row = values->row};
     spread(&of_draw, t, c->event, 1.0f, buffer);
@@ -123,12 +123,12 @@ static inline void subtract_half_of_rows(const call *c, tile t, const row_values
 }
 
 static void ISA_NAME(latent_backward)(const call *c, int64_t first, int64_t last) {
-    if (is_usual(c) && (c->grad_z.data || c->grad_kl.data)) {
-        ISA_NAME(backward)(c, first, last);
+    if (is_standard(c) && (c->grad_z.data || c->grad_kl.data)) {
+        backward_standard_prior(c, first, last);
         return;
     }
-    if (has_own_prior(c) && c->grad_kl.data) {
-        ISA_NAME(backward_own_prior)(c, first, last);
+    if (has_elementwise_prior(c) && c->grad_kl.data) {
+        backward_elementwise_prior(c, first, last);
         return;
     }
     gaussian_buffers buffers;
@@ -137,6 +137,7 @@ static void ISA_NAME(latent_backward)(const call *c, int64_t first, int64_t last
     float mu[TILE], std[TILE], logvar[TILE], scale[TILE], prior_mu[TILE], prior_logvar[TILE], prior_scale[TILE];
     float sums[MOST_COLUMN_SUMS][TILE];
     int with_draws = c->grad_z.data || c->grad_log_p.data;
+    int with_logvar = c->grad_kl.data || c->grad_log_q.data || !with_draws;
     int with_prior = c->grad_prior_mu.data || c->columns[OF_PRIOR_MU].out.data;
     begin_gaussians(c, &g, &buffers);
     if (with_draws) begin_noise(&noise, c->seed, c->draws);
@@ -148,13 +149,14 @@ static void ISA_NAME(latent_backward)(const call *c, int64_t first, int64_t last
             int64_t n = t.rows * t.count;
             resolve(c, t, with_draws, &g, &buffers);
             float *of_prior_mu = begin_shared_gradient(c, t, &c->grad_prior_mu, c->dtype, prior_mu);
-            gradient_arrays to = {begin_tile(c, &c->grad_mu, c->dtype, t, mu), std, logvar, of_prior_mu, prior_logvar};
+            float *of_mu = c->grad_mu.data ? begin_tile(c, &c->grad_mu, c->dtype, t, mu) : mu;
+            gradient_arrays to = {of_mu, std, logvar, of_prior_mu, prior_logvar};
             begin_gradients(c, t, &g, with_prior, to);
             if (with_draws) add_gradients_of_draws(c, t, &g, with_prior, &noise, to);
             if (c->grad_log_q.data) subtract_half_of_rows(c, t, &c->grad_log_q, logvar);
 
             float *grad_scale = begin_tile(c, &c->grad_scale, c->dtype, t, scale);
-            scale_gradient(&c->options, &g.scale, with_draws ? std : NULL, logvar, n, grad_scale);
+            scale_gradient(&c->options, &g.scale, with_draws ? std : NULL, with_logvar ? logvar : NULL, n, grad_scale);
             if (with_prior) {
                 if (c->grad_log_p.data) subtract_half_of_rows(c, t, &c->grad_log_p, prior_logvar);
                 float *of_prior_scale = begin_shared_gradient(c, t, &c->grad_prior_scale, c->dtype, prior_scale);
@@ -167,7 +169,7 @@ static void ISA_NAME(latent_backward)(const call *c, int64_t first, int64_t last
                 end_shared_gradient(c, t, &c->grad_prior_scale, c->dtype, of_prior_scale, prior_scale,
                                     sums[OF_PRIOR_SCALE]);
             }
-            write_tile(c, &c->grad_mu, c->dtype, t, to.mu, mu);
+            if (c->grad_mu.data) write_tile(c, &c->grad_mu, c->dtype, t, of_mu, mu);
             write_tile(c, &c->grad_scale, c->dtype, t, grad_scale, scale);
         }
         for (int i = 0; i < MOST_COLUMN_SUMS; i++)

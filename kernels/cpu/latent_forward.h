@@ -1,5 +1,5 @@
-/* z, KL and log-probabilities of Gaussian latents, with any prior and parameterisation and any number of draws;
-   family.py has the formulas. */
+/* z, KL and log-probabilities of Gaussian latents, with any prior, options and number of draws; latent_spec.py has the
+   formulas. What standard_prior.h or elementwise_prior.h can compute is handed over to them. */
 
 typedef struct {
     const float *mu, *std, *logvar, *difference, *prior_inverse, *prior_logvar, *eps;
@@ -7,7 +7,7 @@ typedef struct {
     float *z, *log_q, *log_p;
 } draw_arrays;
 
-/* Of the log-probabilities, the terms that differ from one coordinate to the other, times -2. */
+/* z, and the terms of the log-probabilities that depend on the coordinate, times -2. */
 ALWAYS_INLINE void draw_vector(int with_log_probs, int with_prior, draw_arrays a, int64_t i, int64_t count) {
     vf eps = load(a.eps + i) * a.temperature;
     vf step = load_some(a.std + i, count) * eps, drawn = load_some(a.mu + i, count) + step;
@@ -22,7 +22,7 @@ ALWAYS_INLINE void draw_vector(int with_log_probs, int with_prior, draw_arrays a
     store_some(a.log_p + i, log_p, count);
 }
 
-/* Of one share of the draws. */
+/* One share of the draws of a tile. */
 static inline void draw_tile(const call *c, tile t, int64_t share, const gaussians *g, noise_stream *noise) {
     float eps[TILE + NOISE_SLACK], z[TILE], log_q[TILE + LANES], log_p[TILE + LANES];
     int64_t n = t.rows * t.count, sums = c->rows * c->tiles_a_row;
@@ -82,12 +82,12 @@ static inline void kl_tile(const call *c, tile t, const gaussians *g, float *kl_
 }
 
 static void ISA_NAME(latent_forward)(const call *c, int64_t first, int64_t last) {
-    if (is_usual(c)) {
-        ISA_NAME(forward)(c, first, last);
+    if (is_standard(c)) {
+        forward_standard_prior(c, first, last);
         return;
     }
-    if (has_own_prior(c) && c->reduction != NO_KL) {
-        ISA_NAME(forward_own_prior)(c, first, last);
+    if (has_elementwise_prior(c) && c->reduction != NO_KL) {
+        forward_elementwise_prior(c, first, last);
         return;
     }
     gaussian_buffers buffers;

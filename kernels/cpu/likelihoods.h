@@ -1,5 +1,5 @@
-/* Log-likelihoods log p(x|z) of one parameter a coordinate, or a location and a scale, forward and backward, tile by tile.
-   likelihoods.py has the formulas; counts.h the negative binomials, mixture.h the mixture. */
+/* Log-likelihoods log p(x|z), forward and backward, tile by tile; likelihood_spec.py has the formulas. Here are those of
+   one parameter, or of a location and a scale; counts.h has the negative binomials, mixture.h the mixture. */
 
 typedef struct {
     float x[TILE], parameters[MOST_PARAMETERS][TILE], grad[TILE + LANES];
@@ -22,9 +22,9 @@ ALWAYS_INLINE vf normalizer_gradient_of(vf logits) {
     return choose(less(absolute(logits), splat(0.5f)), logits * series, signed_size);
 }
 
-ALWAYS_INLINE vf bounded(vf scale, const density *d) { return at_most(at_least(scale, d->low), d->high); }
+ALWAYS_INLINE vf bounded(vf scale, const likelihood *d) { return at_most(at_least(scale, d->low), d->high); }
 
-ALWAYS_INLINE vf log_prob_of(int kind, vf x, vf first, vf second, const density *d) {
+ALWAYS_INLINE vf log_prob_of(int kind, vf x, vf first, vf second, const likelihood *d) {
     const float log_2_pi = 1.83787707f, log_2 = 0.69314718f;
     vf scale = bounded(second, d), difference = x - first;
     switch (kind) {
@@ -40,7 +40,7 @@ typedef struct {
     vf first, second;
 } derivatives;
 
-ALWAYS_INLINE derivatives derivatives_of(int kind, vf x, vf first, vf second, const density *d) {
+ALWAYS_INLINE derivatives derivatives_of(int kind, vf x, vf first, vf second, const likelihood *d) {
     vf zero = {0};
     if (kind == BERNOULLI) return (derivatives){x - sigmoid_of(first), zero};
     if (kind == CONTINUOUS_BERNOULLI)
@@ -60,14 +60,14 @@ ALWAYS_INLINE derivatives derivatives_of(int kind, vf x, vf first, vf second, co
 
 ALWAYS_INLINE int has_scale(int kind) { return kind == GAUSSIAN || kind == LAPLACE; }
 
-ALWAYS_INLINE void log_prob_vector(int kind, const density *d, likelihood_inputs in, float *log_prob, int64_t i,
+ALWAYS_INLINE void log_prob_vector(int kind, const likelihood *d, likelihood_inputs in, float *log_prob, int64_t i,
                                    int64_t count) {
     vf second = has_scale(kind) ? load_ahead(in.parameters[1], i, count, in.ahead) : splat(0.0f);
     vf x = load_ahead(in.x, i, count, in.ahead), first = load_ahead(in.parameters[0], i, count, in.ahead);
     store_some(log_prob + i, log_prob_of(kind, x, first, second, d), count);
 }
 
-ALWAYS_INLINE void derivatives_vector(int kind, const density *d, likelihood_inputs in, float *const *grads, int64_t i,
+ALWAYS_INLINE void derivatives_vector(int kind, const likelihood *d, likelihood_inputs in, float *const *grads, int64_t i,
                                       int64_t count) {
     vf second = has_scale(kind) ? load_ahead(in.parameters[1], i, count, in.ahead) : splat(0.0f);
     vf x = load_ahead(in.x, i, count, in.ahead), first = load_ahead(in.parameters[0], i, count, in.ahead);
@@ -97,7 +97,7 @@ static inline likelihood_inputs read_inputs(const call *c, tile t, likelihood_bu
 static void ISA_NAME(likelihood_forward)(const call *c, int64_t first, int64_t last) {
     likelihood_buffers buffers;
     float terms[TILE + LANES];
-    int kind = c->density.kind;
+    int kind = c->likelihood.kind;
     for (int64_t index = first; index < last; index++) {
         tile t = tile_at(c, index);
         float *log_prob = c->reduction == ELEMENTWISE ? begin_tile(c, &c->kl, FLOAT32, t, terms) : terms;
@@ -109,7 +109,7 @@ static void ISA_NAME(likelihood_forward)(const call *c, int64_t first, int64_t l
             if (kind >= NEGATIVE_BINOMIAL)
                 counts_log_prob(kind, &in, n, log_prob);
             else
-                EACH_VECTOR_OF_KIND(kind, n, log_prob_vector, &c->density, in, log_prob);
+                EACH_VECTOR_OF_KIND(kind, n, log_prob_vector, &c->likelihood, in, log_prob);
         }
         if (c->reduction == ELEMENTWISE)
             write_tile(c, &c->kl, FLOAT32, t, log_prob, terms);
@@ -126,7 +126,7 @@ static inline int is_wanted(const call *c, int i) {
 static void ISA_NAME(likelihood_backward)(const call *c, int64_t first, int64_t last) {
     likelihood_buffers buffers;
     float grads[MOST_PARAMETERS][TILE], sums[MOST_COLUMN_SUMS][TILE];
-    int kind = c->density.kind;
+    int kind = c->likelihood.kind;
     for (int64_t unit = first; unit < last; unit++) {
         for (int i = 0; i < MOST_COLUMN_SUMS; i++)
             if (c->columns[i].out.data) memset(sums[i], 0, sizeof sums[i]);
@@ -146,7 +146,7 @@ static void ISA_NAME(likelihood_backward)(const call *c, int64_t first, int64_t 
             if (kind >= NEGATIVE_BINOMIAL)
                 counts_gradient(kind, is_wanted(c, 1), &in, n, to);
             else
-                EACH_VECTOR_OF_KIND(kind, n, derivatives_vector, &c->density, in, to);
+                EACH_VECTOR_OF_KIND(kind, n, derivatives_vector, &c->likelihood, in, to);
             for (int i = 0; i < MOST_PARAMETERS; i++)
                 if (is_wanted(c, i))
                     end_shared_gradient(c, t, &c->grad_parameters[i], c->parameter_dtypes[i], to[i], grads[i],

@@ -1,5 +1,5 @@
-/* The discretized mixture of logistics: pixels are the coordinates, and the parameter's channels are read one component
-   at a time, as many tiles of one channel each. */
+/* The discretized mixture of logistics: coordinates are pixels; the parameter is read one component at a time, a tile
+   for each of its channels. */
 
 #define MOST_CHANNELS 3 /* of an image */
 
@@ -16,7 +16,7 @@ typedef struct {
     float logits[TILE], mean[MOST_CHANNELS][TILE], log_scale[MOST_CHANNELS][TILE], coefficient[MOST_CHANNELS][TILE];
 } component_buffers;
 
-/* A sum of exponentials as it grows: its largest exponent and the sum without that. */
+/* A running log-sum-exp: the largest exponent so far, and the sum of exp(exponent - largest). */
 typedef struct {
     float largest[TILE], sum[TILE];
 } growing_sum;
@@ -29,7 +29,7 @@ typedef struct {
 /* Where channel `part` (0: means, 1: log scales, 2: coefficients) of image channel `channel` stands. */
 static inline int64_t channel_of(const call *c, int64_t channel, int64_t part, int64_t m) {
     int64_t parts = c->image_channels == 3 ? 3 : 2;
-    return c->density.components * (1 + channel * parts + part) + m;
+    return c->likelihood.components * (1 + channel * parts + part) + m;
 }
 
 static inline void read_pixels(const call *c, tile t, pixels *p) {
@@ -129,12 +129,12 @@ static inline void add_components(const call *c, tile t, const pixels *p, growin
     int64_t n = t.rows * t.count;
     begin_sum(of_logits, n);
     begin_sum(joint, n);
-    for (int64_t m = 0; m < c->density.components; m++) {
+    for (int64_t m = 0; m < c->likelihood.components; m++) {
         component one = read_component(c, t, m, &buffers);
         if (p->channels == 3)
-            EACH_VECTOR(n, add_component_vector, 3, p, &one, c->density.low, of_logits, joint);
+            EACH_VECTOR(n, add_component_vector, 3, p, &one, c->likelihood.low, of_logits, joint);
         else
-            EACH_VECTOR(n, add_component_vector, 1, p, &one, c->density.low, of_logits, joint);
+            EACH_VECTOR(n, add_component_vector, 1, p, &one, c->likelihood.low, of_logits, joint);
     }
 }
 
@@ -186,7 +186,7 @@ ALWAYS_INLINE void component_gradient_vector(int channels, const pixels *p, cons
     }
 }
 
-/* function(channel of the gradient, array of one, buffer of the other) for every channel of a component. */
+/* function(c, t, channel, array, buffer) for every channel of a component. */
 #define EACH_CHANNEL(c, m, function, to, buffers)                                                                   \
     do {                                                                                                            \
         function(c, t, m, &(to)->logits, (buffers)->logits);                                                        \
@@ -219,14 +219,14 @@ NEVER_INLINE void mixture_gradient(const call *c, tile t, const float *grad) {
     int64_t n = t.rows * t.count;
     read_pixels(c, t, &p);
     add_components(c, t, &p, &of_logits, &joint);
-    for (int64_t m = 0; m < c->density.components; m++) {
+    for (int64_t m = 0; m < c->likelihood.components; m++) {
         component one = read_component(c, t, m, &buffers);
         component_gradient to;
         EACH_CHANNEL(c, m, begin_channel, &to, &grads);
         if (p.channels == 3)
-            EACH_VECTOR(n, component_gradient_vector, 3, &p, &one, c->density.low, &of_logits, &joint, grad, &to);
+            EACH_VECTOR(n, component_gradient_vector, 3, &p, &one, c->likelihood.low, &of_logits, &joint, grad, &to);
         else
-            EACH_VECTOR(n, component_gradient_vector, 1, &p, &one, c->density.low, &of_logits, &joint, grad, &to);
+            EACH_VECTOR(n, component_gradient_vector, 1, &p, &one, c->likelihood.low, &of_logits, &joint, grad, &to);
         EACH_CHANNEL(c, m, end_channel, &to, &grads);
     }
 }

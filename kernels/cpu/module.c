@@ -1,308 +1,245 @@
-/* The Python module `_kernels`: unpacks arguments and runs the call.
-   Plain C against the limited API (setup.py asks for it): no PyTorch headers, so no build against one version of it. */
+/* The Python module `_kernels` (_kernels.pyi says what it offers): unpacks arguments into a call, and runs it.
+   Plain C against Python's limited API and without PyTorch's headers, so that one build serves many versions of both. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <math.h>
+
+#include "questions.h"
 #include "run.h"
-#include "tensors.h"
 
 static PyObject *py_use_exchange(PyObject *self, PyObject *capsule) {
     exchange = NULL;
     if (capsule != Py_None) {
         const dlpack_exchange *offered = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
-        if (!offered) PyErr_Clear(); /* something else by that name: methods will do */
+        if (!offered) PyErr_Clear(); /* something else by that name: use the tensors' methods */
         if (offered && offered->version.major == 1 && offered->view) exchange = offered;
     }
     return PyBool_FromLong(exchange != NULL);
 }
 
-/* What plain tensors are: torch.Tensor and torch.nn.Parameter themselves; of what they are asked, the attribute is_cpu
-   and the method is_neg, which tells a tensor whose memory has the signs of what it is a view of. */
-static PyObject *plain_types[2], *is_cpu, *is_neg;
+/* Whether a call may go on: the number of arguments is right, and this processor has kernels. */
+static int may_run(Py_ssize_t given, Py_ssize_t expected) {
+    if (given != expected)
+        PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, given);
+    else if (!isa)
+        PyErr_SetString(PyExc_RuntimeError, "the extension has no kernels for this processor");
+    return !PyErr_Occurred();
+}
 
-static PyObject *py_use_plain(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    if (given != 3) {
-        PyErr_SetString(PyExc_TypeError, "expected two types and a method");
+/* The size of a tuple that has at least `fewest` and at most `most` items; -1 and an exception of any other object. */
+static Py_ssize_t size_of_tuple(PyObject *object, Py_ssize_t fewest, Py_ssize_t most) {
+    Py_ssize_t size = PyTuple_Check(object) ? PyTuple_Size(object) : -1;
+    if (size >= fewest && size <= most) return size;
+    PyErr_Format(PyExc_TypeError, "expected a tuple of %zd items, got %R", most, object);
+    return -1;
+}
+
+/* The items of a tuple of tensors; those that it lacks take no part. */
+static int view_tuple(PyObject *tuple, Py_ssize_t fewest, Py_ssize_t most, tensor *tensors) {
+    Py_ssize_t size = size_of_tuple(tuple, fewest, most);
+    if (size < 0) return 0;
+    for (Py_ssize_t i = 0; i < most; i++)
+        if (!view_tensor(i < size ? PyTuple_GetItem(tuple, i) : Py_None, &tensors[i])) return 0;
+    return 1;
+}
+
+/* A struct that __init__.py has packed. */
+static int take_code(PyObject *packed, void *code, size_t expected) {
+    char *bytes;
+    Py_ssize_t size;
+    if (PyBytes_AsStringAndSize(packed, &bytes, &size)) return 0;
+    if ((size_t)size != expected) {
+        PyErr_Format(PyExc_ValueError, "the code has %zd bytes, expected %zu", size, expected);
+        return 0;
+    }
+    memcpy(code, bytes, expected);
+    return 1;
+}
+
+/* A small call is over before another thread of Python or of OpenMP would have begun. */
+static int run_for_python(call *c, unit_range *work) {
+    int enough_memory;
+    if (elements_of_call(c) < ELEMENTS_WORTH_THREADS) {
+        enough_memory = run_call(c, work, 1);
+    } else {
+        PyObject *answer = PyObject_CallFunctionObjArgs(get_num_threads, NULL);
+        int threads = answer ? (int)PyLong_AsLong(answer) : 0;
+        Py_XDECREF(answer);
+        if (PyErr_Occurred()) return 0;
+        Py_BEGIN_ALLOW_THREADS;
+        enough_memory = run_call(c, work, threads);
+        Py_END_ALLOW_THREADS;
+    }
+    if (!enough_memory) PyErr_NoMemory();
+    return enough_memory;
+}
+
+/* LatentOutputs and LatentGradients. */
+static PyObject *named_outputs, *named_gradients;
+
+static PyObject *py_use_named(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    if (given != 2 || !PyType_Check(args[0]) || !PyType_Check(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "expected two types");
         return NULL;
     }
-    for (int i = 0; i < 3; i++) Py_INCREF(args[i]);
-    plain_types[0] = args[0];
-    plain_types[1] = args[1];
-    is_neg = args[2];
-    is_cpu = PyUnicode_InternFromString("is_cpu");
-    if (!is_cpu) return NULL;
+    for (int i = 0; i < 2; i++) Py_INCREF(args[i]);
+    named_outputs = args[0];
+    named_gradients = args[1];
     Py_RETURN_NONE;
 }
 
-/* Takes the answer's reference. */
-static int answer_is(PyObject *answer, PyObject *expected) {
-    if (!answer) PyErr_Clear();
-    Py_XDECREF(answer);
-    return answer == expected;
-}
-
-/* Whether this is a plain tensor in the memory of the CPU, and a description of it if so. PyTorch takes a millisecond to
-   say that it cannot describe one, so those of other devices are not asked for. */
-static int view_plain(PyObject *object, dlpack_tensor *d) {
-    PyObject *type = (PyObject *)Py_TYPE(object);
-    if (!exchange || (type != plain_types[0] && type != plain_types[1])) return 0;
-    if (!answer_is(PyObject_GetAttr(object, is_cpu), Py_True)) return 0;
-    if (!answer_is(PyObject_CallFunctionObjArgs(is_neg, object, NULL), Py_False)) return 0;
-    if (exchange->view(object, d)) {
-        PyErr_Clear(); /* a batch of tensors, for instance */
-        return 0;
+/* A NamedTuple of these items, past its constructor: that runs in Python, for a tenth of a small latent's time. */
+static PyObject *with_names(PyObject *type, PyObject *items) {
+    Py_ssize_t size = PyTuple_Size(items);
+    PyObject *made = PyType_GenericAlloc((PyTypeObject *)type, size);
+    for (Py_ssize_t i = 0; made && i < size; i++) {
+        PyObject *item = PyTuple_GetItem(items, i);
+        Py_INCREF(item);
+        PyTuple_SetItem(made, i, item);
     }
-    return d->data != NULL; /* NULL also where there are no elements: the long way will do */
+    return made;
 }
 
-/* An int and not NumPy's, and so on: what needs no conversion. */
-static int is_simple(PyObject *object) {
-    return object == Py_None || PyLong_CheckExact(object) || PyUnicode_CheckExact(object) || PyFloat_CheckExact(object) ||
-           PyBool_Check(object) || PyTuple_CheckExact(object);
-}
-
-static PyObject *py_plain(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    Py_ssize_t tensors = given ? PyLong_AsSsize_t(args[0]) : -1;
-    if (tensors < 0 || tensors >= given) {
-        if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "expected how many tensors there are, and the arguments");
-        return NULL;
-    }
-    dlpack_tensor d;
-    for (Py_ssize_t i = 1; i <= tensors; i++)
-        if (args[i] != Py_None && !view_plain(args[i], &d)) Py_RETURN_FALSE;
-    for (Py_ssize_t i = tensors + 1; i < given; i++)
-        if (!is_simple(args[i])) Py_RETURN_FALSE;
-    Py_RETURN_TRUE;
-}
-
-enum { DLPACK_FLOAT = 2, DLPACK_BFLOAT = 4 };
-
-/* Whether these are plain, of one shape, with a batch dimension and no empty one, and of one dtype that there are kernels
-   for; their descriptions if so. */
-static int view_alike(PyObject *first, PyObject *second, dlpack_tensor *a, dlpack_tensor *b) {
-    if (!view_plain(first, a) || !view_plain(second, b)) return 0;
-    int of_16_or_32 = a->dtype.bits == 32 || a->dtype.bits == 16;
-    int has_kernels = a->dtype.code == DLPACK_FLOAT ? of_16_or_32 : a->dtype.code == DLPACK_BFLOAT;
-    if (!has_kernels || a->dtype.code != b->dtype.code || a->dtype.bits != b->dtype.bits) return 0;
-    if (a->rank == 0 || a->rank != b->rank) return 0;
-    for (int32_t dim = 0; dim < a->rank; dim++)
-        if (a->shape[dim] == 0 || a->shape[dim] != b->shape[dim]) return 0;
-    return 1;
-}
-
-static PyObject *py_alike(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    dlpack_tensor a, b;
-    return PyBool_FromLong(given == 2 && view_alike(args[0], args[1], &a, &b));
-}
-
-/* How many elements a tensor without gaps has; 0 of one with gaps. */
-static int64_t dense_elements(const dlpack_tensor *d) {
-    int64_t elements = 1;
-    for (int32_t dim = d->rank - 1; dim >= 0; dim--) {
-        if (d->shape[dim] != 1 && d->strides[dim] != elements) return 0;
-        elements *= d->shape[dim];
-    }
-    return elements;
-}
-
-/* What can be said of loc and scale of a Normal in one pass, see _kernels.pyi; NaN is neither above nor equal to
-   anything. */
-static PyObject *py_look_at_normal(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    dlpack_tensor loc, scale;
-    if (given != 2) {
-        PyErr_SetString(PyExc_TypeError, "expected loc and scale");
-        return NULL;
-    }
-    if (!view_alike(args[0], args[1], &loc, &scale) || loc.dtype.bits != 32) return PyLong_FromLong(-1);
-    int64_t n = dense_elements(&loc);
-    if (n == 0 || n != dense_elements(&scale) || n > ELEMENTS_WORTH_THREADS) return PyLong_FromLong(-1);
-    const float *mean = (const float *)((char *)loc.data + loc.byte_offset);
-    const float *std = (const float *)((char *)scale.data + scale.byte_offset);
-    int valid = 1, standard = 1;
-    for (int64_t i = 0; i < n; i++) {
-        valid &= (mean[i] == mean[i]) & (std[i] > 0.0f);
-        standard &= (mean[i] == 0.0f) & (std[i] == 1.0f);
-    }
-    return PyLong_FromLong(valid | standard << 1);
-}
-
-/* What all calls end with: the seed's tensor, the dtype, row_offset, reduction and number of threads.
-   0 and an exception where the arguments cannot be these. */
-static int take_rest(call *c, int *threads, PyObject *const *rest, Py_ssize_t given, Py_ssize_t expected) {
-    if (given != expected) {
-        PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, given);
-        return 0;
-    }
-    if (!isa) {
-        PyErr_SetString(PyExc_RuntimeError, "the extension has no kernels for this processor");
-        return 0;
-    }
-    tensor seed;
-    if (!view_tensor(rest[0], &seed)) return 0;
-    c->seed = (const int64_t *)seed.data;
-    c->dtype = (int)PyLong_AsLong(rest[1]);
-    c->row_offset = (uint64_t)PyLong_AsLongLong(rest[2]);
-    c->reduction = (int)PyLong_AsLong(rest[3]);
-    *threads = (int)PyLong_AsLong(rest[4]);
-    return !PyErr_Occurred();
-}
-
-static PyObject *run_without_gil(call *c, unit_range *work, int threads) {
-    int enough_memory;
-    Py_BEGIN_ALLOW_THREADS;
-    enough_memory = run_call(c, work, threads);
-    Py_END_ALLOW_THREADS;
-    if (!enough_memory) return PyErr_NoMemory();
-    Py_RETURN_TRUE;
-}
-
+/* noise(eps, seed, row_offset, draw) */
 static PyObject *py_noise(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     call c = {0};
-    int threads;
-    tensor eps;
-    if (!take_rest(&c, &threads, args + 2, given, 7) || !view_tensor(args[0], &eps)) return NULL;
-    c.draw = (uint32_t)PyLong_AsUnsignedLong(args[1]);
+    tensor eps, seed;
+    if (!may_run(given, 4) || !view_tensor(args[0], &eps) || !view_tensor(args[1], &seed)) return NULL;
+    c.seed = (const int64_t *)seed.data;
+    c.dtype = eps.dtype;
+    c.row_offset = (uint64_t)PyLong_AsLongLong(args[2]);
+    c.draw = (uint32_t)PyLong_AsUnsignedLong(args[3]);
     if (PyErr_Occurred()) return NULL;
     plan_rows(&c, &eps, 1, (const tensor *[]){&eps}, (strided *[]){&c.z}); /* it is contiguous */
-    return run_without_gil(&c, isa->noise, threads);
+    return run_for_python(&c, isa->noise) ? PyBool_FromLong(1) : NULL;
 }
 
-static PyObject *py_forward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    call c = {0};
-    int threads;
-    tensor mu, logvar, z, kl;
-    if (!take_rest(&c, &threads, args + 4, given, 9)) return NULL;
-    if (!view_tensor(args[0], &mu) || !view_tensor(args[1], &logvar)) return NULL;
-    if (!view_tensor(args[2], &z) || !view_tensor(args[3], &kl)) return NULL;
-    c.options.temperature = 1.0f;
-    int elementwise = c.reduction == ELEMENTWISE;
-    if (!plan_rows(&c, &mu, 3 + elementwise, (const tensor *[]){&mu, &logvar, &z, &kl},
-                   (strided *[]){&c.mu, &c.scale, &c.z, &c.kl}))
-        Py_RETURN_FALSE;
-    c.kl.data = kl.data;
-    return run_without_gil(&c, isa->forward, threads);
+/* The fields of LatentInputs, LatentOutputs and LatentGradients. */
+enum { MU, SCALE, PRIOR_MU, PRIOR_SCALE, SEED, INPUTS };
+enum { Z, KL, MEAN, LOG_Q, LOG_P, OUTPUTS };
+enum { GRADIENTS = SEED };
+
+static int refuse(const char *reason) {
+    PyErr_SetString(PyExc_ValueError, reason);
+    return 0;
 }
 
-static PyObject *py_backward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    call c = {0};
-    int threads;
-    tensor grad_z, grad_kl, mu, logvar, grad_mu, grad_logvar;
-    if (!take_rest(&c, &threads, args + 6, given, 11)) return NULL;
-    if (!view_tensor(args[0], &grad_z) || !view_tensor(args[1], &grad_kl) || !view_tensor(args[2], &mu)) return NULL;
-    if (!view_tensor(args[3], &logvar) || !view_tensor(args[4], &grad_mu) || !view_tensor(args[5], &grad_logvar))
-        return NULL;
-    c.options.temperature = 1.0f;
-    int elementwise = c.reduction == ELEMENTWISE;
-    if (!plan_rows(&c, &logvar, 5 + elementwise, (const tensor *[]){&grad_z, &mu, &logvar, &grad_mu, &grad_logvar, &grad_kl},
-                   (strided *[]){&c.grad_z, &c.mu, &c.scale, &c.grad_mu, &c.grad_scale, &c.grad_kl}))
-        Py_RETURN_FALSE;
-    take_grad_kl(&c, &grad_kl);
-    return run_without_gil(&c, isa->backward, threads);
-}
-
-/* What the latents with options have before the rest: those, packed, and the number of draws or 0, which is one draw
-   and no dimension for it. */
-static int take_options(call *c, PyObject *const *args) {
-    char *packed;
-    Py_ssize_t size;
-    if (PyBytes_AsStringAndSize(args[0], &packed, &size)) return 0;
-    if (size != sizeof c->options) {
-        PyErr_SetString(PyExc_ValueError, "these are not packed options");
-        return 0;
-    }
-    memcpy(&c->options, packed, sizeof c->options);
-    c->draws = PyLong_AsLongLong(args[1]);
+/* What both directions of a latent have: LatentInputs, a `latent_code` and LatentScalars. */
+static int take_latent(call *c, PyObject *given_inputs, PyObject *packed, PyObject *scalars, tensor *inputs) {
+    latent_code code;
+    options *o = &c->options;
+    if (!view_tuple(given_inputs, INPUTS, INPUTS, inputs) || !take_code(packed, &code, sizeof code)) return 0;
+    if (inputs[SCALE].is_none) return refuse("scale is None");
+    c->dtype = inputs[SCALE].dtype;
+    c->reduction = code.reduction;
+    o->scale = code.scale;
+    o->clamp = code.clamp;
+    o->residual = code.residual;
+    if (size_of_tuple(scalars, 7, 7) < 0) return 0;
+    c->row_offset = (uint64_t)PyLong_AsLongLong(PyTuple_GetItem(scalars, 0));
+    PyObject *draws = PyTuple_GetItem(scalars, 1);
+    c->draws = draws == Py_None ? 0 : PyLong_AsLongLong(draws);
+    float *const numbers[] = {&o->temperature, &o->low, &o->high, &o->floor, &o->free_bits};
+    for (int i = 0; i < 5; i++) *numbers[i] = (float)PyFloat_AsDouble(PyTuple_GetItem(scalars, 2 + i));
+    if (!code.free_bits) o->free_bits = 0.0f;
+    simplify_reduction(c, &inputs[SCALE]);
+    expand(&inputs[PRIOR_MU], inputs[SCALE].rank);
+    expand(&inputs[PRIOR_SCALE], inputs[SCALE].rank);
+    c->seed = (const int64_t *)inputs[SEED].data;
     return !PyErr_Occurred();
 }
 
-static int view_tensors(PyObject *const *objects, int count, tensor *tensors) {
-    for (int i = 0; i < count; i++)
-        if (!view_tensor(objects[i], &tensors[i])) return 0;
+/* Where there is no z to write, no noise is drawn. */
+static int check_forward(call *c, const tensor *in, const tensor *out) {
+    if (in[MU].is_none) return refuse("mu is None");
+    if (out[Z].is_none && !out[LOG_Q].is_none) return refuse("log_q and log_p are wanted without z");
+    if (!out[Z].is_none && !c->seed) return refuse("z is wanted, and seed is None");
+    if (out[Z].is_none) c->seed = NULL;
     return 1;
 }
 
-static PyObject *py_latent_forward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    enum { MU, SCALE, PRIOR_MU, PRIOR_SCALE, Z, KL, MEAN, LOG_Q, LOG_P, TENSORS };
-    call c = {0};
-    int threads;
-    tensor t[TENSORS];
-    if (!take_rest(&c, &threads, args + TENSORS + 2, given, TENSORS + 7)) return NULL;
-    if (!take_options(&c, args + TENSORS) || !view_tensors(args, TENSORS, t)) return NULL;
-    int64_t between_draws = c.draws ? take_draws(&t[Z]) : 0;
-    expand(&t[PRIOR_MU], t[MU].rank);
-    expand(&t[PRIOR_SCALE], t[MU].rank);
-    int elementwise = c.reduction == ELEMENTWISE;
-    if (!plan_rows(&c, &t[MU], 5 + elementwise,
-                   (const tensor *[]){&t[MU], &t[SCALE], &t[PRIOR_MU], &t[PRIOR_SCALE], &t[Z], &t[KL]},
-                   (strided *[]){&c.mu, &c.scale, &c.prior_mu, &c.prior_scale, &c.z, &c.kl}))
-        Py_RETURN_FALSE;
-    plan_channels(&c, &t[MU]);
-    c.z.draw = between_draws;
-    c.kl.data = t[KL].data;
-    c.log_q = (float *)t[LOG_Q].data;
-    c.log_p = (float *)t[LOG_P].data;
-    c.columns[KL_MEAN] = (column_sums){
-        .out = {.data = t[MEAN].data, .outer = c.inner, .inner = 1}, .dtype = FLOAT32, .divisor = (double)c.rows};
-    return run_without_gil(&c, isa->latent_forward, threads);
+static int check_backward(const call *c, const tensor *grad, const tensor *in) {
+    int of_z_alone = grad[KL].is_none && grad[LOG_Q].is_none && grad[LOG_P].is_none;
+    if (!grad[MEAN].is_none) return refuse("kl_mean has a gradient, expected it as one of a KL of reduction 'none'");
+    if (!c->seed && !(grad[Z].is_none && grad[LOG_P].is_none)) return refuse("z or log_p has a gradient, and seed is None");
+    if (in[MU].is_none && (!of_z_alone || c->options.residual || c->draws > 1))
+        return refuse("mu is None, which does where z alone has a gradient, of one draw and no residual");
+    return 1;
 }
 
-static PyObject *py_latent_backward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    enum {
-        GRAD_Z, GRAD_KL, GRAD_LOG_Q, GRAD_LOG_P, MU, SCALE, PRIOR_MU, PRIOR_SCALE, GRAD_MU, GRAD_SCALE, GRAD_PRIOR_MU,
-        GRAD_PRIOR_SCALE, TENSORS
-    };
+/* latent_forward(LatentInputs, LatentOutputs, code, LatentScalars) */
+static PyObject *py_latent_forward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     call c = {0};
-    int threads;
-    tensor t[TENSORS];
-    strided of_prior_mu, of_prior_scale;
-    if (!take_rest(&c, &threads, args + TENSORS + 2, given, TENSORS + 7)) return NULL;
-    if (!take_options(&c, args + TENSORS) || !view_tensors(args, TENSORS, t)) return NULL;
-    int64_t between_draws = c.draws ? take_draws(&t[GRAD_Z]) : 0;
-    expand(&t[PRIOR_MU], t[MU].rank);
-    expand(&t[PRIOR_SCALE], t[MU].rank);
-    expand(&t[GRAD_PRIOR_MU], t[MU].rank);
-    expand(&t[GRAD_PRIOR_SCALE], t[MU].rank);
+    tensor in[INPUTS], out[OUTPUTS];
+    if (!may_run(given, 4) || !take_latent(&c, args[0], args[2], args[3], in)) return NULL;
+    if (!view_tuple(args[1], OUTPUTS, OUTPUTS, out) || !check_forward(&c, in, out)) return NULL;
+    int64_t between_draws = c.draws ? take_draws(&out[Z]) : 0;
     int elementwise = c.reduction == ELEMENTWISE;
-    if (!plan_rows(&c, &t[MU], 9 + elementwise,
-                   (const tensor *[]){&t[GRAD_Z], &t[MU], &t[SCALE], &t[PRIOR_MU], &t[PRIOR_SCALE], &t[GRAD_MU],
-                                      &t[GRAD_SCALE], &t[GRAD_PRIOR_MU], &t[GRAD_PRIOR_SCALE], &t[GRAD_KL]},
+    if (!plan_rows(&c, &in[SCALE], 5 + elementwise,
+                   (const tensor *[]){&in[MU], &in[SCALE], &in[PRIOR_MU], &in[PRIOR_SCALE], &out[Z], &out[KL]},
+                   (strided *[]){&c.mu, &c.scale, &c.prior_mu, &c.prior_scale, &c.z, &c.kl}))
+        Py_RETURN_NONE;
+    plan_channels(&c, &in[SCALE]);
+    c.z.draw = between_draws;
+    c.kl.data = out[KL].data;
+    c.log_q = (float *)out[LOG_Q].data;
+    c.log_p = (float *)out[LOG_P].data;
+    c.columns[KL_MEAN] = (column_sums){
+        .out = {.data = out[MEAN].data, .outer = c.inner, .inner = 1}, .dtype = FLOAT32, .divisor = (double)c.rows};
+    return run_for_python(&c, isa->latent_forward) ? with_names(named_outputs, args[1]) : NULL;
+}
+
+/* latent_backward(LatentOutputs of gradients, LatentInputs, LatentGradients, code, LatentScalars) */
+static PyObject *py_latent_backward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    call c = {0};
+    tensor grad[OUTPUTS], in[INPUTS], of[GRADIENTS];
+    strided of_prior_mu, of_prior_scale;
+    if (!may_run(given, 5) || !take_latent(&c, args[1], args[3], args[4], in)) return NULL;
+    if (!view_tuple(args[0], OUTPUTS, OUTPUTS, grad) || !view_tuple(args[2], GRADIENTS, GRADIENTS, of)) return NULL;
+    if (!check_backward(&c, grad, in)) return NULL;
+    int64_t between_draws = c.draws ? take_draws(&grad[Z]) : 0;
+    expand(&of[PRIOR_MU], in[SCALE].rank);
+    expand(&of[PRIOR_SCALE], in[SCALE].rank);
+    int elementwise = c.reduction == ELEMENTWISE;
+    if (!plan_rows(&c, &in[SCALE], 9 + elementwise,
+                   (const tensor *[]){&grad[Z], &in[MU], &in[SCALE], &in[PRIOR_MU], &in[PRIOR_SCALE], &of[MU], &of[SCALE],
+                                      &of[PRIOR_MU], &of[PRIOR_SCALE], &grad[KL]},
                    (strided *[]){&c.grad_z, &c.mu, &c.scale, &c.prior_mu, &c.prior_scale, &c.grad_mu, &c.grad_scale,
                                  &of_prior_mu, &of_prior_scale, &c.grad_kl}))
-        Py_RETURN_FALSE;
-    plan_channels(&c, &t[MU]);
+        Py_RETURN_NONE;
+    plan_channels(&c, &in[SCALE]);
     c.grad_z.draw = between_draws;
-    take_grad_kl(&c, &t[GRAD_KL]);
-    c.grad_log_q = row_values_of(&t[GRAD_LOG_Q]);
-    c.grad_log_p = row_values_of(&t[GRAD_LOG_P]);
-    plan_shared_gradient(&c, &t[MU], &t[GRAD_PRIOR_MU], c.dtype, of_prior_mu, &c.grad_prior_mu, &c.columns[OF_PRIOR_MU]);
-    plan_shared_gradient(&c, &t[MU], &t[GRAD_PRIOR_SCALE], c.dtype, of_prior_scale, &c.grad_prior_scale,
-                         &c.columns[OF_PRIOR_SCALE]);
-    return run_without_gil(&c, isa->latent_backward, threads);
+    take_grad_kl(&c, &grad[KL]);
+    c.grad_log_q = row_values_of(&grad[LOG_Q]);
+    c.grad_log_p = row_values_of(&grad[LOG_P]);
+    plan_shared_gradient(&c, &in[SCALE], &of[PRIOR_MU], of_prior_mu, &c.grad_prior_mu, &c.columns[OF_PRIOR_MU]);
+    plan_shared_gradient(&c, &in[SCALE], &of[PRIOR_SCALE], of_prior_scale, &c.grad_prior_scale, &c.columns[OF_PRIOR_SCALE]);
+    return run_for_python(&c, isa->latent_backward) ? with_names(named_gradients, args[2]) : NULL;
 }
 
-/* What likelihoods have before the rest: the density and the dtypes of x and the parameters, packed. */
-static int take_density(call *c, PyObject *object) {
-    struct {
-        density density;
-        int32_t dtypes[1 + MOST_PARAMETERS];
-    } given;
-    char *packed;
-    Py_ssize_t size;
-    if (PyBytes_AsStringAndSize(object, &packed, &size)) return 0;
-    if (size != sizeof given) {
-        PyErr_SetString(PyExc_ValueError, "this is not a packed density");
-        return 0;
+/* What both directions of a likelihood have: x, the parameters, a `likelihood_code` and Bounds. */
+static int take_likelihood(call *c, PyObject *const *x_and_parameters, PyObject *packed, PyObject *bounds, tensor *x,
+                           tensor *parameters) {
+    likelihood_code code;
+    if (!view_tensor(x_and_parameters[0], x) || !view_tuple(x_and_parameters[1], 1, MOST_PARAMETERS, parameters)) return 0;
+    if (!take_code(packed, &code, sizeof code) || size_of_tuple(bounds, 2, 2) < 0) return 0;
+    c->likelihood = (likelihood){.kind = code.kind, .low = -INFINITY, .high = INFINITY, .components = code.components};
+    if (code.bounded) {
+        c->likelihood.low = (float)PyFloat_AsDouble(PyTuple_GetItem(bounds, 0));
+        c->likelihood.high = (float)PyFloat_AsDouble(PyTuple_GetItem(bounds, 1));
     }
-    memcpy(&given, packed, sizeof given);
-    c->density = given.density;
-    c->x_dtype = given.dtypes[0];
-    for (int i = 0; i < MOST_PARAMETERS; i++) c->parameter_dtypes[i] = given.dtypes[1 + i];
-    return 1;
+    c->reduction = code.reduction;
+    c->x_dtype = x->dtype;
+    for (int i = 0; i < MOST_PARAMETERS; i++)
+        if (parameters[i].data) c->parameter_dtypes[i] = parameters[i].dtype;
+    simplify_reduction(c, x);
+    return !PyErr_Occurred();
 }
 
-/* Channels leave the shapes of a mixture's tensors; what is left are pixels. */
-static void plan_mixture(call *c, tensor *x, tensor *parameter, tensor *grad, int64_t between[3]) {
-    if (c->density.kind != MIXTURE) return;
+/* Removes the channels from the shapes of a mixture's tensors: their coordinates are pixels. */
+static void take_mixture(call *c, tensor *x, tensor *parameter, tensor *grad, int64_t between[3]) {
+    if (c->likelihood.kind != MIXTURE) return;
     c->image_channels = x->shape[1];
     c->draws = parameter->shape[1];
     between[0] = take_channels(x);
@@ -310,57 +247,55 @@ static void plan_mixture(call *c, tensor *x, tensor *parameter, tensor *grad, in
     between[2] = take_channels(grad);
 }
 
+/* likelihood_forward(x, parameters, log_prob, code, Bounds) */
 static PyObject *py_likelihood_forward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    enum { X, FIRST, SECOND, THIRD, LOG_PROB, TENSORS };
     call c = {0};
-    int threads;
-    tensor t[TENSORS], none = {0};
+    tensor x, parameters[MOST_PARAMETERS], log_prob, none = {0};
     int64_t between[3] = {0};
-    if (!take_rest(&c, &threads, args + TENSORS + 1, given, TENSORS + 6)) return NULL;
-    if (!take_density(&c, args[TENSORS]) || !view_tensors(args, TENSORS, t)) return NULL;
-    plan_mixture(&c, &t[X], &t[FIRST], &none, between);
-    expand(&t[SECOND], t[X].rank);
-    expand(&t[THIRD], t[X].rank);
+    if (!may_run(given, 5) || !take_likelihood(&c, args, args[3], args[4], &x, parameters)) return NULL;
+    if (!view_tensor(args[2], &log_prob)) return NULL;
+    take_mixture(&c, &x, &parameters[0], &none, between);
+    for (int i = 1; i < MOST_PARAMETERS; i++) expand(&parameters[i], x.rank);
     int elementwise = c.reduction == ELEMENTWISE;
-    if (!plan_rows(&c, &t[X], 4 + elementwise, (const tensor *[]){&t[X], &t[FIRST], &t[SECOND], &t[THIRD], &t[LOG_PROB]},
+    if (!plan_rows(&c, &x, 4 + elementwise,
+                   (const tensor *[]){&x, &parameters[0], &parameters[1], &parameters[2], &log_prob},
                    (strided *[]){&c.x, &c.parameters[0], &c.parameters[1], &c.parameters[2], &c.kl}))
         Py_RETURN_FALSE;
-    plan_channels(&c, &t[X]);
+    plan_channels(&c, &x);
     c.x.draw = between[0];
     c.parameters[0].draw = between[1];
-    c.kl.data = t[LOG_PROB].data;
-    return run_without_gil(&c, isa->likelihood_forward, threads);
+    c.kl.data = log_prob.data;
+    return run_for_python(&c, isa->likelihood_forward) ? PyBool_FromLong(1) : NULL;
 }
 
+/* likelihood_backward(grad, x, parameters, gradients, code, Bounds) */
 static PyObject *py_likelihood_backward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    enum { GRAD, X, FIRST, SECOND, THIRD, GRAD_FIRST, GRAD_SECOND, GRAD_THIRD, TENSORS };
     call c = {0};
-    int threads;
-    tensor t[TENSORS];
+    tensor grad, x, parameters[MOST_PARAMETERS], of[MOST_PARAMETERS];
     int64_t between[3] = {0};
-    strided of_second, of_third;
-    if (!take_rest(&c, &threads, args + TENSORS + 1, given, TENSORS + 6)) return NULL;
-    if (!take_density(&c, args[TENSORS]) || !view_tensors(args, TENSORS, t)) return NULL;
-    plan_mixture(&c, &t[X], &t[FIRST], &t[GRAD_FIRST], between);
-    for (int i = SECOND; i < TENSORS; i++)
-        if (i != GRAD_FIRST) expand(&t[i], t[X].rank);
+    strided planned[MOST_PARAMETERS];
+    if (!may_run(given, 6) || !take_likelihood(&c, args + 1, args[4], args[5], &x, parameters)) return NULL;
+    if (!view_tensor(args[0], &grad) || !view_tuple(args[3], 1, MOST_PARAMETERS, of)) return NULL;
+    take_mixture(&c, &x, &parameters[0], &of[0], between);
+    for (int i = 1; i < MOST_PARAMETERS; i++) {
+        expand(&parameters[i], x.rank);
+        expand(&of[i], x.rank);
+    }
     int elementwise = c.reduction == ELEMENTWISE;
-    if (!plan_rows(&c, &t[X], 7 + elementwise,
-                   (const tensor *[]){&t[X], &t[FIRST], &t[SECOND], &t[THIRD], &t[GRAD_FIRST], &t[GRAD_SECOND],
-                                      &t[GRAD_THIRD], &t[GRAD]},
-                   (strided *[]){&c.x, &c.parameters[0], &c.parameters[1], &c.parameters[2], &c.grad_parameters[0],
-                                 &of_second, &of_third, &c.grad_kl}))
+    if (!plan_rows(&c, &x, 7 + elementwise,
+                   (const tensor *[]){&x, &parameters[0], &parameters[1], &parameters[2], &of[0], &of[1], &of[2], &grad},
+                   (strided *[]){&c.x, &c.parameters[0], &c.parameters[1], &c.parameters[2], &planned[0], &planned[1],
+                                 &planned[2], &c.grad_kl}))
         Py_RETURN_FALSE;
-    plan_channels(&c, &t[X]);
+    plan_channels(&c, &x);
     c.x.draw = between[0];
     c.parameters[0].draw = between[1];
+    take_grad_kl(&c, &grad);
+    c.grad_parameters[0] = planned[0];
     c.grad_parameters[0].draw = between[2];
-    take_grad_kl(&c, &t[GRAD]);
-    plan_shared_gradient(&c, &t[X], &t[GRAD_SECOND], c.parameter_dtypes[1], of_second, &c.grad_parameters[1],
-                         &c.columns[OF_PARAMETER(1)]);
-    plan_shared_gradient(&c, &t[X], &t[GRAD_THIRD], c.parameter_dtypes[2], of_third, &c.grad_parameters[2],
-                         &c.columns[OF_PARAMETER(2)]);
-    return run_without_gil(&c, isa->likelihood_backward, threads);
+    for (int i = 1; i < MOST_PARAMETERS; i++)
+        plan_shared_gradient(&c, &x, &of[i], planned[i], &c.grad_parameters[i], &c.columns[OF_PARAMETER(i)]);
+    return run_for_python(&c, isa->likelihood_backward) ? PyBool_FromLong(1) : NULL;
 }
 
 static PyObject *py_gammas(PyObject *self, PyObject *const *args, Py_ssize_t given) {
@@ -396,21 +331,22 @@ static PyObject *py_instruction_set(PyObject *self, PyObject *unused) {
 
 static PyObject *py_threaded(PyObject *self, PyObject *unused) { return PyBool_FromLong(have_threads()); }
 
+#define FAST(name, doc) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, doc}
+
 static PyMethodDef methods[] = {
-    {"forward", (PyCFunction)(void (*)(void))py_forward, METH_FASTCALL, "z and KL; see __init__.py for the arguments"},
-    {"backward", (PyCFunction)(void (*)(void))py_backward, METH_FASTCALL, "gradients; see __init__.py for the arguments"},
-    {"noise", (PyCFunction)(void (*)(void))py_noise, METH_FASTCALL, "eps; see __init__.py for the arguments"},
-    {"latent_forward", (PyCFunction)(void (*)(void))py_latent_forward, METH_FASTCALL, "forward, of any latent"},
-    {"latent_backward", (PyCFunction)(void (*)(void))py_latent_backward, METH_FASTCALL, "backward, of any latent"},
-    {"likelihood_forward", (PyCFunction)(void (*)(void))py_likelihood_forward, METH_FASTCALL, "log-likelihoods"},
-    {"likelihood_backward", (PyCFunction)(void (*)(void))py_likelihood_backward, METH_FASTCALL, "their gradients"},
-    {"look_at_normal", (PyCFunction)(void (*)(void))py_look_at_normal, METH_FASTCALL, "1: valid, 2: N(0, 1), or both"},
-    {"gammas", (PyCFunction)(void (*)(void))py_gammas, METH_FASTCALL, "lgamma and digamma of floats, for the tests"},
-    {"use_plain", (PyCFunction)(void (*)(void))py_use_plain, METH_FASTCALL, "what plain tensors are; see module.c"},
-    {"plain", (PyCFunction)(void (*)(void))py_plain, METH_FASTCALL, "whether arguments are plain; see _kernels.pyi"},
-    {"alike", (PyCFunction)(void (*)(void))py_alike, METH_FASTCALL, "whether two plain tensors are of a shape and dtype"},
+    FAST(noise, "write eps; _kernels.pyi has the arguments of all of these"),
+    FAST(latent_forward, "write the outputs of a latent"),
+    FAST(latent_backward, "write the gradients of a latent"),
+    FAST(likelihood_forward, "write log-likelihoods"),
+    FAST(likelihood_backward, "write the gradients of the parameters of a likelihood"),
+    FAST(look_at_normal, "1: valid, 2: N(0, 1), or both"),
+    FAST(plain, "whether arguments are plain"),
+    FAST(alike, "whether two plain tensors are of a shape and dtype"),
+    FAST(use_named, "the types of what latent_forward and latent_backward return"),
+    FAST(use_torch, "what the extension knows of PyTorch"),
+    FAST(gammas, "lgamma and digamma of floats, for the tests"),
+    FAST(words, "Philox words of given counters, for the tests"),
     {"use_exchange", py_use_exchange, METH_O, "how tensors are looked at: DLPack's C exchange interface, or None"},
-    {"words", (PyCFunction)(void (*)(void))py_words, METH_FASTCALL, "Philox words of given counters, for the tests"},
     {"instruction_set", py_instruction_set, METH_NOARGS, "name of the instruction set in use, or None"},
     {"threaded", py_threaded, METH_NOARGS, "whether the process has an OpenMP pool to run on"},
     {NULL, NULL, 0, NULL},

@@ -5,14 +5,14 @@
 
 static inline int64_t rounded_up_to_groups(int64_t counters) { return (counters + GROUP - 1) / GROUP * GROUP; }
 
-/* What is the same for every row: of the first two rounds, the products that look at quad and draw alone. */
+/* Products of the first two rounds that depend on quad and draw alone, computed once for all rows. */
 typedef struct {
     int64_t start, count; /* the coordinates it is for; none yet if count is 0 */
     uint32_t draw;
     vw product0[TILE / 4 / COUNTERS], product1[TILE / 4 / COUNTERS];
 } columns;
 
-/* The same for rows that come again with other draws, of each counter. */
+/* Products of the first three rounds that do not depend on the draw, kept for further draws of the same rows. */
 typedef struct {
     vw of_quad, of_high_row, of_row, of_both;
 } early_rounds;
@@ -37,7 +37,7 @@ static inline void begin_noise(noise_stream *noise, const int64_t *seed, int64_t
     noise->kept.wanted = draws > 1;
 }
 
-/* The normals of ABREAST vectors of counters that have `first` rounds behind them: 4 * GROUP floats, in order. */
+/* The normals of ABREAST vectors of counters after rounds first..9: 4 * GROUP floats, in order. */
 ALWAYS_INLINE void normals_of(counters *c, const key_schedule *key, int first, float *eps) {
     philox_rounds(c, key, first);
 #pragma GCC unroll 4
@@ -65,7 +65,7 @@ static inline void prepare_columns(noise_stream *noise, uint32_t draw, int64_t s
         }
 }
 
-/* One row, vectors along it. Rounds 0 and 1 are done here: all that depends on the row in them is one number each. */
+/* One row. Rounds 0 and 1 are computed here, where the row enters as one number for all its counters. */
 static inline void fill_row(float *eps, noise_stream *noise, uint32_t draw, uint64_t row, int64_t start,
                             int64_t count) {
     const key_schedule *key = &noise->key;
@@ -105,7 +105,7 @@ ALWAYS_INLINE void advance(sequence *s) {
     s->row += s->row_step - over;
 }
 
-/* Of rounds 0 to 2, what does not look at the draw. */
+/* The products of rounds 0 to 2 that do not depend on the draw. */
 static inline void prepare_short_rows(noise_stream *noise, uint64_t row, int64_t rows, int64_t count) {
     short_rows *kept = &noise->kept;
     if (kept->rows == rows && kept->row == row) return;
@@ -124,7 +124,7 @@ static inline void prepare_short_rows(noise_stream *noise, uint64_t row, int64_t
     }
 }
 
-/* The counters of an early round, and of this draw, before round 3. */
+/* The counters before round 3, of this draw. */
 ALWAYS_INLINE counters with_draw(const early_rounds *early, const key_schedule *key, uint32_t draw) {
     vw product1 = multiply_low_words(early->of_quad ^ splat64(draw), MULTIPLIER1);
     vw product0 = multiply_low_words(high_words(product1) ^ early->of_high_row, MULTIPLIER0);
@@ -132,7 +132,7 @@ ALWAYS_INLINE counters with_draw(const early_rounds *early, const key_schedule *
                       high_words(product0) ^ early->of_row ^ key->k1[2], product0};
 }
 
-/* Rows too short for that: the quads of all rows in one sequence, then the rows moved together. */
+/* Short rows: the quads of all rows in one sequence, then the padding of each row is removed. */
 static inline void fill_short_rows(float *eps, noise_stream *noise, uint32_t draw, uint64_t row, int64_t rows,
                                    int64_t count) {
     float padded[4 * TILE + NOISE_SLACK];
@@ -165,7 +165,7 @@ static inline void fill_short_rows(float *eps, noise_stream *noise, uint32_t dra
         }
 }
 
-/* In a row of this many groups, what is computed behind its end costs less than moving rows together. */
+/* From this many groups on, computing a whole number of groups for each row costs less than removing the padding. */
 #define GROUPS_WORTH_A_ROW 4
 
 /* eps of a draw and of rows row..row+rows-1 of the stream, coordinates start..start+count-1 (start a multiple of 4), row
@@ -176,4 +176,18 @@ NEVER_INLINE void fill_noise(float *eps, noise_stream *noise, uint32_t draw, uin
         fill_short_rows(eps, noise, draw, row, rows, count);
     else
         for (int64_t r = 0; r < rows; r++) fill_row(eps + r * count, noise, draw, row + (uint64_t)r, start, count);
+}
+
+/* The kernel of bare noise. */
+static void ISA_NAME(noise)(const call *c, int64_t first, int64_t last) {
+    float eps[TILE + NOISE_SLACK], z[TILE];
+    noise_stream noise;
+    begin_noise(&noise, c->seed, c->draws);
+    for (int64_t index = first; index < last; index++) {
+        tile t = tile_at(c, index);
+        fill_noise(eps, &noise, c->draw, c->row_offset + (uint64_t)t.row, t.rows, t.start, t.count);
+        float *out = begin_tile(c, &c->z, c->dtype, t, z);
+        memcpy(out, eps, sizeof(float) * (size_t)(t.rows * t.count));
+        write_tile(c, &c->z, c->dtype, t, out, z);
+    }
 }

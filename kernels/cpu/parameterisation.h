@@ -19,7 +19,7 @@ ALWAYS_INLINE scale_values scale_of(vf x, int scale, const options *o) {
     return (scale_values){std, 2.0f * log_of(std)};
 }
 
-/* What sampling and the KL to the standard normal need of it, without a detour through logvar. */
+/* What sampling and the KL to N(0, I) need, without computing logvar on the way. */
 ALWAYS_INLINE exponentials of_scale(vf x, int scale, const options *o) {
     switch (scale) {
     case SCALE_LOGVAR: return exponentials_of(x);
@@ -30,7 +30,7 @@ ALWAYS_INLINE exponentials of_scale(vf x, int scale, const options *o) {
     }
 }
 
-/* What the gradient of std, or of logvar, is for x; std is looked at by some only. */
+/* The gradient of x from that of std, or of logvar; not every case uses std. */
 ALWAYS_INLINE vf through_std(vf grad, vf x, vf std, int scale) {
     switch (scale) {
     case SCALE_LOGVAR: return 0.5f * std * grad;
@@ -66,7 +66,7 @@ ALWAYS_INLINE vf clamp_gradient_of(vf grad, vf raw, vf x, int clamp, const optio
 /* The same over arrays. */
 
 typedef struct {
-    const float *raw, *x, *std, *logvar; /* std: only if asked for, and of softplus */
+    const float *raw, *x, *std, *logvar; /* std: if with_std, and always of softplus */
 } scale_arrays;
 
 typedef struct {
@@ -86,11 +86,12 @@ ALWAYS_INLINE void clamp_vector(int clamp, const options *o, const float *raw, f
     store_some(x + i, clamped(load_some(raw + i, count), clamp, o), count);
 }
 
-ALWAYS_INLINE void scale_gradient_vector(int scale, int with_std, const scale_arrays *s, const float *grad_std,
-                                         const float *grad_logvar, float *grad, int64_t i, int64_t count) {
+ALWAYS_INLINE void scale_gradient_vector(int scale, int with_std, int with_logvar, const scale_arrays *s,
+                                         const float *grad_std, const float *grad_logvar, float *grad, int64_t i,
+                                         int64_t count) {
     vf std = STORES_STD(scale, with_std) ? load_some(s->std + i, count) : splat(0.0f);
-    vf x = load_some(s->x + i, count);
-    vf of_x = through_logvar(load_some(grad_logvar + i, count), x, std, scale);
+    vf x = load_some(s->x + i, count), of_x = splat(0.0f);
+    if (with_logvar) of_x = through_logvar(load_some(grad_logvar + i, count), x, std, scale);
     if (with_std) of_x += through_std(load_some(grad_std + i, count), x, std, scale);
     store_some(grad + i, of_x, count);
 }
@@ -128,12 +129,15 @@ NEVER_INLINE scale_arrays resolve_scale(const options *o, const float *raw, int6
     return (scale_arrays){raw, x, to->std, o->scale == SCALE_LOGVAR ? x : to->logvar};
 }
 
-/* The gradient of n parameters; grad_std NULL: std took no part. */
+/* The gradient of n parameters. grad_std, grad_logvar NULL: it took no part; at std = 0 the factor of a gradient may be
+   infinite, so that one of 0 would give NaN. */
 NEVER_INLINE void scale_gradient(const options *o, const scale_arrays *s, const float *grad_std,
                                  const float *grad_logvar, int64_t n, float *grad) {
-    if (grad_std)
-        EACH_VECTOR_OF_SCALE(o, n, scale_gradient_vector, 1, s, grad_std, grad_logvar, grad)
+    if (grad_std && grad_logvar)
+        EACH_VECTOR_OF_SCALE(o, n, scale_gradient_vector, 1, 1, s, grad_std, grad_logvar, grad)
+    else if (grad_std)
+        EACH_VECTOR_OF_SCALE(o, n, scale_gradient_vector, 1, 0, s, grad_std, grad_logvar, grad)
     else
-        EACH_VECTOR_OF_SCALE(o, n, scale_gradient_vector, 0, s, grad_std, grad_logvar, grad)
+        EACH_VECTOR_OF_SCALE(o, n, scale_gradient_vector, 0, 1, s, grad_std, grad_logvar, grad)
     EACH_VECTOR_OF_CLAMP(o, n, clamp_gradient_vector, o, s, grad);
 }

@@ -6,7 +6,7 @@
 #define KEY_INCREMENT0 0x9E3779B9u
 #define KEY_INCREMENT1 0xBB67AE85u
 
-/* Each round waits for the one before: as many vectors at a time as the registers hold keep the multipliers busy. */
+/* A round depends on the one before, so several vectors are computed side by side, as many as the registers hold. */
 #if LANES == 8
 #define ABREAST 2
 #else

@@ -33,7 +33,7 @@ ALWAYS_INLINE void inverse_vector(const float *logvar, float *inverse, int64_t i
     store_some(inverse + i, exp_of(-load_some(logvar + i, count)), count);
 }
 
-/* All that compares posterior and prior, in one pass: it is the first to see most of the memory. */
+/* All that compares posterior and prior, in one pass, which also prefetches the next tile. */
 ALWAYS_INLINE void compare_vector(int with_inverse, const gaussians *g, gaussian_buffers *b, int64_t i, int64_t count) {
     vf prior_logvar = load_ahead(g->prior.logvar, i, count, g->ahead);
     vf difference = load_ahead(g->mu, i, count, g->ahead) - load_ahead(g->prior_mu, i, count, g->ahead);
@@ -42,7 +42,7 @@ ALWAYS_INLINE void compare_vector(int with_inverse, const gaussians *g, gaussian
     if (with_inverse) store_some(b->prior_inverse + i, exp_of(-prior_logvar), count);
 }
 
-/* A prior that all rows share is resolved once for as many tiles as have the same coordinates. Whether it was now. */
+/* A prior that all rows share is resolved once for all tiles of the same coordinates. Whether it was resolved now. */
 static inline int resolve_prior(const call *c, tile t, gaussians *g, gaussian_buffers *b) {
     tile last = g->prior_tile;
     int shared = c->prior_mu.row == 0 && c->prior_scale.row == 0;
@@ -57,8 +57,9 @@ static inline int resolve_prior(const call *c, tile t, gaussians *g, gaussian_bu
 static inline void resolve(const call *c, tile t, int with_std, gaussians *g, gaussian_buffers *b) {
     const options *o = &c->options;
     int64_t n = t.rows * t.count;
-    const float *mu = read_tile(c, &c->mu, c->dtype, t, o->residual ? b->difference : b->mu);
     const float *raw = read_tile(c, &c->scale, c->dtype, t, o->residual ? b->given_scale : b->scale.raw);
+    /* Where mu is missing, no wanted result depends on it: any numbers do. */
+    const float *mu = c->mu.data ? read_tile(c, &c->mu, c->dtype, t, o->residual ? b->difference : b->mu) : raw;
     g->mu = g->difference = mu;
     g->ahead = distance_ahead(c, t);
     if (!c->prior_mu.data) {
@@ -77,7 +78,7 @@ static inline void resolve(const call *c, tile t, int with_std, gaussians *g, ga
             EACH_VECTOR(n, compare_vector, 0, g, b);
         return;
     }
-    /* The given mu is the difference, and what was given for the scale often the ratio. */
+    /* The given mu is mu - prior_mu, and without a clamp the given scale leads to the ratio directly. */
     if (is_new) EACH_VECTOR(n, inverse_vector, g->prior.logvar, b->prior_inverse);
     EACH_VECTOR(n, add_vector, mu, g->prior_mu, b->mu);
     EACH_VECTOR(n, add_vector, raw, g->prior.raw, b->scale.raw);

@@ -1,4 +1,5 @@
-/* A call from beginning to end, nothing of Python in it: the instruction set, the tiles, the threads, the KL's sums. */
+/* Runs a call, without Python: chooses the instruction set, cuts the call into tiles, shares these among threads and
+   finishes the sums. */
 #ifndef FASTVAE_RUN_H
 #define FASTVAE_RUN_H
 
@@ -8,17 +9,17 @@
 #include "pages.h"
 #include "threads.h"
 
-static const instruction_set *isa; /* NULL: none of ours runs on this processor */
+static const instruction_set *isa; /* NULL: this processor has none that there are kernels for */
 
 static void choose_instruction_set(void) {
-    /* FASTVAE_CPU_ISA asks for a lesser one, by name: the tests of each run on one machine. */
+    /* FASTVAE_CPU_ISA names one, so that each can be tested on one machine. */
     const char *asked = getenv("FASTVAE_CPU_ISA");
 #define CONSIDER(candidate, supported) \
     if (!isa && (supported) && (!asked || !*asked || !strcmp(asked, (candidate).name))) isa = &(candidate)
 #if defined(__x86_64__)
     int v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
 #if !defined(__clang__) && __GNUC__ >= 11
-    v3 = v3 && __builtin_cpu_supports("f16c"); /* others may not know the name; no processor has AVX2 without */
+    v3 = v3 && __builtin_cpu_supports("f16c"); /* other compilers may not know the name; every processor with AVX2 has it */
 #endif
     int v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -29,12 +30,12 @@ static void choose_instruction_set(void) {
 #endif
 }
 
-/* Small batches of many draws are cut into smaller tiles, so that there is work for several threads: of fewer rows, or
-   shorter ones. */
+/* Several draws of a small batch: smaller tiles, so that there is work for several threads. */
 #define FEWEST_TILES 8
 #define SMALLEST_TILE 256
 
-/* Units of several tiles leave fewer partial sums of columns; there must be units enough, and no sum too long. */
+/* Units of several tiles need less memory for the partial sums of columns. There must be units enough for the threads,
+   and no float32 sum too long. */
 #define ENOUGH_UNITS 64
 #define LONGEST_UNIT 64
 
@@ -42,24 +43,23 @@ static int64_t rounded_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t at_most_of(int64_t a, int64_t bound) { return a < bound ? a : bound; }
 static int64_t at_least_of(int64_t a, int64_t bound) { return a > bound ? a : bound; }
 
-/* Each of several draws of a small batch is a few KB. Were its rows shared out, every thread would write next to the others,
-   draw by draw, and processors that read ahead would take the memory from one another: the draws are shared out instead.
-   No number depends on that. */
+/* Each of several draws of a small batch is a few KB. If threads shared out its rows, they would write next to each other,
+   and hardware prefetching would move cache lines to and fro between the cores: below this size threads share out the
+   draws instead. No result depends on it. */
 #define ELEMENTS_WORTH_SHARING_ROWS 32768
 
 static int shares_draws_out(const call *c) {
     return c->z.data && c->draws > 1 && c->rows * c->event < ELEMENTS_WORTH_SHARING_ROWS;
 }
 
-/* Rows with gaps between them are used where they stand, one a tile, from this length on; shorter ones are brought
-   together. */
+/* Rows of this length with gaps between them are read in place, one row a tile; shorter ones are copied into one array. */
 #define ROW_WORTH_A_TILE 128
 
 /* Noise of short rows is computed in groups of this many counters, of the widest vectors, across rows (noise.h). */
 #define COUNTERS_AT_A_TIME 32
 #define TILES_TO_CHOOSE_FROM 16
 
-/* Of tiles of up to `most` rows, and not much fewer, one that leaves few counters of its last group unused. */
+/* A number of rows, `most` or a little less, that leaves few counters of the last group unused. */
 static int64_t rows_that_fill_groups(int64_t most, int64_t event) {
     int64_t best = most, least = INT64_MAX, quads = rounded_up(event, 4);
     for (int64_t rows = most; 2 * rows > most && rows > most - TILES_TO_CHOOSE_FROM; rows--) {
@@ -93,7 +93,7 @@ static void cut_into_tiles(call *c) {
     c->units = c->tiles ? c->tiles_a_row * rounded_up(c->tiles / c->tiles_a_row, c->tiles_a_unit) : 0;
 }
 
-/* Bytes from the first to the last element of an output, all draws (or channels) of it. */
+/* Bytes from the first to the last element of an output, with all its draws (or channels). */
 static int64_t extent(const call *c, const strided *t, int dtype) {
     if (c->rows == 0 || c->event == 0) return 0;
     int64_t last = (c->rows - 1) * t->row + (c->event / c->inner - 1) * t->outer + (c->inner - 1) * t->inner;
@@ -102,12 +102,12 @@ static int64_t extent(const call *c, const strided *t, int dtype) {
 
 static int has_summed_kl(const call *c) { return c->kl.data && c->reduction != ELEMENTWISE; }
 
-/* The sums of a tile are the result itself, where that has a place for each. */
+/* Where each sum of a tile is an element of the result, it is written there. */
 static float *slots_for(float *result, int64_t slots) {
     return result ? result : malloc(sizeof(float) * (size_t)slots + 1);
 }
 
-/* Places for the sums that tiles leave; 0 if there is no memory for them. end_sums frees what there is. */
+/* Memory for the partial sums; 0 if there is none. end_sums frees it. */
 static int begin_sums(call *c) {
     int whole_rows = c->tiles_a_row == 1, enough_memory = 1;
     if (has_summed_kl(c)) {
@@ -139,7 +139,7 @@ static void end_sums(call *c) {
     for (int i = 0; i < MOST_COLUMN_SUMS; i++) free(c->columns[i].partial);
 }
 
-/* From slots to the KL: always in the same order, and in double, so that long rows lose nothing. */
+/* From partial sums to the KL: always in the same order, and in double, so that long rows lose nothing. */
 static void finish_kl(const call *c) {
     float *kl = c->kl.data;
     if (c->kl_slots == kl) return;
@@ -168,7 +168,7 @@ static void finish_log_probability(const call *c, const float *slots, float *log
     }
 }
 
-/* A call with these kernels of `isa`; 0 if there is no memory for the sums. */
+/* Runs a kernel of `isa` on a call; 0 if there is no memory for the sums. */
 static int run_call(call *c, unit_range *work, int threads) {
     cut_into_tiles(c);
     c->shares_of_draws = shares_draws_out(c) ? at_most_of(threads, c->draws) : 1;

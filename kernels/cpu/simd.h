@@ -1,4 +1,4 @@
-/* Vectors of LANES floats and what plain arithmetic on them cannot say. Included once per instruction set, by isa_*.c.
+/* Vectors of LANES floats, and the operations on them that C has no operator for. isa_*.c include it, each once.
 
    GCC and Clang give vector types the operators of C, so that formulas elsewhere read as formulas; only operations with
    no operator (masks, square root, widening product, shuffles, conversions of 16-bit floats) are written here and, where
@@ -8,7 +8,7 @@
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define NEVER_INLINE static __attribute__((noinline)) /* called from several places, and large */
 
-/* In the body of a short copying loop: GCC makes a string instruction of it otherwise, many times slower on short rows. */
+/* In the body of a short copying loop, which GCC would replace by a string instruction that is slow on short rows. */
 #define STAYS_A_LOOP __asm__ volatile("")
 
 typedef float vf __attribute__((vector_size(4 * LANES)));

@@ -78,8 +78,8 @@ ALWAYS_INLINE vf digamma_of(vf y) {
     return log_of(a.y) - digamma_series(1.0f / a.y) - a.log_slope;
 }
 
-/* Most counts are few. Of whole ones up to this many, Gamma(theta + x) / Gamma(theta) is a product of x factors, which
-   takes no gamma function. theta is bounded so that the product is finite. */
+/* Most counts are small. Of integers up to this one, Gamma(theta + x) / Gamma(theta) is a product of x factors, which
+   needs no gamma function. theta is bounded so that the product is finite. */
 #define FEW 8
 #define LARGEST_THETA_OF_FEW 1e4f
 

@@ -1,5 +1,5 @@
-/* Sums that come out the same whatever the number of threads: along rows, and down the batch. Each tile leaves partial
-   sums in places of its own, and these are added in a fixed order, in double. */
+/* Sums along rows and over the batch whose bits do not depend on the number of threads: each tile writes partial sums to
+   slots of its own, and these are added in a fixed order, in double. */
 
 /* The sum of n floats in LANES parts, in an order that depends on n alone; sum_lanes adds these. Reads, and ignores, up
    to LANES - 1 floats behind them. */
@@ -17,7 +17,7 @@ ALWAYS_INLINE vf parts_of_sum(const float *terms, int64_t n) {
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-/* From this many rows on it takes fewer steps to add the parts of LANES of them at once. */
+/* From this many rows on, adding the parts of LANES rows at once takes fewer instructions. */
 #define ROWS_WORTH_ADDING_TOGETHER (LANES / 2)
 
 /* The sums of `rows` rows of n floats. */
@@ -47,7 +47,7 @@ static inline void sum_tile(const call *c, tile t, float *terms, int64_t size, f
     int64_t first_end = (stretch + 1) * size - t.start;
     store(terms + t.rows * t.count, splat(0.0f)); /* parts_of_sum looks behind the last term */
     slots += t.row * slots_a_row + t.start / c->tile + stretch;
-    if (first_end >= t.count) { /* one stretch a row, the usual; where the tile has several rows, that is all of it */
+    if (first_end >= t.count) { /* usually: one stretch a row, the whole row if the tile has several */
         sum_rows(terms, t.rows, t.count, slots);
         return;
     }
@@ -84,7 +84,7 @@ ALWAYS_INLINE void add_vector(const float *a, const float *b, float *sum, int64_
     store_some(sum + i, load_some(a + i, count) + load_some(b + i, count), count);
 }
 
-/* A gradient of what the batch may share goes to its place, if every row has one, else into the sum of the unit's tiles. */
+/* The gradient of an input that the batch may share: written, if each row has its own, else added to the unit's sum. */
 static inline float *begin_shared_gradient(const call *c, tile t, const strided *out, int dtype, float *buffer) {
     return out->data ? begin_tile(c, out, dtype, t, buffer) : buffer;
 }
@@ -97,7 +97,7 @@ static inline void end_shared_gradient(const call *c, tile t, const strided *out
         EACH_VECTOR(t.rows * t.count, add_vector, sum, grad, sum);
 }
 
-/* The tiles of a unit follow one another down the batch. */
+/* The tiles of a unit have the same coordinates and follow one another along the batch. */
 static inline int64_t first_tile(const call *c, int64_t unit) {
     return unit / c->tiles_a_row * c->tiles_a_unit * c->tiles_a_row + unit % c->tiles_a_row;
 }
@@ -106,7 +106,7 @@ static inline int64_t end_of_tiles(const call *c, int64_t unit) {
     return end < c->tiles ? end : c->tiles;
 }
 
-/* A unit's sums: its tiles were added up, element by element; now the rows of what came of them are. */
+/* A unit's partial sums: its tiles have been added element by element; here the rows of that sum are added. */
 static inline void leave_partial_sums(const call *c, const column_sums *s, int64_t unit, const float *tiles) {
     tile t = tile_at(c, unit % c->tiles_a_row); /* has the most rows */
     float *partial = s->partial + unit / c->tiles_a_row * c->event + t.start;
@@ -125,7 +125,7 @@ static inline void leave_partial_sums(const call *c, const column_sums *s, int64
     for (int64_t d = 0; d < t.count; d++) partial[d] = (float)sum[d];
 }
 
-/* From partial sums to one sum a column, or to one altogether. */
+/* From partial sums to one sum for each column, or to a single one. */
 static void ISA_NAME(finish_columns)(const call *c) {
     float buffer[TILE];
     for (int i = 0; i < MOST_COLUMN_SUMS; i++) {

@@ -1,14 +1,14 @@
-/* What the kernels need to know of a PyTorch tensor: where it is, its shape and its strides, and how tensors of one shape
-   are seen as rows of an (outer, inner) event (layout.py says what that is).
+/* What the kernels need to know of a PyTorch tensor: address, dtype, shape and strides, and how tensors of one shape are
+   seen as rows of an (outer, inner) event (layout.py says what that is).
 
-   Newer versions of PyTorch answer by DLPack's C exchange interface, quickly and with no PyTorch header; of an earlier
-   one the tensor's own methods are called. */
+   Newer versions of PyTorch answer by DLPack's C exchange interface, which is fast and needs no PyTorch header; of older
+   ones the tensor's Python methods are called. */
 #ifndef FASTVAE_TENSORS_H
 #define FASTVAE_TENSORS_H
 
 #include "call.h"
 
-/* DLPack 1.x, the part that is used (https://dmlc.github.io/dlpack). The layout of these is DLPack's. */
+/* DLPack 1.x, the part that is used (https://dmlc.github.io/dlpack). These structs have DLPack's layout. */
 typedef struct {
     void *data;
     struct {
@@ -29,21 +29,25 @@ typedef struct {
     } version;
     void *previous;
     void *unused[3];
-    int (*view)(void *tensor, dlpack_tensor *out); /* nothing is retained: valid while the tensor lives */
+    int (*view)(void *tensor, dlpack_tensor *out); /* valid while the tensor lives */
     void *unused_too;
 } dlpack_exchange;
 
 #define DLPACK_CPU 1
 
+enum { DLPACK_INT, DLPACK_UINT, DLPACK_FLOAT, DLPACK_BFLOAT = 4, DLPACK_BOOL = 6 };
+
 static const dlpack_exchange *exchange; /* NULL: this PyTorch has none */
+static PyObject *dtypes;                /* from torch.dtype to a dtype of call.h: a dict */
 
 #define MAX_RANK 64 /* PyTorch's own */
 
 typedef struct {
-    char *data; /* NULL: the tensor takes no part */
+    char *data; /* NULL: the tensor takes no part, or has no elements */
+    int is_none, dtype;
     int64_t rank;
     const int64_t *shape, *strides;
-    int64_t numbers[2 * MAX_RANK]; /* shape and strides, where nobody else keeps them */
+    int64_t numbers[2 * MAX_RANK]; /* memory for shape and strides that PyTorch does not keep, or that are changed */
 } tensor;
 
 /* The integers of a tuple; -1 and an exception if it is none. */
@@ -55,18 +59,26 @@ static int64_t unpack(PyObject *tuple, int64_t *numbers) {
     return PyErr_Occurred() ? -1 : length;
 }
 
+static int ask_dtype(PyObject *object) {
+    PyObject *dtype = PyObject_GetAttrString(object, "dtype");
+    PyObject *found = dtype ? PyDict_GetItemWithError(dtypes, dtype) : NULL;
+    Py_XDECREF(dtype);
+    return found ? (int)PyLong_AsLong(found) : -1;
+}
+
 static int ask(PyObject *object, tensor *t) {
     PyObject *address = PyObject_CallMethod(object, "data_ptr", NULL);
     if (!address) return 0;
     t->data = PyLong_AsVoidPtr(address);
     Py_DECREF(address);
+    t->dtype = ask_dtype(object);
     t->rank = unpack(PyObject_GetAttrString(object, "shape"), t->numbers);
     t->shape = t->numbers;
     t->strides = t->numbers + MAX_RANK;
     return t->rank >= 0 && unpack(PyObject_CallMethod(object, "stride", NULL), t->numbers + MAX_RANK) == t->rank;
 }
 
-/* Whether every element has a place in memory: a missing address means that a tensor takes no part. */
+/* Kernels take a missing address for a missing tensor, so one with elements must have an address. */
 static int has_memory(const tensor *t) {
     if (t->data) return 1;
     for (int64_t dim = 0; dim < t->rank; dim++)
@@ -75,23 +87,45 @@ static int has_memory(const tensor *t) {
     return 0;
 }
 
+static int dtype_of(const dlpack_tensor *d) {
+    switch (d->dtype.code << 8 | d->dtype.bits) {
+    case DLPACK_FLOAT << 8 | 32: return FLOAT32;
+    case DLPACK_BFLOAT << 8 | 16: return BFLOAT16;
+    case DLPACK_FLOAT << 8 | 16: return FLOAT16;
+    case DLPACK_BOOL << 8 | 8:
+    case DLPACK_UINT << 8 | 8: return UINT8;
+    case DLPACK_INT << 8 | 8: return INT8;
+    case DLPACK_INT << 8 | 16: return INT16;
+    case DLPACK_INT << 8 | 32: return INT32;
+    case DLPACK_INT << 8 | 64: return INT64;
+    default: return -1;
+    }
+}
+
 /* Describe a tensor or None; 0 and an exception if that cannot be done. */
 static int view_tensor(PyObject *object, tensor *t) {
     t->data = NULL;
     t->rank = 0;
-    if (object == Py_None) return 1;
-    if (!exchange) return ask(object, t) && has_memory(t);
-    dlpack_tensor d;
-    if (exchange->view(object, &d)) return 0;
-    if (d.device.type != DLPACK_CPU) {
-        PyErr_SetString(PyExc_RuntimeError, "a tensor is not in the memory of the CPU");
+    t->is_none = object == Py_None;
+    if (t->is_none) return 1;
+    if (exchange) {
+        dlpack_tensor d;
+        if (exchange->view(object, &d)) return 0;
+        if (d.device.type != DLPACK_CPU) {
+            PyErr_SetString(PyExc_RuntimeError, "a tensor is not in the memory of the CPU");
+            return 0;
+        }
+        t->data = (char *)d.data + d.byte_offset;
+        t->dtype = dtype_of(&d);
+        t->rank = d.rank;
+        t->shape = d.shape;
+        t->strides = d.strides;
+    } else if (!ask(object, t)) {
         return 0;
     }
-    t->data = (char *)d.data + d.byte_offset;
-    t->rank = d.rank;
-    t->shape = d.shape;
-    t->strides = d.strides;
-    return has_memory(t);
+    if (t->dtype < 0 && !PyErr_Occurred())
+        PyErr_SetString(PyExc_TypeError, "a tensor has a dtype that there are no kernels for");
+    return t->dtype >= 0 && has_memory(t);
 }
 
 static int64_t elements_of(const tensor *t, int64_t first_dim) {
@@ -100,7 +134,7 @@ static int64_t elements_of(const tensor *t, int64_t first_dim) {
     return elements;
 }
 
-/* Dimensions that it lacks in front, and those of one element, become as long as any other tensor's. */
+/* Broadcasting: missing dimensions in front, and those of one element, get a stride of 0. */
 static void expand(tensor *t, int64_t rank) {
     if (!t->data) return;
     int64_t lacking = rank - t->rank;
@@ -114,7 +148,7 @@ static void expand(tensor *t, int64_t rank) {
     t->strides = t->numbers + MAX_RANK;
 }
 
-/* Takes off the second dimension, of channels, and returns its stride. */
+/* Removes the second dimension, of channels, and returns its stride. */
 static int64_t take_channels(tensor *t) {
     if (!t->data) return 0;
     int64_t stride = t->strides[1];
@@ -128,7 +162,7 @@ static int64_t take_channels(tensor *t) {
     return stride;
 }
 
-/* Takes off the first dimension, of draws, and returns its stride. */
+/* Removes the first dimension, of draws, and returns its stride. */
 static int64_t take_draws(tensor *t) {
     if (!t->data) return 0;
     int64_t stride = t->strides[0];
@@ -138,7 +172,7 @@ static int64_t take_draws(tensor *t) {
     return stride;
 }
 
-/* The event's dimensions, neighbours merged wherever every tensor allows it: at most two are left, or 0 is returned. */
+/* Merges neighbouring dimensions of the event wherever every tensor allows it; 0 if more than two are left. */
 static int plan_rows(call *c, const tensor *like, int count, const tensor *const *tensors, strided *const *planned) {
     int64_t size[2] = {1, 1}, groups = 0;
     c->rows = like->shape[0];
@@ -154,7 +188,8 @@ static int plan_rows(call *c, const tensor *like, int count, const tensor *const
             int merge = groups > 0;
             for (int i = 0; i < count && merge; i++)
                 if (tensors[i]->data)
-                    merge = tensors[i]->strides[dim] == size[groups - 1] * (groups == 1 ? planned[i]->inner : planned[i]->outer);
+                    merge = tensors[i]->strides[dim] ==
+                            size[groups - 1] * (groups == 1 ? planned[i]->inner : planned[i]->outer);
             if (merge) {
                 size[groups - 1] *= like->shape[dim];
                 continue;
@@ -172,15 +207,20 @@ static int plan_rows(call *c, const tensor *like, int count, const tensor *const
     return 1;
 }
 
-/* With PER_CHANNEL, the second dimension of mu counts the sums of the KL. */
+/* A channel without dimensions behind it is one coordinate. */
+static void simplify_reduction(call *c, const tensor *mu) {
+    if (c->reduction == PER_CHANNEL && mu->rank <= 2) c->reduction = ELEMENTWISE;
+}
+
+/* With PER_CHANNEL the KL has a sum for each index of mu's second dimension. */
 static void plan_channels(call *c, const tensor *mu) {
     if (c->reduction != PER_CHANNEL) return;
     c->channels = mu->shape[1];
     c->channel_size = elements_of(mu, 2);
 }
 
-/* A gradient of the KL that is not planned with the rest because it has another shape. One that is the same all along a
-   row, as sums over the event give, is read as one number a row. */
+/* The gradient of the KL: of another shape than mu unless the KL is elementwise, so plan_rows has not seen it. One that is
+   expanded along the event, as the gradient of a sum is, is read as one number a row. */
 static void take_grad_kl(call *c, const tensor *grad_kl) {
     c->grad_kl.data = grad_kl->data;
     if (c->reduction == ELEMENTWISE) {
@@ -197,14 +237,14 @@ static row_values row_values_of(const tensor *t) {
     return (row_values){(const float *)t->data, t->rank > 1 ? t->strides[0] : 0, t->strides[t->rank - 1]};
 }
 
-/* A gradient with a place for every coordinate of mu is written tile by tile; others are sums. */
-static void plan_shared_gradient(const call *c, const tensor *mu, const tensor *grad, int dtype, strided planned,
-                                 strided *of_all, column_sums *sums) {
+/* A gradient of mu's shape is written tile by tile; that of an input that the batch shares is a sum over the batch. */
+static void plan_shared_gradient(const call *c, const tensor *mu, const tensor *grad, strided planned, strided *of_all,
+                                 column_sums *sums) {
     if (!grad->data || elements_of(grad, 0) == elements_of(mu, 0)) {
         *of_all = planned;
         return;
     }
-    *sums = (column_sums){.out = planned, .dtype = dtype, .single = elements_of(grad, 0) == 1, .divisor = 1.0};
+    *sums = (column_sums){.out = planned, .dtype = grad->dtype, .single = elements_of(grad, 0) == 1, .divisor = 1.0};
     if (sums->single) { /* in one piece, of one element */
         sums->out.outer = c->inner;
         sums->out.inner = 1;

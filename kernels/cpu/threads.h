@@ -1,6 +1,9 @@
 /* Threads: the OpenMP pool that `import torch` has loaded, found by name at run time. Linking an OpenMP of our own would
    start a second pool in the process, and calls would then cost milliseconds. Without the symbols: one thread.
    As with PyTorch's own operators, a process forked after the pool was used must stay on one thread (DataLoader's do). */
+#ifndef FASTVAE_THREADS_H
+#define FASTVAE_THREADS_H
+
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -35,13 +38,18 @@ static void do_share(void *argument) {
     team->work(team->c, units * rank / size, units * (rank + 1) / size);
 }
 
+/* Before cut_into_tiles, 0 draws stand for one. */
+static int64_t elements_of_call(const call *c) { return c->rows * c->event * (c->draws > 1 ? c->draws : 1); }
+
 static void run_units(unit_range *work, const call *c, int threads) {
     int64_t units = c->units * c->shares_of_draws;
     if (threads > units) threads = (int)units;
-    if (threads <= 1 || !have_threads() || c->rows * c->event * c->draws < ELEMENTS_WORTH_THREADS) {
+    if (threads <= 1 || !have_threads() || elements_of_call(c) < ELEMENTS_WORTH_THREADS) {
         work(c, 0, units);
         return;
     }
     team_work team = {work, c};
     gomp_parallel(do_share, &team, (unsigned)threads, 0);
 }
+
+#endif

@@ -19,7 +19,7 @@ static inline int event_is_contiguous(const call *c, const strided *t) {
     return (t->inner == 1 || c->inner == 1) && (c->event == c->inner || t->outer == c->inner);
 }
 
-/* A tile of t as equally long pieces without gaps: all in one, or row by row; none where the event itself has gaps. */
+/* A tile of t as pieces of equal length without gaps: the whole tile, or its rows. None if the event has gaps. */
 typedef struct {
     int64_t count, length;
 } pieces;
@@ -30,13 +30,13 @@ static inline pieces pieces_of(const call *c, const strided *t, tile tl) {
     return (pieces){tl.rows, tl.count};
 }
 
-/* The vectors of an array of n elements, the last one possibly short: then the lanes behind it are 0, and not stored. */
+/* `count` elements, LANES or fewer, as a vector; further lanes are 0. */
 ALWAYS_INLINE vf load_some(const float *from, int64_t count) {
     return __builtin_constant_p(count) && count == LANES ? load(from) : load_first(from, count);
 }
 
-/* The same of what may stand in memory, not in a buffer: asks for the vector `ahead` elements on, so that it is there
-   when its tile's turn comes. Of what is no tensor that harms nothing. */
+/* The same, and prefetches the vector `ahead` elements further on, which the next tile needs. A prefetch behind the
+   end of an array does no harm. */
 ALWAYS_INLINE vf load_ahead(const float *from, int64_t i, int64_t count, int64_t ahead) {
     __builtin_prefetch((const void *)((uintptr_t)from + sizeof(float) * (uintptr_t)(i + ahead)));
     return load_some(from + i, count);
@@ -74,7 +74,7 @@ static inline strided at_draw(strided t, int dtype, int64_t k) {
     return t;
 }
 
-/* Rows are often shorter than a call of memcpy is long. */
+/* Instead of memcpy, whose call takes longer than a short row. */
 static inline void copy_array(const float *from, int64_t n, float *to) {
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) {
@@ -144,15 +144,15 @@ static inline int64_t distance_ahead(const call *c, tile tl) {
     return tl.rows * (c->tiles_a_unit > 1 ? c->event : tl.count);
 }
 
-/* Processors foresee what is read in one piece, not rows with gaps between them: ask for the same piece of the next
-   tile while this one is worked on. What lies behind the tensor is asked for too, which does no harm. */
+/* The hardware prefetches contiguous memory, but not rows with gaps between them: prefetch the same piece of the next
+   tile. A prefetch behind the end of a tensor does no harm. */
 static inline void fetch_ahead(const strided *t, int dtype, tile tl, int64_t base, int64_t length) {
     int64_t bytes = element_size(dtype);
     uintptr_t ahead = (uintptr_t)t->data + (uintptr_t)((base + tl.rows * t->row) * bytes);
     for (int64_t i = 0; i < length * bytes; i += 64) __builtin_prefetch((const void *)(ahead + (uintptr_t)i));
 }
 
-/* The tile of tensor t as float32, row after row: in place where possible, else brought into the buffer. */
+/* The tile of tensor t as a float32 array, row after row: in place where possible, else copied into the buffer. */
 NEVER_INLINE const float *read_tile(const call *c, const strided *t, int dtype, tile tl, float *buffer) {
     pieces piece = pieces_of(c, t, tl);
     if (piece.count == 1 && dtype == FLOAT32) {
@@ -193,7 +193,7 @@ NEVER_INLINE const float *read_tile(const call *c, const strided *t, int dtype, 
     return buffer;
 }
 
-/* Where the tile of an output is to be computed: in place where possible, else in the buffer, for write_tile to send. */
+/* Where to compute the tile of an output: in place where possible, else in the buffer, which write_tile copies. */
 static inline float *begin_tile(const call *c, const strided *t, int dtype, tile tl, float *buffer) {
     if (dtype == FLOAT32 && pieces_of(c, t, tl).count == 1) {
         int64_t base = tl.row * t->row + tl.start;
@@ -204,7 +204,7 @@ static inline float *begin_tile(const call *c, const strided *t, int dtype, tile
 }
 
 NEVER_INLINE void write_tile(const call *c, const strided *t, int dtype, tile tl, const float *computed, float *buffer) {
-    if (computed != buffer) return; /* it stands where it belongs */
+    if (computed != buffer) return; /* it was computed in place */
     pieces piece = pieces_of(c, t, tl);
     if (piece.count) {
         for (int64_t r = 0; r < piece.count; r++) {

@@ -30,7 +30,8 @@ ALWAYS_INLINE power power_of(vf x) {
     r = r - n * -2.12194440e-4f;
     vf r2 = r * r;
     vf q = POLY4(r, r2, 0.5f, 0.16666576f, 0.041666374f, 0.0083631817f, 0.0013941124f);
-    /* In one rounding, said so: left to compilers that depends on what else is computed, and std with it. */
+    /* An explicit fused multiply-add: left to the compiler, the rounding of std would depend on the code around it.
+       */
     return (power){n, multiply_add(r2, q, r), r2 * q};
 }
 

@@ -2,21 +2,11 @@
 
 import torch
 
-from .gaussian import backward, forward
 from .latents import latent_backward, latent_forward
 from .likelihoods import likelihood_backward, likelihood_forward
 from .philox import noise
 
-__all__ = [
-    "backward",
-    "describe",
-    "forward",
-    "latent_backward",
-    "latent_forward",
-    "likelihood_backward",
-    "likelihood_forward",
-    "noise",
-]
+__all__ = ["describe", "latent_backward", "latent_forward", "likelihood_backward", "likelihood_forward", "noise"]
 
 
 def describe(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:

@@ -1,4 +1,7 @@
-"""The family of Gaussian latents (`fastvae.kernels.family` has the formulas) in plain PyTorch, one draw at a time."""
+"""Gaussian latents (`fastvae.kernels.latent_spec` has the formulas) in plain PyTorch, a block of rows at a time.
+
+Blocks keep the temporaries small. Arithmetic is float64 for float64 tensors, else float32.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..family import Gradients, Latents, Options
-from ..layout import compute_dtype, draws_like
+from ..latent_spec import LatentGradients, LatentInputs, LatentOutputs, LatentScalars, LatentSpec
+from ..layout import compute_dtype, empty_outputs
 from .bounds import at_least, between
-from .philox import noise
+from .philox import NoiseBlocks
+from .sums import batch_sum, event_sum, sum_last, sum_to_size
 
 LOG_2_PI = math.log(2.0 * math.pi)
 
@@ -37,35 +40,42 @@ class Resolved(NamedTuple):
     log_ratio: Tensor  # logvar - logvar_p
 
 
-def resolve_scale(raw: Tensor, options: Options) -> Scale:
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)). torch's own rounds the last elements of a tensor differently from the others."""
+    return x.clamp_min(0.0) + torch.log1p(torch.exp(-x.abs()))
+
+
+def resolve_scale(raw: Tensor, spec: LatentSpec, scalars: LatentScalars) -> Scale:
     x = raw
-    if options.clamp == "hard":
-        x = between(raw, options.low, options.high)
-    elif options.clamp == "soft":
-        x = options.high * torch.tanh(raw / options.high)
-    if options.scale == "logvar":
+    if spec.clamp == "hard":
+        x = between(raw, scalars.low, scalars.high)
+    elif spec.clamp == "soft":
+        x = scalars.high * torch.tanh(raw / scalars.high)
+    if spec.scale == "logvar":
         return Scale(torch.exp(0.5 * x), x, raw, x)
-    if options.scale == "logstd":
+    if spec.scale == "logstd":
         return Scale(torch.exp(x), 2.0 * x, raw, x)
-    if options.scale == "var":
+    if spec.scale == "var":
         return Scale(torch.sqrt(x), torch.log(x), raw, x)
-    std = x if options.scale == "std" else F.softplus(x, threshold=40.0) + options.floor
+    std = x if spec.scale == "std" else softplus(x) + scalars.floor
     return Scale(std, 2.0 * torch.log(std), raw, x)
 
 
-def resolve(
-    mu: Tensor, scale: Tensor, prior_mu: Tensor | None, prior_scale: Tensor | None, options: Options
-) -> Resolved:
+def resolve(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> Resolved:
+    """``inputs`` in the dtype of the arithmetic."""
+    mu, scale, prior_mu, prior_scale, _ = inputs
+    assert mu is not None
+    assert scale is not None
     if prior_mu is None or prior_scale is None:
-        posterior = resolve_scale(scale, options)
+        posterior = resolve_scale(scale, spec, scalars)
         return Resolved(mu, posterior, None, None, mu, posterior.logvar)
-    prior = resolve_scale(prior_scale, options)
-    if not options.residual:
-        posterior = resolve_scale(scale, options)
+    prior = resolve_scale(prior_scale, spec, scalars)
+    if not spec.residual:
+        posterior = resolve_scale(scale, spec, scalars)
         return Resolved(mu, posterior, prior_mu, prior, mu - prior_mu, posterior.logvar - prior.logvar)
-    posterior = resolve_scale(prior_scale + scale, options)
-    if options.clamp == "none":  # what was given is the difference; subtracting would lose what adding has rounded
-        log_ratio = scale if options.scale == "logvar" else 2.0 * scale
+    posterior = resolve_scale(prior_scale + scale, spec, scalars)
+    if spec.clamp == "none":  # what was given is the difference; subtracting would lose what adding has rounded
+        log_ratio = scale if spec.scale == "logvar" else 2.0 * scale
     else:
         log_ratio = posterior.logvar - prior.logvar
     return Resolved(prior_mu + mu, posterior, prior_mu, prior, mu, log_ratio)
@@ -76,7 +86,7 @@ def kl_of(resolved: Resolved) -> Tensor:
     squared = resolved.difference.square()
     if resolved.prior is not None:
         squared = squared * torch.exp(-resolved.prior.logvar)
-    # expm1(d) >= d holds for exact values; the clamp keeps it so when expm1 is rounded down.
+    # expm1(d) >= d holds for exact values; the bound keeps it so when expm1 is rounded down.
     return 0.5 * (squared + at_least(torch.expm1(resolved.log_ratio) - resolved.log_ratio, 0.0))
 
 
@@ -84,14 +94,11 @@ def reduce_kl(kl: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return kl
     if reduction == "channel":
-        return kl.flatten(2).sum(2) if kl.dim() > 2 else kl
+        return sum_last(kl.flatten(2)) if kl.dim() > 2 else kl
+    per_row = event_sum(kl)
     if reduction == "sample":
-        return event_sum(kl)
-    return kl.sum() if reduction == "sum" else kl.sum() / kl.shape[0]
-
-
-def event_sum(values: Tensor) -> Tensor:
-    return values.reshape(values.shape[0], math.prod(values.shape[1:])).sum(1)
+        return per_row
+    return sum_last(per_row) if reduction == "sum" else sum_last(per_row) / kl.shape[0]
 
 
 def log_probabilities(resolved: Resolved, z: Tensor, scaled_eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,67 +110,85 @@ def log_probabilities(resolved: Resolved, z: Tensor, scaled_eps: Tensor) -> tupl
     return log_q, -0.5 * event_sum(distance + resolved.prior.logvar + LOG_2_PI)
 
 
-def _resolved_in(dtype: torch.dtype, *tensors: Tensor | None, options: Options) -> Resolved:
-    mu, scale, prior_mu, prior_scale = (None if tensor is None else tensor.to(dtype) for tensor in tensors)
+def latent_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> LatentOutputs:
+    mu = inputs.mu
     assert mu is not None
-    assert scale is not None
-    return resolve(mu, scale, prior_mu, prior_scale, options)
-
-
-def latent_forward(
-    mu: Tensor,
-    scale: Tensor,
-    prior_mu: Tensor | None,
-    prior_scale: Tensor | None,
-    seed: Tensor | None,
-    row_offset: int,
-    num_samples: int | None,
-    reduction: str | None,
-    kl_mean: bool,
-    log_probs: bool,
-    options: Options,
-) -> Latents:
-    compute = compute_dtype(mu.dtype)
-    resolved = _resolved_in(compute, mu, scale, prior_mu, prior_scale, options=options)
-    z = log_q = log_p = kl = mean = None
-    if reduction is not None or kl_mean:
-        elementwise = kl_of(resolved)
-        if kl_mean:
-            mean = elementwise.mean(0)
-        if reduction is not None:
-            kl = reduce_kl(at_least(elementwise, options.free_bits), reduction)
-    if seed is not None:
-        draws = 1 if num_samples is None else num_samples
-        z = torch.empty_like(mu) if num_samples is None else draws_like(mu, draws)
-        if log_probs:
-            log_q, log_p = (mu.new_empty((draws, mu.shape[0]), dtype=compute) for _ in range(2))
-        for k in range(draws):
-            eps = noise(seed, tuple(mu.shape), row_offset, compute, draw=k).mul_(options.temperature)
+    compute, reduction = compute_dtype(mu.dtype), spec.kernel_reduction
+    outputs = empty_outputs(mu, spec, scalars.num_samples)
+    # The KL of each row, or finer; what is left of the reduction is done at the end.
+    rowwise = reduction if reduction in ("none", "channel") else "sample"
+    kl = outputs.kl if rowwise == reduction else mu.new_empty(mu.shape[:1], dtype=compute)
+    kl_mean = torch.zeros(mu.shape[1:], dtype=compute, device=mu.device) if spec.kl_mean else None
+    stream = NoiseBlocks(inputs.seed, mu.shape, scalars.row_offset, compute, mu.device)
+    for rows in stream.row_blocks():
+        resolved = resolve(_block(inputs, rows, compute), spec, scalars)
+        if reduction is not None or spec.kl_mean:
+            elementwise = kl_of(resolved)
+            if kl_mean is not None:
+                kl_mean += batch_sum(elementwise)
+            if spec.kernel_free_bits:
+                elementwise = at_least(elementwise, scalars.free_bits)
+            if kl is not None and reduction is not None:
+                kl[rows] = reduce_kl(elementwise, rowwise)
+        for k in range(scalars.num_samples or 1) if outputs.z is not None else ():
+            z, log_q, log_p = (
+                None if output is None else (output if scalars.num_samples is None else output[k])[rows]
+                for output in (outputs.z, outputs.log_q, outputs.log_p)
+            )
+            eps = stream.noise(rows, k)
+            if scalars.temperature != 1.0:
+                eps = eps * scalars.temperature
             drawn = torch.addcmul(resolved.mu, resolved.scale.std, eps)
-            (z if num_samples is None else z[k]).copy_(drawn)
+            assert z is not None
+            z.copy_(drawn)
             if log_q is not None and log_p is not None:
-                log_q[k], log_p[k] = log_probabilities(resolved, drawn, eps)
-        if num_samples is None and log_q is not None and log_p is not None:
-            log_q, log_p = log_q[0], log_p[0]
-    return Latents(z, kl, mean, log_q, log_p)
+                for output, found in zip((log_q, log_p), log_probabilities(resolved, drawn, eps), strict=True):
+                    output.copy_(found)
+    if kl is not None and rowwise != reduction:
+        total = sum_last(kl)
+        kl = total if reduction == "sum" else total / mu.shape[0]
+    return outputs._replace(kl=kl if reduction else None, kl_mean=None if kl_mean is None else kl_mean / mu.shape[0])
 
 
-def _scale_gradient(scale: Scale, grad_std: Tensor | float, grad_logvar: Tensor | float, options: Options) -> Tensor:
-    """The chain rule from std and logvar to the parameter as given."""
-    if options.scale == "logvar":
-        grad = 0.5 * scale.std * grad_std + grad_logvar
-    elif options.scale == "logstd":
-        grad = scale.std * grad_std + 2.0 * grad_logvar
-    elif options.scale == "var":
-        grad = 0.5 / scale.std * grad_std + grad_logvar / scale.x
-    else:
-        grad = grad_std + 2.0 / scale.std * grad_logvar
-        if options.scale == "softplus":
-            grad = grad * torch.sigmoid(scale.x)
-    if options.clamp == "hard":
-        return torch.where((scale.raw >= options.low) & (scale.raw <= options.high), grad, 0.0)
-    if options.clamp == "soft":
-        return grad * (1.0 - (scale.x / options.high).square())
+def _block(inputs: LatentInputs, rows: slice, dtype: torch.dtype) -> LatentInputs:
+    """Some rows of all parameters, those that the batch shares as they are."""
+    assert inputs.mu is not None
+    whole = inputs.mu.shape
+
+    def part(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        return (tensor[rows] if tensor.shape == whole else tensor).to(dtype)
+
+    mu, scale, prior_mu, prior_scale = (part(tensor) for tensor in inputs[:4])
+    assert scale is not None
+    return LatentInputs(mu, scale, prior_mu, prior_scale)
+
+
+def _scale_gradient(
+    scale: Scale, grad_std: Tensor | None, grad_logvar: Tensor | None, spec: LatentSpec, scalars: LatentScalars
+) -> Tensor:
+    """The chain rule from std and logvar to the parameter as given.
+
+    A gradient that is None takes no part: at std = 0 its factor may be infinite.
+    """
+    parts = []
+    if grad_std is not None:
+        by_x = {"logvar": lambda: 0.5 * scale.std, "logstd": lambda: scale.std, "var": lambda: 0.5 / scale.std}
+        parts.append(grad_std * by_x[spec.scale]() if spec.scale in by_x else grad_std)
+    if grad_logvar is not None:
+        factor = {"logvar": 1.0, "logstd": 2.0}.get(spec.scale)
+        if factor is None:
+            parts.append(grad_logvar / scale.x if spec.scale == "var" else 2.0 * grad_logvar / scale.std)
+        else:
+            parts.append(factor * grad_logvar)
+    grad = parts[0] if len(parts) == 1 else parts[0] + parts[1] if parts else torch.zeros_like(scale.x)
+    if spec.scale == "softplus":
+        grad = grad * torch.sigmoid(scale.x)
+    if spec.clamp == "hard":
+        return torch.where((scale.raw >= scalars.low) & (scale.raw <= scalars.high), grad, 0.0)
+    if spec.clamp == "soft":
+        return grad * (1.0 - (scale.x / scalars.high).square())
     return grad
 
 
@@ -178,73 +203,132 @@ def grad_kl_elementwise(grad_kl: Tensor, mu: Tensor, reduction: str) -> Tensor:
     return grad_kl.reshape(*grad_kl.shape, *[1] * (mu.dim() - grad_kl.dim())).expand(mu.shape)
 
 
+class _PriorGradients(NamedTuple):
+    """Sums over the blocks for a prior that the batch shares, or the gradient of each row."""
+
+    mu: Tensor
+    scale: Tensor
+
+
 def latent_backward(
-    grad_z: Tensor | None,
-    grad_kl: Tensor | None,
-    grad_log_q: Tensor | None,
-    grad_log_p: Tensor | None,
-    mu: Tensor,
-    scale: Tensor,
-    prior_mu: Tensor | None,
-    prior_scale: Tensor | None,
-    seed: Tensor | None,
-    row_offset: int,
-    num_samples: int | None,
-    reduction: str | None,
-    options: Options,
+    grads: LatentOutputs,
+    inputs: LatentInputs,
+    spec: LatentSpec,
+    scalars: LatentScalars,
     wants_prior: bool,
-    out: tuple[Tensor, Tensor] | None = None,
-) -> Gradients:
+    out: tuple[Tensor | None, Tensor] | None = None,
+) -> LatentGradients:
+    only_scale = inputs.mu is None
+    if only_scale:  # of z alone, whose gradient of logvar does not depend on mu
+        inputs = inputs._replace(mu=inputs.scale)
+    mu, scale = inputs.mu, inputs.scale
+    assert mu is not None
+    assert scale is not None
     compute = compute_dtype(mu.dtype)
-    resolved = _resolved_in(compute, mu, scale, prior_mu, prior_scale, options=options)
-    inverse = 1.0 if resolved.prior is None else torch.exp(-resolved.prior.logvar)
-    grad_mu, grad_std, grad_logvar, grad_prior_mu, grad_prior_logvar = (
-        torch.zeros(mu.shape, dtype=compute, device=mu.device) for _ in range(5)
-    )
-    if grad_kl is not None and reduction is not None:
-        of_kl = grad_kl_elementwise(grad_kl, mu, reduction)
-        if options.free_bits > 0:
-            of_kl = torch.where(kl_of(resolved) >= options.free_bits, of_kl, 0.0)
-        of_difference = of_kl * resolved.difference * inverse
-        of_ratio = 0.5 * of_kl * torch.expm1(resolved.log_ratio)
-        grad_mu += of_difference
-        grad_logvar += of_ratio
-        grad_prior_mu -= of_difference
-        grad_prior_logvar -= of_ratio + 0.5 * of_difference * resolved.difference
-    draws = 1 if num_samples is None else num_samples
-    if seed is not None and not (grad_z is None and grad_log_q is None and grad_log_p is None):
-        for k in range(draws):
+    grad_mu, grad_scale = out or (None if only_scale else torch.empty_like(mu), torch.empty_like(scale))
+    of_prior = None
+    if wants_prior and inputs.prior_mu is not None and inputs.prior_scale is not None:
+        of_prior = _PriorGradients(
+            *(torch.zeros(t.shape, dtype=compute, device=t.device) for t in (inputs.prior_mu, inputs.prior_scale))
+        )
+    of_kl = None
+    if grads.kl is not None and spec.kernel_reduction is not None:
+        of_kl = grad_kl_elementwise(grads.kl, mu, spec.kernel_reduction)
+    drawn = grads.z is not None or grads.log_q is not None or grads.log_p is not None
+    seed = inputs.seed if drawn else None
+    stream = NoiseBlocks(seed, mu.shape, scalars.row_offset, compute, mu.device)
+    for rows in stream.row_blocks():
+        resolved = resolve(_block(inputs, rows, compute), spec, scalars)
+        chain = _Chain(resolved, spec, scalars)
+        if of_kl is not None:
+            chain.add_kl(of_kl[rows])
+        for k in range(scalars.num_samples or 1) if drawn else ():
             of_z, of_log_q, of_log_p = (
-                gradient if gradient is None or num_samples is None else gradient[k]
-                for gradient in (grad_z, grad_log_q, grad_log_p)
+                None if grad is None else (grad if scalars.num_samples is None else grad[k])[rows].to(compute)
+                for grad in (grads.z, grads.log_q, grads.log_p)
             )
-            eps = noise(seed, tuple(mu.shape), row_offset, compute, draw=k).mul_(options.temperature)
-            of_drawn = torch.zeros_like(grad_mu) if of_z is None else of_z.to(compute)
-            if of_log_q is not None:
-                grad_logvar -= 0.5 * _of_rows(of_log_q, mu)
-            if of_log_p is not None:
-                distance = resolved.mu + resolved.scale.std * eps
-                if resolved.prior_mu is not None:
-                    distance = distance - resolved.prior_mu
-                toward_prior = _of_rows(of_log_p, mu) * distance * inverse
-                of_drawn = of_drawn - toward_prior
-                grad_prior_mu += toward_prior
-                grad_prior_logvar += 0.5 * (toward_prior * distance - _of_rows(of_log_p, mu))
-            grad_mu += of_drawn
-            grad_std += of_drawn * eps
-    grad_scale = _scale_gradient(resolved.scale, grad_std, grad_logvar, options)
-    of_prior_mu = of_prior_scale = None
-    if wants_prior and resolved.prior is not None and prior_mu is not None and prior_scale is not None:
-        grad_prior_scale = _scale_gradient(resolved.prior, 0.0, grad_prior_logvar, options)
-        if options.residual:
-            grad_prior_mu = grad_prior_mu + grad_mu
-            grad_prior_scale = grad_prior_scale + grad_scale
-        of_prior_mu = grad_prior_mu.sum_to_size(prior_mu.shape).to(prior_mu.dtype)
-        of_prior_scale = grad_prior_scale.sum_to_size(prior_scale.shape).to(prior_scale.dtype)
-    written = out or (torch.empty_like(mu), torch.empty_like(scale))
-    written[0].copy_(grad_mu)
-    written[1].copy_(grad_scale)
-    return Gradients(*written, of_prior_mu, of_prior_scale)
+            noise = stream.noise(rows, k) if seed is not None else None
+            chain.add_draw(of_z, of_log_q, of_log_p, noise)
+        if grad_mu is not None:
+            grad_mu[rows] = chain.mu
+        block_scale = chain.scale_gradient()
+        grad_scale[rows] = block_scale
+        if of_prior is not None:
+            for total, gradient in zip(of_prior, chain.prior_gradients(block_scale), strict=True):
+                if total.shape == mu.shape:
+                    total[rows] = gradient
+                else:
+                    total += sum_to_size(gradient, total.shape)
+    if of_prior is None:
+        return LatentGradients(grad_mu, grad_scale)
+    dtype = mu.dtype
+    return LatentGradients(grad_mu, grad_scale, of_prior.mu.to(dtype), of_prior.scale.to(dtype))
+
+
+class _Chain:
+    """Gradients of one block: of mu, std, logvar and the prior, each None until something has reached it."""
+
+    def __init__(self, resolved: Resolved, spec: LatentSpec, scalars: LatentScalars):
+        self.resolved, self.spec, self.scalars = resolved, spec, scalars
+        self.inverse = None if resolved.prior is None else torch.exp(-resolved.prior.logvar)
+        self.mu: Tensor = torch.zeros_like(resolved.mu)
+        self.std: Tensor | None = None
+        self.logvar: Tensor | None = None
+        self.prior_mu: Tensor = torch.zeros_like(resolved.mu)
+        self.prior_logvar: Tensor | None = None
+
+    def add_kl(self, grad: Tensor) -> None:
+        resolved = self.resolved
+        if self.spec.kernel_free_bits:
+            grad = torch.where(kl_of(resolved) >= self.scalars.free_bits, grad, 0.0)
+        of_difference = self._over_prior_var(grad * resolved.difference)
+        of_ratio = 0.5 * grad * torch.expm1(resolved.log_ratio)
+        self.mu = self.mu + of_difference
+        self.logvar = _sum(self.logvar, of_ratio)
+        self.prior_mu = self.prior_mu - of_difference
+        self.prior_logvar = _sum(self.prior_logvar, -of_ratio - 0.5 * of_difference * resolved.difference)
+
+    def add_draw(self, of_z: Tensor | None, of_log_q: Tensor | None, of_log_p: Tensor | None, eps: Tensor | None):
+        resolved = self.resolved
+        if of_log_q is not None:
+            self.logvar = _sum(self.logvar, -0.5 * _of_rows(of_log_q, resolved.mu))
+        if eps is None or (of_z is None and of_log_p is None):
+            return
+        if self.scalars.temperature != 1.0:
+            eps = eps * self.scalars.temperature
+        of_drawn = of_z
+        if of_log_p is not None:
+            distance = resolved.mu + resolved.scale.std * eps
+            if resolved.prior_mu is not None:
+                distance = distance - resolved.prior_mu
+            weight = _of_rows(of_log_p, resolved.mu)
+            toward_prior = self._over_prior_var(weight * distance)
+            of_drawn = -toward_prior if of_z is None else of_z - toward_prior
+            self.prior_mu = self.prior_mu + toward_prior
+            self.prior_logvar = _sum(self.prior_logvar, 0.5 * (toward_prior * distance - weight))
+        assert of_drawn is not None
+        self.mu = self.mu + of_drawn
+        self.std = _sum(self.std, of_drawn * eps)
+
+    def _over_prior_var(self, values: Tensor) -> Tensor:
+        return values if self.inverse is None else values * self.inverse
+
+    def scale_gradient(self) -> Tensor:
+        gradient = _scale_gradient(self.resolved.scale, self.std, self.logvar, self.spec, self.scalars)
+        return gradient.expand_as(self.resolved.mu)
+
+    def prior_gradients(self, grad_scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Of prior_mu and prior_scale; a residual adds what reaches mu and scale, as they are sums of both."""
+        assert self.resolved.prior is not None
+        of_scale = _scale_gradient(self.resolved.prior, None, self.prior_logvar, self.spec, self.scalars)
+        of_scale = of_scale.expand_as(grad_scale)
+        if self.spec.residual:
+            return self.prior_mu + self.mu, of_scale + grad_scale
+        return self.prior_mu, of_scale
+
+
+def _sum(total: Tensor | None, more: Tensor) -> Tensor:
+    return more if total is None else total + more
 
 
 def _of_rows(per_row: Tensor, like: Tensor) -> Tensor:

@@ -1,53 +1,53 @@
-"""The family of likelihoods (`fastvae.kernels.likelihoods` has the formulas) in plain PyTorch."""
+"""Likelihoods (`fastvae.kernels.likelihood_spec` has the formulas) in plain PyTorch."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..layout import likelihood_dtype
-from ..likelihoods import EPS, MIXTURE, Density
+from ..likelihood_spec import EPS, MIXTURE, Bounds, LikelihoodSpec
 from . import mixture
 from .bounds import between
-from .latents import LOG_2_PI, grad_kl_elementwise, reduce_kl
+from .latents import LOG_2_PI, grad_kl_elementwise, reduce_kl, softplus
+from .sums import sum_to_size
 
 # Where log(l / tanh(l/2)) and its derivative come from their series at 0: beyond, they lose less to cancellation.
 NEAR_0 = 0.5
 
 
-def likelihood_forward(x: Tensor, parameters: tuple[Tensor, ...], reduction: str, density: Density) -> Tensor:
+def likelihood_forward(x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec, bounds: Bounds) -> Tensor:
     compute = likelihood_dtype(x, *parameters)
-    each = log_prob_elementwise(x, tuple(given.to(compute) for given in parameters), density)
-    if reduction == "none":
-        like = parameters[0][:, 0] if density.kind == MIXTURE else parameters[0]
+    each = log_prob_elementwise(x, tuple(given.to(compute) for given in parameters), spec, bounds)
+    if spec.reduction == "none":
+        like = parameters[0][:, 0] if spec.kind == MIXTURE else parameters[0]
         return torch.empty_like(like, dtype=compute).copy_(each)
-    return reduce_kl(each, reduction)
+    return reduce_kl(each, spec.reduction)
 
 
-def log_prob_elementwise(x: Tensor, parameters: tuple[Tensor, ...], density: Density) -> Tensor:
+def log_prob_elementwise(x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec, bounds: Bounds) -> Tensor:
     """log p of each coordinate (pixel, of a mixture) in the parameters' dtype; autograd can differentiate it."""
-    if density.kind == MIXTURE:
-        return mixture.log_prob(mixture.levels(x, parameters[0].dtype), parameters[0], density)
+    if spec.kind == MIXTURE:
+        return mixture.log_prob(mixture.levels(x, parameters[0].dtype), parameters[0], spec.components, bounds.low)
     x = x.to(parameters[0].dtype)
     first, *others = parameters
-    if density.kind == "bernoulli":
+    if spec.kind == "bernoulli":
         return x * first - softplus(first)
-    if density.kind == "continuous_bernoulli":
+    if spec.kind == "continuous_bernoulli":
         return x * first - softplus(first) + log_normalizer(first)
-    if density.kind == "gaussian":
-        logvar = between(others[0], density.low, density.high)
+    if spec.kind == "gaussian":
+        logvar = between(others[0], bounds.low, bounds.high)
         return -0.5 * ((x - first).square() * torch.exp(-logvar) + logvar + LOG_2_PI)
-    if density.kind == "laplace":
-        logscale = between(others[0], density.low, density.high)
+    if spec.kind == "laplace":
+        logscale = between(others[0], bounds.low, bounds.high)
         return -(x - first).abs() * torch.exp(-logscale) - logscale - math.log(2.0)
-    if density.kind == "poisson":
+    if spec.kind == "poisson":
         return x * first - torch.exp(first) - torch.lgamma(x + 1.0)
     theta = others[0]
     at_zero = -theta * torch.log1p(first / (theta + EPS))
-    if density.kind == "negative_binomial":
+    if spec.kind == "negative_binomial":
         return at_zero + of_counts(x, first, theta)
     logits = others[1]
     return torch.where(
@@ -55,10 +55,6 @@ def log_prob_elementwise(x: Tensor, parameters: tuple[Tensor, ...], density: Den
         softplus(at_zero - logits) - softplus(-logits),
         at_zero + of_counts(x, first, theta) - softplus(logits),
     )
-
-
-def softplus(x: Tensor) -> Tensor:
-    return F.softplus(x, threshold=40.0)
 
 
 def is_zero(x: Tensor) -> Tensor:
@@ -95,38 +91,38 @@ def likelihood_backward(
     grad: Tensor,
     x: Tensor,
     parameters: tuple[Tensor, ...],
-    reduction: str,
-    density: Density,
+    spec: LikelihoodSpec,
+    bounds: Bounds,
     wants: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     compute = likelihood_dtype(x, *parameters)
     converted = tuple(given.to(compute) for given in parameters)
-    if density.kind == MIXTURE:
+    if spec.kind == MIXTURE:
         y = mixture.levels(x, compute)
-        each = grad_kl_elementwise(grad, y[:, 0], reduction).to(compute)
-        gradients: tuple[Tensor, ...] = (mixture.gradient(each, y, converted[0], density),)
+        each = grad_kl_elementwise(grad, y[:, 0], spec.reduction).to(compute)
+        gradients: tuple[Tensor, ...] = (mixture.gradient(each, y, converted[0], spec.components, bounds.low),)
     else:
-        each = grad_kl_elementwise(grad, parameters[0], reduction).to(compute)
-        gradients = tuple(each * one for one in derivatives(x.to(compute), converted, density))
+        each = grad_kl_elementwise(grad, parameters[0], spec.reduction).to(compute)
+        gradients = tuple(each * one for one in derivatives(x.to(compute), converted, spec, bounds))
     return tuple(
-        torch.empty_like(given).copy_(gradient.sum_to_size(given.shape)) if wanted else None
+        torch.empty_like(given).copy_(sum_to_size(gradient, given.shape)) if wanted else None
         for gradient, given, wanted in zip(gradients, parameters, wants, strict=True)
     )
 
 
-def derivatives(x: Tensor, parameters: tuple[Tensor, ...], density: Density) -> tuple[Tensor, ...]:
+def derivatives(x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec, bounds: Bounds) -> tuple[Tensor, ...]:
     """Of each coordinate's log p, by each parameter."""
     first, *others = parameters
-    if density.kind == "bernoulli":
+    if spec.kind == "bernoulli":
         return (x - torch.sigmoid(first),)
-    if density.kind == "continuous_bernoulli":
+    if spec.kind == "continuous_bernoulli":
         return (x - torch.sigmoid(first) + normalizer_gradient(first),)
-    if density.kind == "poisson":
+    if spec.kind == "poisson":
         return (x - torch.exp(first),)
-    if density.kind in ("gaussian", "laplace"):
-        scale = between(others[0], density.low, density.high)
-        inside = (others[0] >= density.low) & (others[0] <= density.high) | others[0].isnan()
-        if density.kind == "gaussian":
+    if spec.kind in ("gaussian", "laplace"):
+        scale = between(others[0], bounds.low, bounds.high)
+        inside = (others[0] >= bounds.low) & (others[0] <= bounds.high) | others[0].isnan()
+        if spec.kind == "gaussian":
             of_mean = (x - first) * torch.exp(-scale)
             of_scale = 0.5 * ((x - first) * of_mean - 1.0)
         else:
@@ -142,7 +138,7 @@ def derivatives(x: Tensor, parameters: tuple[Tensor, ...], density: Density) -> 
     mean_beyond = mean_at_zero + x / (first + EPS) - x / total
     theta_beyond = theta_at_zero + (torch.digamma(x + theta) - torch.digamma(theta)) - x / total
     zero = is_zero(x)
-    if density.kind == "negative_binomial":
+    if spec.kind == "negative_binomial":
         return torch.where(zero, mean_at_zero, mean_beyond), torch.where(zero, theta_at_zero, theta_beyond)
     logits = others[1]
     counted = torch.sigmoid(-theta * log_ratio - logits)  # the part of a zero's probability that is the binomial's

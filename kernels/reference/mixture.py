@@ -1,4 +1,4 @@
-"""The discretized logistic mixture of 8-bit images (`fastvae.kernels.likelihoods` has the formula) in plain PyTorch."""
+"""The discretized logistic mixture of 8-bit images, by the formula in `fastvae.kernels.likelihood_spec`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..likelihoods import Density
 from .bounds import at_least
 
 HALF_A_LEVEL = 1.0 / 255.0
@@ -59,9 +58,9 @@ def mixed_means(y: Tensor, parts: Components) -> Tensor:
     return torch.stack((parts.means[:, 0], of_green, of_blue), 1)
 
 
-def bins(y: Tensor, parts: Components, density: Density) -> Bins:
+def bins(y: Tensor, parts: Components, lowest_log_scale: float) -> Bins:
     level = y.unsqueeze(2)
-    inverse_scale = torch.exp(-at_least(parts.log_scales, density.low))
+    inverse_scale = torch.exp(-at_least(parts.log_scales, lowest_log_scale))
     centred = level - mixed_means(y, parts)
     upper, lower = (centred + HALF_A_LEVEL) * inverse_scale, (centred - HALF_A_LEVEL) * inverse_scale
     highest, lowest = level > EXTREME, level < -EXTREME
@@ -72,17 +71,17 @@ def bins(y: Tensor, parts: Components, density: Density) -> Bins:
     return Bins(upper, lower, log_part + below_upper + above_lower, inverse_scale, highest, lowest)
 
 
-def log_prob(y: Tensor, parameter: Tensor, density: Density) -> Tensor:
+def log_prob(y: Tensor, parameter: Tensor, components: int, lowest_log_scale: float) -> Tensor:
     """log p of each pixel, (B, ...), from y (B, C, ...) in [-1, 1]; autograd can differentiate it."""
-    parts = split(parameter, y.shape[1], density.components)
-    of_components = bins(y, parts, density).log_prob.sum(1)
+    parts = split(parameter, y.shape[1], components)
+    of_components = bins(y, parts, lowest_log_scale).log_prob.sum(1)
     return torch.logsumexp(torch.log_softmax(parts.logits, 1) + of_components, 1)
 
 
-def gradient(grad: Tensor, y: Tensor, parameter: Tensor, density: Density) -> Tensor:
+def gradient(grad: Tensor, y: Tensor, parameter: Tensor, components: int, lowest_log_scale: float) -> Tensor:
     """Of the parameter; ``grad`` is that of each pixel's log p, (B, ...)."""
-    parts = split(parameter, y.shape[1], density.components)
-    found = bins(y, parts, density)
+    parts = split(parameter, y.shape[1], components)
+    found = bins(y, parts, lowest_log_scale)
     weights = torch.softmax(torch.log_softmax(parts.logits, 1) + found.log_prob.sum(1), 1)  # p(component|x)
     grad = grad.unsqueeze(1)
     of_logits = grad * (weights - torch.softmax(parts.logits, 1))
@@ -94,7 +93,7 @@ def gradient(grad: Tensor, y: Tensor, parameter: Tensor, density: Density) -> Te
     width = torch.where(found.highest | found.lowest, 1.0, 2.0 * HALF_A_LEVEL * found.inverse_scale)
     by_log_width = torch.where(found.highest | found.lowest, 0.0, width / torch.expm1(width))
     of_scales = of_component * (by_lower * found.lower - by_upper * found.upper - by_log_width)
-    of_scales = torch.where(parts.log_scales >= density.low, of_scales, 0.0)
+    of_scales = torch.where(parts.log_scales >= lowest_log_scale, of_scales, 0.0)
     each = [of_means, of_scales]
     if parts.coefficients is not None:
         red, green = y[:, 0].unsqueeze(1), y[:, 1].unsqueeze(1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -103,51 +103,40 @@ class _Recent(threading.local):
 _recent = _Recent()
 
 
-class Blocks:
-    """The noise of a (rows, event) array, cut into blocks whose temporaries stay in the cache.
+class NoiseBlocks:
+    """The noise of a (B, *event) array, a block of rows at a time, so that temporaries stay small.
 
-    On the CPU the last one is still in scratch memory when it is asked for again: backward draws what forward drew, and
-    going through the blocks in reverse it need not compute what it meets first.
+    On the CPU the last block is still in scratch memory when it is asked for again: a backward pass that goes through
+    blocks as the forward pass did need not compute the noise of a small latent twice.
 
-    >>> stream = Blocks(torch.tensor([7]), 2, 5, 0, torch.float32, torch.device("cpu"))
-    >>> [(rows, columns, stream.noise(rows, columns).shape) for rows, columns in stream]
-    [(slice(0, 2, None), slice(0, 5, None), torch.Size([2, 5]))]
+    >>> stream = NoiseBlocks(torch.tensor([7]), (2, 5), 0, torch.float32, torch.device("cpu"))
+    >>> [(rows, stream.noise(rows).shape) for rows in stream.row_blocks()]
+    [(slice(0, 2, None), torch.Size([2, 5]))]
     """
 
     def __init__(
-        self,
-        seed: Tensor | None,
-        rows: int,
-        event: int,
-        row_offset: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        draw: int = 0,
+        self, seed: Tensor | None, shape: Sequence[int], row_offset: int, dtype: torch.dtype, device: torch.device
     ):
         value = 0 if seed is None else int(seed.item())
         self.key = (value & MASK32, (value >> 32) & MASK32)
         self.device = device
         # Apple's GPUs have no float64, which the logarithm needs.
         self.drawn_on = torch.device("cpu") if device.type == "mps" else device
-        self.rows, self.event, self.row_offset, self.draw = rows, event, row_offset, draw
-        self.dtype = compute_dtype(dtype)
+        self.shape, self.row_offset, self.dtype = shape, row_offset, compute_dtype(dtype)
+        self.event = math.prod(shape[1:])
 
-    def __reversed__(self) -> Iterator[tuple[slice, slice]]:
-        return reversed(list(self))
-
-    def __iter__(self) -> Iterator[tuple[slice, slice]]:
-        """Slices of rows and columns. Columns start at multiples of four; no block crosses row 2^32 or a multiple."""
+    def row_blocks(self) -> Iterator[slice]:
+        """Slices of rows, none of which crosses a multiple of 2^32 in the stream."""
         quads = -(-self.event // 4)
         rows_at_once = max(1, BLOCK_COUNTERS // max(1, quads))
         row = 0
-        while quads and row < self.rows:
+        while row < self.shape[0]:
             before_carry = (1 << 32) - ((self.row_offset + row) & MASK32)
-            stop = min(self.rows, row + min(rows_at_once, before_carry))
-            for start in range(0, self.event, 4 * BLOCK_COUNTERS):
-                yield slice(row, stop), slice(start, min(self.event, start + 4 * BLOCK_COUNTERS))
+            stop = min(self.shape[0], row + min(rows_at_once, before_carry))
+            yield slice(row, stop)
             row = stop
 
-    def words(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+    def words(self, rows: slice, columns: slice, draw: int = 0) -> tuple[Tensor, Tensor]:
         """The words of one block of counters, (2, rows, quads) twice: see `philox4x32`."""
         first = self.row_offset + rows.start
         quad, low = columns.start // 4, first & MASK32
@@ -157,27 +146,38 @@ class Blocks:
 
         column = torch.arange(quad, -(-columns.stop // 4), device=self.drawn_on).unsqueeze(0)
         row = torch.arange(low, low + rows.stop - rows.start, device=self.drawn_on).unsqueeze(1)
-        return philox4x32((column, row, constant(first >> 32), constant(self.draw)), self.key)
+        return philox4x32((column, row, constant(first >> 32), constant(draw)), self.key)
 
-    def noise(self, rows: slice, columns: slice) -> Tensor:
-        """eps of one block, float32 or float64. Not to be written to: it may be asked for again."""
+    def noise(self, rows: slice, draw: int = 0) -> Tensor:
+        """eps of a block of rows, (rows, *event), float32 or float64. Read-only: it may be asked for again."""
+        shape = (rows.stop - rows.start, *self.shape[1:])
+        if self.event <= 4 * BLOCK_COUNTERS:
+            return self._columns(rows, slice(0, self.event), draw).reshape(shape)
+        eps = torch.empty((shape[0], self.event), dtype=self.dtype, device=self.device)
+        for start in range(0, self.event, 4 * BLOCK_COUNTERS):
+            columns = slice(start, min(self.event, start + 4 * BLOCK_COUNTERS))
+            eps[:, columns] = self._columns(rows, columns, draw)
+        return eps.view(shape)
+
+    def _columns(self, rows: slice, columns: slice, draw: int) -> Tensor:
+        """Columns from a multiple of four on."""
         first, many = self.row_offset + rows.start, rows.stop - rows.start
-        key = (self.key, self.draw, first, many, columns.start, columns.stop, self.dtype)
+        key = (self.key, draw, first, many, columns.start, columns.stop, self.dtype)
         if _recent.key == key and self.drawn_on.type == "cpu":
             return _recent.eps.to(self.device)
         _recent.key = None
-        eps = box_muller(*self.words(rows, columns), self.dtype)[:, : columns.stop - columns.start]
+        if columns.stop == columns.start:
+            return torch.empty((many, 0), dtype=self.dtype, device=self.device)
+        eps = box_muller(*self.words(rows, columns, draw), self.dtype)[:, : columns.stop - columns.start]
         if self.drawn_on.type == "cpu":
             _recent.key, _recent.eps = key, eps
         return eps.to(self.device)
 
 
 def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dtype, draw: int = 0) -> Tensor:
-    """eps of the stream's draw, computed in float32 (float64 for float64) and rounded to ``dtype``."""
+    """eps of one draw, computed in float32 (float64 for float64) and rounded to ``dtype``."""
     eps = torch.empty(shape, dtype=dtype, device=seed.device)
-    rows, event = shape[0], math.prod(shape[1:])
-    flat = eps.view(rows, event)
-    stream = Blocks(seed, rows, event, row_offset, dtype, seed.device, draw)
-    for block in stream:
-        flat[block].copy_(stream.noise(*block))
+    stream = NoiseBlocks(seed, shape, row_offset, dtype, seed.device)
+    for rows in stream.row_blocks():
+        eps[rows] = stream.noise(rows, draw)
     return eps

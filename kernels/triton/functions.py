@@ -1,7 +1,7 @@
-"""What the kernels compute with logvar, and how they load: the pieces that every Gaussian kernel shares.
+"""What the kernels compute with logvar.
 
-With HARDWARE (see `philox`) they use ex2.approx, which the PTX ISA gives as 2^-22 relative, and a few lines of PTX;
-without it plain arithmetic, which is what AMD runs and what the interpreter can show. With it,
+From PTX_LEVEL 1 on (see `philox`) they use ex2.approx, which the PTX ISA gives as 2^-22 relative, and a few lines of
+PTX; at PTX_LEVEL 0 plain arithmetic. With PTX,
 
     std             = ex2(logvar / (2 ln 2)) is off by 2^-22, and by |logvar| 2^-25 from rounding the exponent
     exp(logvar) - 1 = std^2 - 1 by twice that relative to std^2: 6e-7 near logvar = 0, absolute
@@ -18,13 +18,8 @@ HALF_LOG2_E: tl.constexpr = tl.constexpr(0.5 * 1.4426950408889634)
 
 
 @triton.jit
-def load(pointers, inside, MASKED: tl.constexpr, HARDWARE: tl.constexpr, OUTSIDE: tl.constexpr = 0.0):
-    """A tile as float32, OUTSIDE of the mask the same everywhere."""
-    if MASKED:
-        values = tl.load(pointers, mask=inside, other=OUTSIDE)
-    else:
-        values = tl.load(pointers)
-    if HARDWARE and values.dtype == tl.bfloat16:
+def to_float32(values, PTX_LEVEL: tl.constexpr):
+    if PTX_LEVEL and values.dtype == tl.bfloat16:
         # A bfloat16 is the upper half of a float32: one instruction each, where the compiler's own cast takes two.
         return tl.inline_asm_elementwise(
             "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;",
@@ -38,12 +33,12 @@ def load(pointers, inside, MASKED: tl.constexpr, HARDWARE: tl.constexpr, OUTSIDE
 
 
 @triton.jit
-def scale_of(logvar, HARDWARE: tl.constexpr):
-    """exp(logvar/2) and exp(logvar) - 1; the latter, without HARDWARE, by the series where it would cancel.
+def scale_of(logvar, PTX_LEVEL: tl.constexpr):
+    """exp(logvar/2) and exp(logvar) - 1; the latter, at PTX_LEVEL 0, by the series where it would cancel.
 
-    With HARDWARE it is good to 5e-7 absolute, as the gradient that it is for needs, and as eager PyTorch has it.
+    From PTX_LEVEL 1 on it is good to 5e-7 absolute, as the gradient that it is for needs, and as eager PyTorch has it.
     """
-    if HARDWARE == 2:  # the products of two coordinates at once
+    if PTX_LEVEL == 2:  # the products of two coordinates at once
         std = tl.inline_asm_elementwise(
             """
             {
@@ -66,15 +61,15 @@ def scale_of(logvar, HARDWARE: tl.constexpr):
     else:
         std = tl.exp2(logvar * HALF_LOG2_E)
     expm1 = std * std - 1.0
-    if not HARDWARE:
+    if not PTX_LEVEL:
         expm1 = tl.where(tl.abs(logvar) < 0.5, logvar + logvar * logvar * series(logvar), expm1)
     return std, expm1
 
 
 @triton.jit
-def multiply_add(a, b, c, HARDWARE: tl.constexpr):
+def multiply_add(a, b, c, PTX_LEVEL: tl.constexpr):
     """a b + c, of two coordinates at once where the GPU has an instruction for it."""
-    if HARDWARE == 2:
+    if PTX_LEVEL == 2:
         return tl.inline_asm_elementwise(
             """
             {
@@ -106,14 +101,14 @@ def series(x):
 
 
 @triton.jit
-def kl_terms(large, small, mu, logvar, std, expm1, HARDWARE: tl.constexpr):
+def kl_terms(large, small, mu, logvar, std, expm1, PTX_LEVEL: tl.constexpr):
     """Add twice the KL of each coordinate, mu^2 + (exp(logvar) - 1 - logvar), to  large + small / 2.
 
-    Near logvar = 0 the part in logvar would cancel and go negative, so it comes from its series there. With HARDWARE
-    that is logvar^2 / 2 below 2^-7 (off by less than 8e-8, eager's own rounding), added to ``small`` without the half;
-    above, std^2 - 1 - logvar is positive by more than the error of std.
+    Near logvar = 0 the part in logvar would cancel and go negative, so it comes from its series there. From PTX_LEVEL
+    1 on that is logvar^2 / 2 below 2^-7 (off by less than 8e-8, eager's own rounding), added to ``small`` without the
+    half; above, std^2 - 1 - logvar is positive by more than the error of std.
     """
-    if HARDWARE == 2:  # mu^2 and -1 - logvar of two coordinates at once
+    if PTX_LEVEL == 2:  # mu^2 and -1 - logvar of two coordinates at once
         return tl.inline_asm_elementwise(
             """
             {
@@ -146,7 +141,7 @@ def kl_terms(large, small, mu, logvar, std, expm1, HARDWARE: tl.constexpr):
             is_pure=True,
             pack=2,
         )
-    if HARDWARE:
+    if PTX_LEVEL:
         return tl.inline_asm_elementwise(
             """
             {

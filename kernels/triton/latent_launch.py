@@ -1,331 +1,300 @@
-"""Launch shapes of the family of latents, its launches, and the sums that are finished after them.
-
-As in `launch`, a launch is described before it is started: here together with what makes results of what it writes.
-"""
+"""Launches of latents: outputs are made, the kernel is started, and sums that several programs share are finished."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..family import Gradients, Latents, Options
-from ..layout import RowsView, draws_like, kl_like, rows_view
-from ..reference.latents import grad_kl_elementwise, reduce_kl
+from ..latent_spec import LatentGradients, LatentInputs, LatentOutputs, LatentScalars, LatentSpec
+from ..layout import empty_kl, empty_outputs
 from . import launch
-from .gaussian import ELEMENTWISE, MEAN, NO_KL, SUMS
-from .latents import FULL, NO_PRIOR, ONE, SHARED
-from .latents_backward import latent_backward_kernel
-from .latents_forward import latent_forward_kernel
-from .launch import NUM_WARPS, Launch, Shares, finish_kl, group_of, make_launch, shares_across, tile_shape
+from .latent_backward_kernel import latent_backward_kernel
+from .latent_forward_kernel import latent_forward_kernel
+from .launch import (
+    UNKNOWN,
+    Buffer,
+    Memory,
+    Sizes,
+    Template,
+    Tiling,
+    Work,
+    channel_to_sum,
+    empty,
+    make_template,
+    tiling_of,
+)
+from .sums import finish_columns, finish_elementwise, finish_rows, grad_view
+from .tiles import ELEMENTWISE, NOT_WANTED, ONE, SHARED, SUMS
+from .views import as_loaded, contiguous, expanded, extent_of, uncopied_view, without_copies
 
-# Fewer than a plain latent has: a tile's parameters, and backward their gradients, are kept while its draws are made.
+# Elements of a tile of other than plain latents: its parameters, and backward their gradients, are kept while its draws
+# are made.
 TILE_ELEMENTS = 1024
+PARAMETERS = ("mu", "scale", "prior_mu", "prior_scale")
 # Draws that a program makes at least.
 LEAST_DRAWS = 4
-# Rows of a tile whose prior they share, so that it is loaded and computed with that much more seldom.
-ROWS_WITH_SHARED_PRIOR = 2
-# Rows that a program sums up over the batch, at least: its sums are written once, for each column.
-ROWS_DOWN = 32
-# Columns of the narrowest tiles that a channel is cut into. What does not divide into such is written one by one, and
-# PyTorch sums each channel.
-LEAST_COLUMNS_OF_A_CHANNEL = 32
-MOST_PROGRAMS_A_ROW = 65535
-
-
-Results = TypeVar("Results")
-
-
-class Call(NamedTuple, Generic[Results]):
-    """A call of the backend: what it starts, if there is anything to compute, and what makes its results of that."""
-
-    launch: Launch | None
-    device: torch.device
-    results: Callable[[], Results]
-
-    def run(self) -> Results:
-        if self.launch is not None:
-            self.launch.run(self.device)
-        return self.results()
 
 
 class Plan(NamedTuple):
-    """How the work is shared out; ``down``: a program goes through rows, not columns."""
+    """A call worked out for tensors of given shapes, strides and dtypes."""
 
-    shared: Shares
-    down: bool
-    tiles: int  # of a row
-
-    @property
-    def programs_a_row(self) -> int:
-        return self.tiles if self.down else self.shared.grid[1]
+    template: Template | None  # None: there is nothing to compute
+    tiling: Tiling
+    buffers: tuple[Buffer | None, ...]  # what the kernel writes
+    finish: bool  # something is left to do after it
+    summed: tuple[bool, ...] = ()  # backward: of the prior's gradients the kernel gives sums of columns
 
 
-NOTHING_TO_DO = Plan(Shares(1, 1, 1, 1, (0, 0)), False, 0)
+# None: the tensors must be copied first.
+_forward_plans: Memory[Plan | None] = Memory()
+_backward_plans: Memory[Plan | None] = Memory()
 
 
-@functools.lru_cache(maxsize=1024)
-def plan_of(
-    rows: int,
-    event: int,
-    dtype: torch.dtype,
-    with_shared_prior: bool,
-    down: bool,
-    channel: int | None = None,
-    draws_to_share: int = 1,
-) -> Plan:
-    """``channel``: so many coordinates at a time are summed, so that no program may have its part in two of them."""
-    if rows * event == 0:
-        return NOTHING_TO_DO
-    rows_a_tile, columns = tile_shape(rows, event, dtype, TILE_ELEMENTS, draws_to_share)
-    if with_shared_prior and columns >= wide_columns(dtype):
-        rows_a_tile, columns = ROWS_WITH_SHARED_PRIOR, wide_columns(dtype)
-    if channel is not None:
-        columns = min(columns, _power_of_2_in(channel))
-    tiles = -(-event // columns)
-    if down:
-        row_tiles = -(-rows // rows_a_tile)
-        tiles_a_program = max(-(-row_tiles * tiles // launch.ENOUGH_PROGRAMS), -(-ROWS_DOWN // rows_a_tile))
-        grid = (tiles, -(-row_tiles // tiles_a_program))
-        return Plan(Shares(rows_a_tile, columns, tiles_a_program, group_of(dtype), grid), True, tiles)
-    shared = shares_across(rows, event, dtype, (rows_a_tile, columns))
-    if channel is not None:
-        shared = shared._replace(tiles_a_program=1, grid=(shared.grid[0], tiles))
-    return Plan(shared, False, tiles)
+def _strides(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tensor.stride()
 
 
-def programs_of_draws(plan: Plan, draws: int) -> int:
-    """Among how many programs the draws of a tile are shared out: more than one only if there are too few others."""
-    return max(1, min(draws // LEAST_DRAWS, launch.ENOUGH_PROGRAMS // math.prod(plan.shared.grid)))
+def _is_plain(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> bool:
+    """Whether a tile takes few registers: one draw, no prior, a logarithmic scale without a clamp."""
+    one_draw = scalars.num_samples is None and not spec.log_probs
+    return one_draw and inputs.prior_mu is None and spec.scale in ("logvar", "logstd") and spec.clamp == "none"
 
 
-def wide_columns(dtype: torch.dtype) -> int:
-    """As many as all threads load at once. A row of fewer would have to be moved to the threads that have its tile."""
-    return 32 * NUM_WARPS * group_of(dtype)
+def _scale(inputs: LatentInputs) -> Tensor:
+    assert inputs.scale is not None
+    return inputs.scale
 
 
-def _power_of_2_in(number: int) -> int:
-    return number & -number
+def _work(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> Work:
+    shape, dtype = _scale(inputs).shape, _scale(inputs).dtype
+    return Work(
+        shape[0],
+        math.prod(shape[1:]),
+        dtype,
+        launch.TILE_ELEMENTS if _is_plain(inputs, spec, scalars) else TILE_ELEMENTS,
+        draws=scalars.num_samples or 1,
+        shares_row=SHARED.value in _extents(inputs),
+    )
 
 
-def channel_to_sum(mu: Tensor) -> int | None:
-    """The coordinates of a channel, if the kernel can sum them: tiles must divide it, and not be too many."""
-    channel, event = math.prod(mu.shape[2:]), math.prod(mu.shape[1:])
-    columns = min(_power_of_2_in(channel), TILE_ELEMENTS)
-    if mu.numel() == 0 or columns < LEAST_COLUMNS_OF_A_CHANNEL or event // columns > MOST_PROGRAMS_A_ROW:
-        return None
-    return channel
+def _extents(inputs: LatentInputs) -> tuple[int, int]:
+    shape = _scale(inputs).shape
+    return extent_of(inputs.prior_mu, shape), extent_of(inputs.prior_scale, shape)
 
 
-def kind_of_prior(prior: Tensor | None, shape: torch.Size) -> int:
-    if prior is None:
-        return NO_PRIOR.value
-    if prior.shape == shape:
-        return FULL.value
-    return (ONE if prior.numel() == 1 else SHARED).value
-
-
-def as_loaded(kind: int, plan: Plan, dtype: torch.dtype) -> int:
-    """A row that a narrow tile's rows share is loaded for each of them."""
-    return FULL.value if kind == SHARED.value and plan.shared.columns < wide_columns(dtype) else kind
-
-
-def _constants(options: Options, kinds: tuple[int, int], plan: Plan, dtype: torch.dtype) -> dict[str, Any]:
+def _constants(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars, tiling: Tiling) -> dict[str, Any]:
     """The constants that both kernels have."""
-    constants = {name.upper(): value for name, value in options._asdict().items()}
-    prior_mu, prior_scale = (as_loaded(kind, plan, dtype) for kind in kinds)
-    return {**constants, "PRIOR_MU": prior_mu, "PRIOR_SCALE": prior_scale, "DOWN": plan.down}
-
-
-def _expanded(prior: Tensor | None, shape: torch.Size) -> Tensor | None:
-    return None if prior is None else prior.expand(shape)
+    prior_mu, prior_scale = (as_loaded(extent, tiling, _scale(inputs).dtype) for extent in _extents(inputs))
+    return {
+        "SCALE": spec.scale,
+        "CLAMP": spec.clamp,
+        "RESIDUAL": spec.residual,
+        "FREE_BITS": spec.kernel_free_bits,
+        "SEVERAL_DRAWS": (scalars.num_samples or 1) > 1,
+        "PRIOR_MU": prior_mu,
+        "PRIOR_SCALE": prior_scale,
+    }
 
 
 def _first_draw(draws: Tensor | None, num_samples: int | None) -> Tensor | None:
     return draws if draws is None or num_samples is None else draws.select(0, 0)
 
 
-def _all_draws(view: RowsView, index: int, draws: Tensor | None, num_samples: int | None) -> tuple[Tensor | None, int]:
-    """All draws, laid out as the view has the first one (a copy, if that had to be one), and how far they are apart."""
-    shown = view.tensors[index]
-    if draws is None or num_samples is None:
-        return shown, 0
-    if shown is not None and shown.stride() != draws.stride()[1:]:
-        draws = draws.contiguous()
-    return draws, draws.stride(0)
+def _draw_stride(draws: Tensor | None, num_samples: int | None) -> int:
+    return 0 if draws is None or num_samples is None else draws.stride(0)
 
 
-def describe_forward(
-    mu: Tensor,
-    scale: Tensor,
-    prior_mu: Tensor | None,
-    prior_scale: Tensor | None,
-    seed: Tensor | None,
-    row_offset: int,
-    num_samples: int | None,
-    reduction: str | None,
-    kl_mean: bool,
-    log_probs: bool,
-    options: Options,
-) -> Call[Latents]:
-    rows, event, draws = mu.shape[0], math.prod(mu.shape[1:]), num_samples or 1
-    kinds = kind_of_prior(prior_mu, mu.shape), kind_of_prior(prior_scale, mu.shape)
-    channel = channel_to_sum(mu) if reduction == "channel" else None
-    by_element = reduction == "none" or (reduction == "channel" and channel is None)
+def _forward_tiling(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> tuple[Tiling, int]:
+    """And what the kernel makes of the KL."""
+    reduction = spec.kernel_reduction
+    work = _work(inputs, spec, scalars)
     # A KL has no part in the draws: a program that computes one makes them all.
-    draws_to_share = draws if reduction is None and not kl_mean else 1
-    plan = plan_of(rows, event, mu.dtype, SHARED.value in kinds, kl_mean, channel, draws_to_share)
+    work = work._replace(reduce_rows=spec.kl_mean, shares_draws=reduction is None and not spec.kl_mean)
+    kl = NOT_WANTED if reduction is None else ELEMENTWISE if reduction == "none" else SUMS
+    if reduction == "channel":
+        channel = channel_to_sum(_scale(inputs).shape, work)
+        work = work._replace(channel=channel)
+        kl = ELEMENTWISE if channel is None else SUMS
+    tiling = tiling_of(work)
+    draw_programs = 1
+    if work.shares_draws and tiling.tiles_a_row:  # more than one only if there are too few others
+        draw_programs = max(1, min(work.draws // LEAST_DRAWS, launch.ENOUGH_PROGRAMS // math.prod(tiling.grid)))
+    return tiling._replace(grid=(*tiling.grid, draw_programs)), kl.value
 
+
+def _forward_buffers(mu: Tensor, spec: LatentSpec, num_samples: int | None, tiling: Tiling, kl: int) -> LatentOutputs:
+    """What the forward kernel writes: outputs, or what they are summed from where programs share them."""
     single = functools.partial(mu.new_empty, dtype=torch.float32)
-    z = None if seed is None else torch.empty_like(mu) if num_samples is None else draws_like(mu, draws)
-    elementwise = kl_like(mu, "none") if by_element else None
-    sums = None if by_element or reduction is None else single((rows, plan.programs_a_row))
-    columns = single((plan.shared.grid[1], event)) if kl_mean else None
-    log_q, log_p = (single((draws, rows, plan.tiles)) if log_probs else None for _ in range(2))
-    started = None
-    if mu.numel() > 0:
-        priors = _expanded(prior_mu, mu.shape), _expanded(prior_scale, mu.shape)
-        view = rows_view(mu, scale, *priors, _first_draw(z, num_samples), elementwise)
-        all_z, z_draw = _all_draws(view, 4, z, num_samples)
-        draw_programs = programs_of_draws(plan, draws_to_share)
-        started = make_launch(
-            latent_forward_kernel,
-            (*view.tensors[:4], all_z, view.tensors[5] if sums is None else sums, columns, log_q, log_p, seed),
-            view,
-            view.strides,
-            row_offset,
-            plan.shared._replace(grid=(*plan.shared.grid, draw_programs)),
-            more=(plan.tiles, draws, -(-draws // draw_programs)),
-            slice_strides=(z_draw,),
-            unroll=2 if draws == 1 and not plan.down else 1,
-            WITH_Z=z is not None,
-            KL=(SUMS if sums is not None else NO_KL if elementwise is None else ELEMENTWISE).value,
-            KL_MEAN=kl_mean,
-            LOG_PROBS=log_probs,
-            SHARE_DRAWS=draw_programs > 1,
-            **_constants(options, kinds, plan, mu.dtype),
-        )
+    rows, reduction = mu.shape[0], spec.kernel_reduction
+    outputs = empty_outputs(mu, spec, num_samples)
+    if kl == ELEMENTWISE.value:
+        outputs = outputs._replace(kl=empty_kl(mu, "none"))
+    elif kl == SUMS.value and not (reduction == "sample" and tiling.programs_a_row == 1):
+        outputs = outputs._replace(kl=single((rows, tiling.programs_a_row)))
+    if spec.kl_mean:
+        outputs = outputs._replace(kl_mean=single((tiling.grid[1], math.prod(mu.shape[1:]))))
+    if spec.log_probs and tiling.tiles_a_row != 1:
+        of_tiles = num_samples or 1, rows, tiling.tiles_a_row
+        outputs = outputs._replace(log_q=single(of_tiles), log_p=single(of_tiles))
+    return outputs
 
-    def results() -> Latents:
-        if started is not None:
-            view.copy_back(5, elementwise)
-            if z is not None and all_z is not None and all_z is not z:
-                z.copy_(all_z)
-        kl = elementwise
-        if reduction == "channel" and elementwise is not None:
-            kl = reduce_kl(elementwise, reduction)
-        elif reduction == "channel" and sums is not None:
-            kl = sums.view(*mu.shape[:2], -1).sum(2)
-        elif sums is not None:
-            kl = sums.view(rows) if reduction == "sample" and sums.shape[1] == 1 else finish_kl(sums, reduction)
-        mean = None if columns is None else columns.sum(0).div_(rows).view(mu.shape[1:])
-        shape = (rows,) if num_samples is None else (draws, rows)
-        log_q_and_p = [
-            None if log is None else log.view(shape) if plan.tiles == 1 else log.sum(2).view(shape)
-            for log in (log_q, log_p)
+
+def _plan_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> Plan:
+    tiling, kl = _forward_tiling(inputs, spec, scalars)
+    mu, scale, prior_mu, prior_scale, _ = inputs
+    assert mu is not None
+    assert scale is not None
+    outputs = _forward_buffers(mu, spec, scalars.num_samples, tiling, kl)
+    whole = empty_outputs(mu, spec, scalars.num_samples)
+    finish = [None if one is None else one.shape for one in outputs] != [
+        None if one is None else one.shape for one in whole
+    ]
+    plan = Plan(None, tiling, tuple([Buffer.like(output) for output in outputs]), finish)
+    if mu.numel() == 0:
+        return plan
+    view = uncopied_view(
+        mu,
+        scale,
+        expanded(prior_mu, mu.shape),
+        expanded(prior_scale, mu.shape),
+        _first_draw(outputs.z, scalars.num_samples),
+        outputs.kl if kl == ELEMENTWISE.value else None,
+    )
+    draws = scalars.num_samples or 1
+    sizes = Sizes(
+        view,
+        tiling,
+        dict(zip((*PARAMETERS, "z", "kl"), view.strides, strict=True)),
+        {"z_draw": _draw_stride(outputs.z, scalars.num_samples)},
+        {"draws": draws, "draws_a_program": -(-draws // tiling.grid[2]), "tiles": tiling.tiles_a_row},
+    )
+    constants = {
+        "WITH_Z": spec.sample,
+        "KL": kl,
+        "KL_MEAN": spec.kl_mean,
+        "LOG_PROBS": spec.log_probs,
+        **_constants(inputs, spec, scalars, tiling),
+    }
+    return plan._replace(template=make_template(latent_forward_kernel, sizes, constants, mu.device))
+
+
+def latent_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> LatentOutputs:
+    """As `fastvae.kernels` says."""
+    mu, scale, prior_mu, prior_scale, seed = inputs
+    assert mu is not None
+    assert scale is not None
+    row_offset, num_samples, *numbers = scalars
+    device = mu.device
+    key = (spec, num_samples, device, mu.dtype, mu.shape, mu.stride(), scale.stride(), _prior_key(inputs))
+    plan = _forward_plans.get(key, UNKNOWN)
+    if plan is UNKNOWN:
+        plan = _forward_plans.add(key, without_copies(_plan_forward, inputs, spec, scalars))
+    if plan is None:
+        return _forward_of_copies(inputs, spec, scalars)
+    buffers = empty(plan.buffers, device)
+    if plan.template is not None:
+        plan.template.start((mu, scale, prior_mu, prior_scale, *buffers, seed), (row_offset, *numbers), device)
+    outputs = LatentOutputs(*buffers)
+    return _finish_forward(outputs, mu.shape, spec, num_samples) if plan.finish else outputs
+
+
+def _prior_key(inputs: LatentInputs) -> tuple[Any, ...] | None:
+    _, _, mu, scale, _ = inputs
+    return None if mu is None or scale is None else (mu.shape, mu.stride(), scale.shape, scale.stride())
+
+
+def _forward_of_copies(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> LatentOutputs:
+    found = latent_forward(LatentInputs(*contiguous(*inputs)), spec, scalars)
+    assert inputs.mu is not None
+    return LatentOutputs(
+        *[
+            None if to is None or output is None else to.copy_(output)
+            for to, output in zip(empty_outputs(inputs.mu, spec, scalars.num_samples), found, strict=True)
         ]
-        return Latents(z, kl, mean, *log_q_and_p)
-
-    return Call(started, mu.device, results)
+    )
 
 
-def describe_backward(
-    grad_z: Tensor | None,
-    grad_kl: Tensor | None,
-    grad_log_q: Tensor | None,
-    grad_log_p: Tensor | None,
-    mu: Tensor,
-    scale: Tensor,
-    prior_mu: Tensor | None,
-    prior_scale: Tensor | None,
-    seed: Tensor | None,
-    row_offset: int,
-    num_samples: int | None,
-    reduction: str | None,
-    options: Options,
+def _finish_forward(
+    buffers: LatentOutputs, shape: torch.Size, spec: LatentSpec, num_samples: int | None
+) -> LatentOutputs:
+    z, kl, columns, log_q, log_p = buffers
+    reduction = spec.kernel_reduction
+    if kl is not None and reduction != "none":
+        by_element = kl.shape == shape and reduction == "channel"
+        kl = finish_elementwise(kl, reduction) if by_element else finish_rows(kl, shape, reduction)
+    mean = None if columns is None else columns.sum(0).div_(shape[0]).view(shape[1:])
+    if log_q is not None and log_p is not None and log_q.dim() == 3:
+        of_rows = shape[:1] if num_samples is None else (num_samples, shape[0])
+        log_q, log_p = log_q.sum(2).view(of_rows), log_p.sum(2).view(of_rows)
+    return LatentOutputs(z, kl, mean, log_q, log_p)
+
+
+def _plan_backward(
+    grads: LatentOutputs,
+    inputs: LatentInputs,
+    spec: LatentSpec,
+    scalars: LatentScalars,
     wants_prior: bool,
-    out: tuple[Tensor, Tensor] | None = None,
-) -> Call[Gradients]:
-    rows, event, draws = mu.shape[0], math.prod(mu.shape[1:]), num_samples or 1
-    given = prior_mu, prior_scale
-    kinds = kind_of_prior(prior_mu, mu.shape), kind_of_prior(prior_scale, mu.shape)
-    wanted = [prior if wants_prior else None for prior in given]
-    down = wants_prior and bool({SHARED.value, ONE.value} & set(kinds))
-    plan = plan_of(rows, event, mu.dtype, SHARED.value in kinds, down)
-
-    grad_mu, grad_scale = out or (torch.empty_like(mu), torch.empty_like(scale))
-    of_full = [
-        torch.empty_like(prior) if prior is not None and kind == FULL.value else None
-        for prior, kind in zip(wanted, kinds, strict=True)
-    ]
-    columns = [
-        mu.new_empty((plan.shared.grid[1], event), dtype=torch.float32)
-        if prior is not None and kind != FULL.value
-        else None
-        for prior, kind in zip(wanted, kinds, strict=True)
-    ]
-    started = None
-    if mu.numel() > 0:
-        elementwise = None
-        if grad_kl is not None and reduction in ("none", "channel"):
-            elementwise = grad_kl_elementwise(grad_kl, mu, reduction)
-        priors = _expanded(prior_mu, mu.shape), _expanded(prior_scale, mu.shape)
-        view = rows_view(
-            _first_draw(grad_z, num_samples), elementwise, mu, scale, *priors, grad_mu, grad_scale, *of_full
-        )
-        all_grad_z, grad_z_draw = _all_draws(view, 0, grad_z, num_samples)
-        strides = list(view.strides)
-        kl = NO_KL
-        if elementwise is not None:
-            kl = ELEMENTWISE
-        elif grad_kl is not None:
-            kl = MEAN if reduction == "batchmean" else SUMS
-            strides[1] = (0, grad_kl.stride(0) if reduction == "sample" else 0, 0)
-        started = make_launch(
-            latent_backward_kernel,
-            (
-                all_grad_z,
-                grad_kl if elementwise is None else view.tensors[1],
-                grad_log_q,
-                grad_log_p,
-                *view.tensors[2:8],
-                *(full if sums is None else sums for full, sums in zip(view.tensors[8:], columns, strict=True)),
-                None if grad_z is None and grad_log_p is None else seed,
-            ),
-            view,
-            tuple(strides),
-            row_offset,
-            plan.shared,
-            more=(draws, *_draw_and_row(grad_log_q), *_draw_and_row(grad_log_p)),
-            slice_strides=(grad_z_draw,),
-            unroll=2 if draws == 1 and not plan.down else 1,
-            WITH_Z=grad_z is not None,
-            KL=kl.value,
-            WITH_LOG_Q=grad_log_q is not None,
-            WITH_LOG_P=grad_log_p is not None,
-            WANTS_PRIOR=wants_prior and prior_mu is not None,
-            SUM_PRIOR_MU=columns[0] is not None,
-            SUM_PRIOR_SCALE=columns[1] is not None,
-            **_constants(options, kinds, plan, mu.dtype),
-        )
-
-    def results() -> Gradients:
-        if started is not None:
-            for index, output in enumerate((grad_mu, grad_scale, *of_full)):
-                view.copy_back(6 + index, output)
-        of_prior = []
-        for prior, full, sums in zip(wanted, of_full, columns, strict=True):
-            if prior is not None and sums is not None:
-                total = sums.sum() if prior.numel() == 1 else sums.sum(0)
-                full = torch.empty_like(prior).copy_(total.view(prior.shape))
-            of_prior.append(full)
-        return Gradients(grad_mu, grad_scale, *of_prior)
-
-    return Call(started, mu.device, results)
+    out: tuple[Tensor | None, Tensor],
+) -> Plan:
+    grad_z, grad_kl, _, grad_log_q, grad_log_p = grads
+    mu, _, prior_mu, prior_scale, _ = inputs
+    scale = _scale(inputs)
+    shape, num_samples = scale.shape, scalars.num_samples
+    extents = _extents(inputs)
+    reduced = tuple([wants_prior and extent in (SHARED.value, ONE.value) for extent in extents])
+    tiling = tiling_of(_work(inputs, spec, scalars)._replace(reduce_rows=any(reduced)))
+    of_prior = _prior_buffers(inputs, tiling, reduced) if wants_prior else [None, None]
+    plan = Plan(None, tiling, tuple([Buffer.like(one) for one in of_prior]), any(reduced), reduced)
+    if scale.numel() == 0:
+        return plan
+    elementwise, row_strides, kl = None, (0, 0, 0), NOT_WANTED.value
+    if grad_kl is not None:
+        elementwise, row_strides, kl = grad_view(grad_kl, shape, spec.kernel_reduction)
+    view = uncopied_view(
+        _first_draw(grad_z, num_samples),
+        elementwise,
+        mu,
+        scale,
+        expanded(prior_mu, shape),
+        expanded(prior_scale, shape),
+        *out,
+        *[None if is_sum else buffer for buffer, is_sum in zip(of_prior, reduced, strict=True)],
+    )
+    names = ("grad_z", "grad_kl", *(f"{of}{name}" for of in ("", "grad_") for name in PARAMETERS))
+    strides = dict(zip(names, view.strides, strict=True))
+    if elementwise is None:
+        strides["grad_kl"] = row_strides
+    q_draw, q_row = _draw_and_row(grad_log_q)
+    p_draw, p_row = _draw_and_row(grad_log_p)
+    sizes = Sizes(
+        view,
+        tiling,
+        strides,
+        {"grad_z_draw": _draw_stride(grad_z, num_samples)},
+        {
+            "draws": num_samples or 1,
+            "grad_log_q_draw": q_draw,
+            "grad_log_p_draw": p_draw,
+            "grad_log_q_row": q_row,
+            "grad_log_p_row": p_row,
+        },
+    )
+    constants = {
+        "WITH_Z": grad_z is not None,
+        "KL": kl,
+        "WITH_LOG_Q": grad_log_q is not None,
+        "WITH_LOG_P": grad_log_p is not None,
+        "WANTS_PRIOR": wants_prior and prior_mu is not None,
+        "SUM_PRIOR_MU": reduced[0],
+        "SUM_PRIOR_SCALE": reduced[1],
+        **_constants(inputs, spec, scalars, tiling),
+    }
+    return plan._replace(template=make_template(latent_backward_kernel, sizes, constants, scale.device))
 
 
 def _draw_and_row(gradient: Tensor | None) -> tuple[int, int]:
@@ -335,11 +304,76 @@ def _draw_and_row(gradient: Tensor | None) -> tuple[int, int]:
     return 0 if gradient.dim() == 1 else gradient.stride(0), gradient.stride(-1)
 
 
-def latent_forward(*arguments: Any, **named: Any) -> Latents:
-    """As `fastvae.kernels` says."""
-    return describe_forward(*arguments, **named).run()
+def _prior_buffers(inputs: LatentInputs, tiling: Tiling, summed: tuple[bool, ...]) -> list[Tensor | None]:
+    """For the gradients of the prior's mu and scale, or for sums of their columns."""
+    buffers: list[Tensor | None] = []
+    for prior, is_sum in zip((inputs.prior_mu, inputs.prior_scale), summed, strict=True):
+        if prior is None:
+            buffers.append(None)
+        elif is_sum:
+            event = math.prod(_scale(inputs).shape[1:])
+            buffers.append(prior.new_empty((tiling.grid[1], event), dtype=torch.float32))
+        else:
+            buffers.append(torch.empty_like(prior))
+    return buffers
 
 
-def latent_backward(*arguments: Any, **named: Any) -> Gradients:
+def latent_backward(
+    grads: LatentOutputs,
+    inputs: LatentInputs,
+    spec: LatentSpec,
+    scalars: LatentScalars,
+    wants_prior: bool,
+    out: tuple[Tensor | None, Tensor] | None = None,
+) -> LatentGradients:
     """As `fastvae.kernels` says."""
-    return describe_backward(*arguments, **named).run()
+    grad_z, grad_kl, _, grad_log_q, grad_log_p = grads
+    mu, scale, _, _, seed = inputs
+    assert scale is not None
+    row_offset, num_samples, *numbers = scalars
+    device = scale.device
+    if out is None:
+        out = None if mu is None else torch.empty_like(mu), torch.empty_like(scale)
+    log_strides = None if grad_log_q is None and grad_log_p is None else (_strides(grad_log_q), _strides(grad_log_p))
+    key = (
+        (spec, num_samples, device, scale.dtype, scale.shape, scale.stride(), wants_prior, _prior_key(inputs)),
+        (_strides(mu), _strides(grad_z), _strides(grad_kl), log_strides, _strides(out[0]), out[1].stride()),
+    )
+    plan = _backward_plans.get(key, UNKNOWN)
+    if plan is UNKNOWN:
+        planned = functools.partial(_plan_backward, grads, inputs, spec, scalars, wants_prior, out)
+        plan = _backward_plans.add(key, without_copies(planned))
+    if plan is None:
+        return _backward_of_copies(grads, inputs, spec, scalars, wants_prior, out)
+    of_prior = empty(plan.buffers, device)
+    if plan.template is not None:
+        if grad_z is None and grad_log_p is None:
+            seed = None
+        pointers = (grad_z, grad_kl, grad_log_q, grad_log_p, *inputs[:4], *out, *of_prior, seed)
+        plan.template.start(pointers, (row_offset, *numbers), device)
+    if plan.finish:
+        of_prior = [
+            finish_columns(sums, prior) if is_sum and prior is not None and sums is not None else sums
+            for sums, prior, is_sum in zip(of_prior, inputs[2:4], plan.summed, strict=True)
+        ]
+    return LatentGradients(*out, *of_prior)
+
+
+def _backward_of_copies(
+    grads: LatentOutputs,
+    inputs: LatentInputs,
+    spec: LatentSpec,
+    scalars: LatentScalars,
+    wants_prior: bool,
+    written: tuple[Tensor | None, Tensor],
+) -> LatentGradients:
+    copies = LatentOutputs(*contiguous(*grads)), LatentInputs(*contiguous(*inputs))
+    found = latent_backward(*copies, spec, scalars, wants_prior)
+    of_prior = [
+        None if gradient is None or prior is None else torch.empty_like(prior)
+        for gradient, prior in zip(found[2:], inputs[2:4], strict=True)
+    ]
+    for to, gradient in zip((*written, *of_prior), found, strict=True):
+        if to is not None and gradient is not None:
+            to.copy_(gradient)
+    return LatentGradients(*written, *of_prior)

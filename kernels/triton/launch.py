@@ -1,49 +1,183 @@
-"""Launch shapes, in one place, from heuristics of shape and dtype (no autotuning), and the launches themselves.
+"""Launches: how a tensor is shared out among programs (heuristics of shape and dtype, no autotuning), and the start.
 
-A launch is described before it is started, so that whoever compiles the kernels for a GPU that is not there compiles
-exactly what would run.
+What a launch does not owe to pointers and run-time numbers is worked out once for tensors of given shapes, strides and
+dtypes: a `Template`. It makes a `Launch`, which is data, so the roofline can compile it for an absent GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import math
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import triton
 from torch import Tensor
+from triton.runtime import driver as _driver
 
-from ..layout import RowsView, Strides, kl_like, rows_view
-from .gaussian import ELEMENTWISE, MEAN, NO_KL, SUMS, backward_kernel, forward_kernel
+from ..layout import RowsView, Strides
+from .noise import noise_kernel
+
+try:
+    from triton.compiler import CompiledKernel
+except ImportError:  # every launch goes Triton's usual way then
+    CompiledKernel = ()
 
 # Decided when Triton is imported, so asked of the kernels themselves.
-INTERPRETED = not isinstance(forward_kernel, triton.runtime.JITFunction)
+INTERPRETED = not isinstance(noise_kernel, triton.runtime.JITFunction)
 
-# Elements a program holds at a time: many, so that what is computed once a tile (addresses, constants) costs little;
-# fewer where the tiles would be too few for a GPU's multiprocessors.
+# Elements of a tile: many, so that what is computed once a tile (addresses, constants) costs little; fewer where there
+# would be too few tiles for a GPU's multiprocessors. Two sizes and no more: each is a kernel of its own.
 TILE_ELEMENTS = 2048
-SMALLEST_TILE_ELEMENTS = 512
+SMALL_TILE_ELEMENTS = 512
 ENOUGH_TILES = 512
 # Programs beyond which splitting rows gains nothing on any GPU, and warps a program.
 ENOUGH_PROGRAMS = 1024
 NUM_WARPS = 4
+# Rows that a program sums over the batch, at least: its sums are written once, for each column.
+LEAST_ROWS_TO_REDUCE = 32
+# Rows of a tile that share one row of a prior or parameter, which is loaded and computed with that much more seldom.
+ROWS_OF_SHARED = 2
+# Columns of the narrowest tiles that a channel is cut into.
+LEAST_COLUMNS_OF_A_CHANNEL = 32
+MOST_PROGRAMS_A_ROW = 65535  # of the second axis of a grid
 
 # Events from here on have their columns counted in 64 bits: well before the last tile's end leaves 32.
 WIDE_EVENT = 2**30
 
-_UNUSED: Strides = (0, 0, 0)
+
+class Work(NamedTuple):
+    """What the heuristics look at."""
+
+    rows: int
+    event: int
+    dtype: torch.dtype
+    tile_elements: int = TILE_ELEMENTS  # at most
+    draws: int = 1  # that a program makes in turn; unrolling tiles gains nothing then
+    shares_draws: bool = False  # programs may share them
+    shares_row: bool = False  # a prior or parameter has one row for all
+    reduce_rows: bool = False  # there are sums over the batch
+    channel: int | None = None  # so many coordinates at a time are summed: no program may have its part in two of them
 
 
-class Shares(NamedTuple):
-    """How a (rows, event) array is shared out among programs; see the kernels' first lines for the words."""
-
-    rows_a_program: int
+class Tile(NamedTuple):
+    rows: int
     columns: int
+    is_large: bool
+    mask_rows: bool
+
+
+class Tiling(NamedTuple):
+    """How a (rows, event) array is shared out among programs; `tiles` explains it."""
+
+    tile: Tile
+    tiles_a_row: int
     tiles_a_program: int
-    group: int
     grid: tuple[int, ...]
+    reduce_rows: bool
+    unroll: int
+    vec: int
+
+    @property
+    def programs_a_row(self) -> int:
+        """That have a part in the sum of a row."""
+        return self.tiles_a_row if self.reduce_rows else self.grid[1]
+
+
+NOTHING_TO_DO = Tiling(Tile(1, 1, False, False), 0, 1, (0, 0), False, 1, 4)
+
+
+def vec_of(dtype: torch.dtype) -> int:
+    """Neighbouring coordinates a thread: what it loads and stores at once."""
+    return 4 if dtype.itemsize == 4 else 8
+
+
+def columns_loaded_at_once(dtype: torch.dtype) -> int:
+    """By all threads of a program. A row of fewer would have to be moved to the threads that have its tile."""
+    return 32 * NUM_WARPS * vec_of(dtype)
+
+
+def tile_of(work: Work) -> Tile:
+    """As much of a row as there is room for, and rows for the rest.
+
+    There are at most two kinds of tiles for all numbers of rows, so that batches of all sizes take two kernels: large
+    ones, without a mask of rows if the event needs no mask of columns; and small ones with it. Or, for rows that share
+    one, those without a mask and with it.
+    """
+    at_once = columns_loaded_at_once(work.dtype)
+    if work.shares_row and work.event > at_once // 2:
+        return Tile(ROWS_OF_SHARED, _within_channel(at_once, work), True, work.rows % ROWS_OF_SHARED != 0)
+    is_large = work.rows * work.event * (work.draws if work.shares_draws else 1) >= work.tile_elements * ENOUGH_TILES
+    rows, columns = _rows_and_columns(work, work.tile_elements)
+    mask_rows = rows > 1 and work.event % columns != 0
+    if not is_large or (rows > 1 and not mask_rows and work.rows % rows != 0):
+        rows, columns = _rows_and_columns(work, min(SMALL_TILE_ELEMENTS, work.tile_elements))
+        is_large, mask_rows = False, rows > 1
+    return Tile(rows, _within_channel(columns, work), is_large, mask_rows)
+
+
+def _rows_and_columns(work: Work, elements: int) -> tuple[int, int]:
+    columns = min(max(triton.next_power_of_2(work.event), vec_of(work.dtype)), elements)
+    return elements // columns, columns
+
+
+def _within_channel(columns: int, work: Work) -> int:
+    if work.channel is None:
+        return columns
+    power_of_2 = work.channel & -work.channel
+    return min(columns, power_of_2)
+
+
+def tiling_of(work: Work) -> Tiling:
+    """Short rows: several a program. Long rows: one a program, split over programs when there are too few of them.
+
+    How a row is split depends on the shape and dtype alone, so that the same call gives the same bits.
+    """
+    rows, event = work.rows, work.event
+    if rows * event == 0:
+        return NOTHING_TO_DO
+    tile = tile_of(work)
+    row_tiles, tiles_a_row = -(-rows // tile.rows), -(-event // tile.columns)
+    unroll = 1
+    if work.reduce_rows:
+        least = -(-LEAST_ROWS_TO_REDUCE // tile.rows)
+        tiles_a_program = max(-(-row_tiles * tiles_a_row // ENOUGH_PROGRAMS), least)
+        grid = tiles_a_row, -(-row_tiles // tiles_a_program)
+    elif work.channel is not None:
+        tiles_a_program, grid = 1, (row_tiles, tiles_a_row)
+    else:
+        programs_a_row = max(1, min(tiles_a_row, ENOUGH_PROGRAMS // row_tiles))
+        tiles_a_program = -(-tiles_a_row // programs_a_row)
+        grid = row_tiles, -(-tiles_a_row // tiles_a_program)
+        unroll = 2 if tile.is_large and tiles_a_row > 1 and work.draws == 1 else 1
+    return Tiling(tile, tiles_a_row, tiles_a_program, grid, work.reduce_rows, unroll, vec_of(work.dtype))
+
+
+def channel_to_sum(shape: torch.Size, work: Work) -> int | None:
+    """The coordinates of a channel, if the kernel can sum them: tiles must divide it, and not be too many."""
+    channel = math.prod(shape[2:])
+    if work.rows * work.event == 0:
+        return None
+    columns = tile_of(work._replace(channel=channel)).columns
+    if columns < LEAST_COLUMNS_OF_A_CHANNEL or work.event // columns > MOST_PROGRAMS_A_ROW:
+        return None
+    return channel
+
+
+def ptx_level(capability: int | None) -> int:
+    """What kernels may use on an NVIDIA GPU of a compute capability (90 for sm_90), else None: see `philox`."""
+    return 0 if capability is None else 2 if capability >= 100 else 1
+
+
+@functools.cache
+def _ptx_level_of(device: torch.device) -> int:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return ptx_level(10 * major + minor)
 
 
 class Launch(NamedTuple):
@@ -55,202 +189,175 @@ class Launch(NamedTuple):
     constants: dict[str, Any]
     num_warps: int = NUM_WARPS
 
-    def run(self, device: torch.device) -> None:
+    def run(self, device: torch.device) -> Any:
+        """Start it by Triton's usual way; gives the compiled kernel, where this Triton tells."""
         # Launches go to the current GPU: make it the tensors' one.
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            self.kernel[self.grid](*self.arguments, **self.constants, num_warps=self.num_warps)
+            return self.kernel[self.grid](*self.arguments, **self.constants, num_warps=self.num_warps)
 
 
-def hardware(capability: int | None) -> int:
-    """What kernels may use beyond plain arithmetic, on an NVIDIA GPU of a compute capability (90 for sm_90), else None.
+Pointers = tuple[Tensor | None, ...]
+Numbers = tuple[float, ...]
 
-    0: nothing. 1: NVIDIA's approximate functions, in PTX. 2: and arithmetic on two float32 at once (sm_100 and later).
+
+class Template:
+    """A launch without its pointers and run-time numbers, which are the first arguments of every kernel.
+
+    Once Triton has started it, it starts the compiled kernel itself, which takes a fifth of the time. A compiled kernel
+    holds for one combination of pointers that are multiples of 16 bytes; what else Triton specialises it on is fixed by
+    the template (numbers have types of their own in every kernel).
     """
-    return 0 if capability is None else 2 if capability >= 100 else 1
+
+    __slots__ = ("_device_now", "_runners", "_stream_now", "arguments", "constants", "fixed", "grid", "kernel")
+
+    def __init__(self, kernel: Any, grid: tuple[int, ...], fixed: tuple[Any, ...], constants: dict[str, Any]) -> None:
+        self.kernel, self.grid, self.fixed, self.constants = kernel, (*grid, 1, 1)[:3], fixed, constants
+        names = kernel.arg_names
+        self.arguments = (*fixed, *[constants[name] for name in names[len(names) - len(constants) :]])
+        self._runners: dict[tuple[bool, ...], Any] = {}  # by which pointers are not multiples of 16
+
+    def launch(self, pointers: Pointers, numbers: Numbers) -> Launch:
+        return Launch(self.kernel, self.grid, (*pointers, *numbers, *self.fixed), self.constants)
+
+    def start(self, pointers: Pointers, numbers: Numbers, device: torch.device) -> None:
+        addresses = [None if pointer is None else pointer.data_ptr() for pointer in pointers]
+        bits = 0
+        for address in addresses:
+            if address is not None:
+                bits |= address
+        unaligned = tuple([(address or 0) % 16 != 0 for address in addresses]) if bits % 16 else ()
+        runner = self._runners.get(unaligned)
+        if runner is None or _collected is not None:
+            self._start_by_triton(pointers, numbers, device, unaligned)
+            return
+        current, index = self._device_now(), device.index
+        if index is None or index == current:
+            runner(*addresses, *numbers, *self.arguments, stream=self._stream_now(current))
+        else:
+            with torch.cuda.device(device):
+                runner(*addresses, *numbers, *self.arguments, stream=self._stream_now(index))
+
+    def _start_by_triton(
+        self, pointers: Pointers, numbers: Numbers, device: torch.device, unaligned: tuple[bool, ...]
+    ) -> None:
+        launch = self.launch(pointers, numbers)
+        if _collected is not None:
+            _collected.append(launch)
+            return
+        compiled = launch.run(device)
+        if isinstance(compiled, CompiledKernel):
+            runner = compiled[self.grid]
+            if "stream" in inspect.signature(runner).parameters:  # as in the releases up to 3.8; others go on as here
+                active = _driver.active
+                self._device_now, self._stream_now = active.get_current_device, active.get_current_stream
+                self._runners[unaligned] = runner
 
 
-@functools.cache
-def _hardware_of(device: torch.device) -> int:
-    if device.type != "cuda" or torch.version.hip is not None:
-        return 0
-    major, minor = torch.cuda.get_device_capability(device)
-    return hardware(10 * major + minor)
+_collected: list[Launch] | None = None  # see `collected_launches`
 
 
-def group_of(dtype: torch.dtype) -> int:
-    """Neighbouring coordinates a thread: what it loads and stores at once."""
-    return 4 if dtype.itemsize == 4 else 8
+@contextlib.contextmanager
+def collected_launches() -> Iterator[list[Launch]]:
+    """Within, launches are collected and not started: what they would have written stays as it is."""
+    global _collected
+    forget()
+    before, _collected = _collected, []
+    try:
+        yield _collected
+    finally:
+        _collected = before
+        forget()
 
 
-def tile_shape(
-    rows: int, event: int, dtype: torch.dtype, elements: int = TILE_ELEMENTS, times: int = 1
-) -> tuple[int, int]:
-    """Rows and columns of a tile of at most so many elements: as much of a row as there is room for.
+class Buffer(NamedTuple):
+    """A tensor to be written by a kernel."""
 
-    ``times``: among so many programs the work on a tile can be shared out.
-    """
-    while elements > SMALLEST_TILE_ELEMENTS and times * rows * event < elements * ENOUGH_TILES:
-        elements //= 2
-    columns = min(max(triton.next_power_of_2(event), group_of(dtype)), elements)
-    return max(1, min(elements // columns, triton.next_power_of_2(rows))), columns
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
 
-
-def shares(rows: int, event: int, dtype: torch.dtype) -> Shares:
-    """Short rows: several a program. Long rows: one a program, split over programs when there are too few of them.
-
-    How a row is split depends on the shape and dtype alone, so that the same call gives the same bits.
-    """
-    return shares_across(rows, event, dtype, tile_shape(rows, event, dtype))
+    @classmethod
+    def like(cls, tensor: Tensor | None) -> Buffer | None:
+        return None if tensor is None else cls(tensor.shape, tensor.stride(), tensor.dtype)
 
 
-def shares_across(rows: int, event: int, dtype: torch.dtype, tile: tuple[int, int]) -> Shares:
-    rows_a_program, columns = tile
-    row_programs = -(-rows // rows_a_program)
-    tiles_a_row = -(-event // columns)
-    programs_a_row = max(1, min(tiles_a_row, ENOUGH_PROGRAMS // row_programs))
-    tiles_a_program = -(-tiles_a_row // programs_a_row)
-    return Shares(
-        rows_a_program, columns, tiles_a_program, group_of(dtype), (row_programs, -(-tiles_a_row // tiles_a_program))
-    )
+def empty(buffers: Iterable[Buffer | None], device: torch.device) -> list[Tensor | None]:
+    return [
+        None if made is None else torch.empty_strided(made[0], made[1], dtype=made[2], device=device)
+        for made in buffers
+    ]
 
 
-def make_launch(
-    kernel: Any,
-    tensors: tuple[Tensor | None, ...],
-    view: RowsView,
-    strides: tuple[Strides, ...],
-    row_offset: int | None,
-    shared: Shares,
-    more: tuple[int | None, ...] = (),
-    slice_strides: tuple[int, ...] = (),
-    unroll: int = 2,
-    **constants: Any,
-) -> Launch:
-    """A start of one of the kernels: what they all take, and ``more`` that one of them takes.
+Remembered = TypeVar("Remembered")
 
-    ``row_offset``: None for kernels that draw no noise. ``slice_strides``: from a draw to the next, or a channel.
-    """
+
+class Memory(Generic[Remembered]):
+    """What was worked out for calls with tensors of the same shapes, strides, dtypes and so on."""
+
+    MOST = 1024
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Any, ...], Remembered] = {}
+        self.get = self._found.get
+        _memories.append(self._found)
+
+    def add(self, key: tuple[Any, ...], found: Remembered) -> Remembered:
+        if len(self._found) >= self.MOST:
+            self._found.clear()
+        self._found[key] = found
+        return found
+
+
+# What `Memory.get` is to give for a call that was not worked out yet: None may have been.
+UNKNOWN: Any = object()
+
+_memories: list[dict[tuple[Any, ...], Any]] = []
+
+
+def forget() -> None:
+    """All calls are worked out anew: for whoever changes the heuristics above."""
+    for found in _memories:
+        found.clear()
+
+
+class Sizes(NamedTuple):
+    """The arguments of a kernel that stand for shapes and strides."""
+
+    view: RowsView
+    tiling: Tiling
+    strides: dict[str, Strides]  # of each tensor, by its name in the kernel
+    slices: dict[str, int]  # from a draw or channel to the next, by the argument's name
+    others: dict[str, int]
+
+
+def make_template(kernel: Any, sizes: Sizes, constants: dict[str, Any], device: torch.device) -> Template:
+    view, tiling = sizes.view, sizes.tiling
     event = view.outer * view.inner
-    unit = math.gcd(shared.group, event, *[row for row, _, _ in strides], *slice_strides)
-    scalars = [view.rows, event // unit, view.inner, shared.tiles_a_program]
-    if row_offset is not None:
-        scalars.insert(3, row_offset)
-        constants["GROUP"] = shared.group
-    flat_strides = [stride for row, outer, inner in strides for stride in (row // unit, outer, inner)]
-    flat_strides = [*(stride // unit for stride in slice_strides), *flat_strides]
-    constants.update(
-        UNIT=unit,
-        WIDE=event >= WIDE_EVENT,
-        TWO_DIMS=view.outer > 1,
-        MASKED=view.rows % shared.rows_a_program != 0 or event % shared.columns != 0,
-        ROWS=shared.rows_a_program,
-        COLUMNS=shared.columns,
-        UNROLL=min(unroll, shared.tiles_a_program),
-        HARDWARE=_hardware_of(next(tensor.device for tensor in tensors if tensor is not None)),
-    )
-    return Launch(kernel, shared.grid, (*tensors, *scalars, *more, *flat_strides), constants)
-
-
-def forward_launch(
-    view: RowsView, sums: Tensor | None, seed: Tensor | None, row_offset: int, shared: Shares, draw: int = 0
-) -> Launch:
-    """``view`` holds mu, logvar, z and the element-wise kl, whichever take part; ``sums`` is (rows, programs a row)."""
-    mu, logvar, z, elementwise = view.tensors
-    return make_launch(
-        forward_kernel,
-        (mu, logvar, z, elementwise if sums is None else sums, seed),
-        view,
-        view.strides,
-        row_offset,
-        shared,
-        (draw or None,),
-        WITH_POSTERIOR=mu is not None,
-        WITH_Z=seed is not None,
-        KL=(SUMS if sums is not None else NO_KL if elementwise is None else ELEMENTWISE).value,
-    )
-
-
-def backward_launch(
-    view: RowsView, grad_kl: Tensor | None, reduction: str | None, seed: Tensor | None, row_offset: int, shared: Shares
-) -> Launch:
-    """``view`` holds grad_z, the element-wise grad_kl, mu, logvar, grad_mu, grad_logvar; ``grad_kl`` any other one."""
-    grad_z, elementwise, *others = view.tensors
-    strides = list(view.strides)
-    if elementwise is not None:
-        kl = ELEMENTWISE
-    elif grad_kl is not None:
-        kl = MEAN if reduction == "batchmean" else SUMS
-        strides[1] = (0, grad_kl.stride(0) if reduction == "sample" else 0, 0)
-    else:
-        kl = NO_KL
-    return make_launch(
-        backward_kernel,
-        (grad_z, grad_kl if elementwise is None else elementwise, *others, seed),
-        view,
-        tuple(strides),
-        row_offset,
-        shared,
-        WITH_Z=grad_z is not None,
-        KL=kl.value,
-    )
-
-
-def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dtype, draw: int = 0) -> Tensor:
-    eps = torch.empty(shape, dtype=dtype, device=seed.device)
-    if eps.numel() > 0:
-        event = math.prod(shape[1:])
-        view = RowsView(shape[0], 1, event, (None, None, eps, None), (_UNUSED, _UNUSED, (event, event, 1), _UNUSED))
-        forward_launch(view, None, seed, row_offset, shares(shape[0], event, dtype), draw).run(eps.device)
-    return eps
-
-
-def forward(
-    mu: Tensor, logvar: Tensor, seed: Tensor | None, row_offset: int, reduction: str | None
-) -> tuple[Tensor | None, Tensor | None]:
-    z = None if seed is None else torch.empty_like(mu)
-    kl = kl_like(mu, reduction) if reduction in ("none", "sample") else None
-    sums = None
-    if mu.numel() == 0:
-        sums = None if reduction in (None, "none") else mu.new_zeros((mu.shape[0], 0), dtype=torch.float32)
-    else:
-        elementwise = kl if reduction == "none" else None
-        view = rows_view(mu, logvar, z, elementwise)
-        shared = shares(view.rows, view.outer * view.inner, mu.dtype)
-        if reduction == "sample" and shared.grid[1] == 1:
-            sums = kl
-        elif reduction not in (None, "none"):
-            sums = mu.new_empty((view.rows, shared.grid[1]), dtype=torch.float32)
-        forward_launch(view, sums, seed, row_offset, shared).run(mu.device)
-        view.copy_back(2, z)
-        view.copy_back(3, elementwise)
-    if sums is not None and sums is not kl:
-        kl = finish_kl(sums, reduction)
-    return z, kl
-
-
-def finish_kl(sums: Tensor, reduction: str | None) -> Tensor:
-    """The second, fixed-order step of a KL: over the programs of a row, and over rows if that is asked for."""
-    if reduction == "sample":
-        return sums.sum(1)
-    return sums.sum() if reduction == "sum" else sums.sum() / sums.shape[0]
-
-
-def backward(
-    grad_z: Tensor | None,
-    grad_kl: Tensor | None,
-    mu: Tensor | None,
-    logvar: Tensor,
-    seed: Tensor | None,
-    row_offset: int,
-    reduction: str | None,
-    out: tuple[Tensor | None, Tensor] | None = None,
-) -> tuple[Tensor | None, Tensor]:
-    grad_mu, grad_logvar = out or (None if mu is None else torch.empty_like(mu), torch.empty_like(logvar))
-    if logvar.numel() > 0:
-        elementwise = grad_kl if reduction == "none" else None
-        view = rows_view(grad_z, elementwise, mu, logvar, grad_mu, grad_logvar)
-        shared = shares(view.rows, view.outer * view.inner, logvar.dtype)
-        backward_launch(view, grad_kl, reduction, seed, row_offset, shared).run(logvar.device)
-        view.copy_back(4, grad_mu)
-        view.copy_back(5, grad_logvar)
-    return grad_mu, grad_logvar
+    unit = math.gcd(tiling.vec, event, *[row for row, _, _ in sizes.strides.values()], *sizes.slices.values())
+    values: dict[str, Any] = {
+        "rows": view.rows,
+        "event_units": event // unit,
+        "inner": view.inner,
+        "tiles_a_program": tiling.tiles_a_program,
+        **sizes.others,
+        **{name: stride // unit for name, stride in sizes.slices.items()},
+        **{f"{name}_strides": (row // unit, outer, inner) for name, (row, outer, inner) in sizes.strides.items()},
+    }
+    of_tiles = {
+        "REDUCE_ROWS": tiling.reduce_rows,
+        "UNIT": unit,
+        "WIDE": event >= WIDE_EVENT,
+        "TWO_DIMS": view.outer > 1,
+        "MASK_ROWS": tiling.tile.mask_rows,
+        "MASK_COLUMNS": event % tiling.tile.columns != 0,
+        "ROWS": tiling.tile.rows,
+        "COLUMNS": tiling.tile.columns,
+        "ONE_TILE": tiling.tiles_a_row == 1 and not tiling.reduce_rows,
+        "UNROLL": tiling.unroll,
+        "VEC": tiling.vec,
+        "PTX_LEVEL": _ptx_level_of(device),
+    }
+    names = kernel.arg_names
+    constants |= {name: value for name, value in of_tiles.items() if name in names}
+    fixed = tuple([values[name] for name in names if name in values])
+    return Template(kernel, tiling.grid, fixed, constants)

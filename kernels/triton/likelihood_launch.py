@@ -1,291 +1,204 @@
-"""Launch shapes of the likelihoods, their launches, and the sums that are finished after them.
-
-As in `latent_launch`, whose sums over the batch and over channels these are too, a launch is described before it is
-started.
-"""
+"""Launches of the element-wise likelihoods; those of mixtures are in `mixture_launch`."""
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..layout import RowsView, Strides, kl_like, rows_view
-from ..likelihoods import MIXTURE, Density
-from ..reference.latents import grad_kl_elementwise, reduce_kl
-from .gaussian import ELEMENTWISE, MEAN, SUMS
-from .latent_launch import NOTHING_TO_DO, Call, Plan, as_loaded, channel_to_sum, kind_of_prior, plan_of
-from .latents import FULL, NO_PRIOR, SHARED
-from .launch import Shares, finish_kl, make_launch, shares_across, tile_shape
-from .likelihoods import likelihood_backward_kernel, likelihood_forward_kernel
-from .mixture import mixture_backward_kernel, mixture_forward_kernel
+from ..layout import empty_kl
+from ..likelihood_spec import MIXTURE, Bounds, LikelihoodSpec
+from . import mixture_launch
+from .launch import UNKNOWN, Memory, Sizes, Template, Tiling, Work, channel_to_sum, make_template, tiling_of
+from .likelihood_backward_kernel import likelihood_backward_kernel
+from .likelihood_forward_kernel import likelihood_forward_kernel
+from .sums import finish_columns, finish_elementwise, finish_rows, grad_view
+from .tiles import ABSENT, ELEMENTWISE, FULL, SHARED, SUMS
+from .views import as_loaded, contiguous, expanded, extent_of, uncopied_view, without_copies
 
+# Elements of a tile, at most: there may be three parameters, and their gradients.
+TILE_ELEMENTS = 1024
 # Parameters that a kernel takes, whatever the kind.
-MOST_PARAMETERS = 3
+PARAMETERS = ("first", "second", "third")
 # Of these a tile fills the registers: a second one at a time would spill them.
 HEAVY = ("negative_binomial", "zero_inflated_negative_binomial")
-# Pixels of a mixture that a program holds at a time.
-TILE_PIXELS = 256
 
+# In place of the parameters that a kind does not have.
+_ABSENT = [(None,) * (len(PARAMETERS) - count) for count in range(len(PARAMETERS) + 1)]
+
+Parameters = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
 
 
-def describe_forward(x: Tensor, parameters: tuple[Tensor, ...], reduction: str, density: Density) -> Call[Tensor]:
-    describe = _mixture_forward if density.kind == MIXTURE else _elementwise_forward
-    return describe(_numbers(x), parameters, reduction, density)
+class Plan(NamedTuple):
+    """A call worked out for tensors of given shapes, strides and dtypes."""
+
+    template: Template | None  # None: there is nothing to compute
+    tiling: Tiling
+    out_shape: tuple[int, ...] | None = None  # forward: of sums; None: log p of each coordinate is written
+    finish: bool = True  # something is left to do after the kernel
+    summed: tuple[bool, ...] = ()  # backward: the kernel gives sums of columns for the gradient of this parameter
 
 
-def describe_backward(
-    grad: Tensor,
-    x: Tensor,
-    parameters: tuple[Tensor, ...],
-    reduction: str,
-    density: Density,
-    wants: tuple[bool, ...],
-) -> Call[Gradients]:
+# None: the tensors must be copied first.
+_forward_plans: Memory[Plan | None] = Memory()
+_backward_plans: Memory[Plan | None] = Memory()
+
+
+def likelihood_forward(x: Tensor, parameters: Parameters, spec: LikelihoodSpec, bounds: Bounds) -> Tensor:
+    """As `fastvae.kernels` says."""
+    if x.dtype is torch.bool:
+        x = x.view(torch.uint8)
+    if spec.kind == MIXTURE:
+        return mixture_launch.forward(x, parameters[0], spec, bounds)
+    key = (spec, x.device, x.dtype, x.shape, x.stride(), *[(one.dtype, one.shape, one.stride()) for one in parameters])
+    plan = _forward_plans.get(key, UNKNOWN)
+    if plan is UNKNOWN:
+        plan = _forward_plans.add(key, without_copies(_plan_forward, x, parameters, spec))
+    if plan is None:
+        found = likelihood_forward(x.contiguous(), contiguous(*parameters), spec, bounds)
+        return empty_kl(parameters[0], "none").copy_(found) if spec.reduction == "none" else found
+    out = _forward_buffer(parameters[0], plan)
+    if plan.template is not None:
+        plan.template.start((x, *parameters, *_ABSENT[len(parameters)], out), bounds, x.device)
+    if not plan.finish:
+        return out
+    if plan.out_shape is None:
+        return finish_elementwise(out, spec.reduction)
+    return finish_rows(out, x.shape, spec.reduction)
+
+
+def likelihood_backward(
+    grad: Tensor, x: Tensor, parameters: Parameters, spec: LikelihoodSpec, bounds: Bounds, wants: tuple[bool, ...]
+) -> Gradients:
+    """As `fastvae.kernels` says."""
     if not any(wants):
-        return Call(None, x.device, lambda: (None,) * len(parameters))
-    describe = _mixture_backward if density.kind == MIXTURE else _elementwise_backward
-    return describe(grad, _numbers(x), parameters, reduction, density, wants)
-
-
-def _numbers(x: Tensor) -> Tensor:
-    return x.view(torch.uint8) if x.dtype == torch.bool else x
-
-
-def _kinds(parameters: tuple[Tensor, ...], shape: torch.Size) -> list[int]:
-    """How much there is of each parameter that a kernel takes."""
-    kinds = [kind_of_prior(given, shape) for given in parameters]
-    return kinds + [NO_PRIOR.value] * (MOST_PARAMETERS - len(kinds))
-
-
-def _padded(tensors: list[Tensor] | list[Tensor | None]) -> list[Tensor | None]:
-    return [*tensors, *[None] * (MOST_PARAMETERS - len(tensors))]
-
-
-def _constants(density: Density, kinds: list[int], plan: Plan, dtype: torch.dtype) -> dict[str, Any]:
-    """The constants that both kernels of the element-wise kinds have."""
-    _, second, third = (as_loaded(kind, plan, dtype) for kind in kinds)
-    clamps = density.low > -math.inf or density.high < math.inf
-    return {
-        "KIND": density.kind,
-        "CLAMP": "hard" if clamps else "none",
-        "LOW": density.low,
-        "HIGH": density.high,
-        "SECOND": second,
-        "THIRD": third,
-    }
-
-
-def _tiles_at_a_time(density: Density, plan: Plan) -> int:
-    return 1 if plan.down or density.kind in HEAVY else 2
-
-
-def _gradient_as_read(
-    grad: Tensor, elementwise: Tensor | None, reduction: str, strides: Strides
-) -> tuple[Tensor, Strides, int]:
-    """The gradient, how it is addressed, and what of ELEMENTWISE, SUMS and MEAN it is."""
-    if elementwise is not None:
-        return elementwise, strides, ELEMENTWISE.value
-    row_stride = grad.stride(0) if reduction == "sample" else 0
-    return grad, (0, row_stride, 0), (MEAN if reduction == "batchmean" else SUMS).value
-
-
-def _elementwise_forward(x: Tensor, parameters: tuple[Tensor, ...], reduction: str, density: Density) -> Call[Tensor]:
-    first = parameters[0]
-    rows, event = x.shape[0], math.prod(x.shape[1:])
-    kinds = _kinds(parameters, x.shape)
-    channel = channel_to_sum(first) if reduction == "channel" else None
-    by_element = reduction == "none" or (reduction == "channel" and channel is None)
-    plan = plan_of(rows, event, first.dtype, SHARED.value in kinds, False, channel)
-
-    elementwise = kl_like(first, "none") if by_element else None
-    sums = None if by_element else first.new_empty((rows, plan.programs_a_row), dtype=torch.float32)
-    started = None
-    if x.numel() > 0:
-        view = rows_view(x, *_padded([given.expand(x.shape) for given in parameters]), elementwise)
-        started = make_launch(
-            likelihood_forward_kernel,
-            (*view.tensors[:4], view.tensors[4] if sums is None else sums),
-            view,
-            view.strides,
-            None,
-            plan.shared,
-            unroll=_tiles_at_a_time(density, plan),
-            OUT=(ELEMENTWISE if sums is None else SUMS).value,
-            **_constants(density, kinds, plan, first.dtype),
+        return (None,) * len(parameters)
+    if x.dtype is torch.bool:
+        x = x.view(torch.uint8)
+    if spec.kind == MIXTURE:
+        return (mixture_launch.backward(grad, x, parameters[0], spec, bounds),)
+    of_grad = grad.dtype, grad.stride()
+    of_parameters = [(one.dtype, one.shape, one.stride()) for one in parameters]
+    key = (spec, *wants, x.device, x.dtype, x.shape, x.stride(), of_grad, *of_parameters)
+    plan = _backward_plans.get(key, UNKNOWN)
+    if plan is UNKNOWN:
+        plan = _backward_plans.add(key, without_copies(_plan_backward, grad, x, parameters, spec, wants))
+    if plan is None:
+        found = likelihood_backward(grad.contiguous(), x.contiguous(), contiguous(*parameters), spec, bounds, wants)
+        return tuple(
+            [
+                None if gradient is None else torch.empty_like(given).copy_(gradient)
+                for given, gradient in zip(parameters, found, strict=True)
+            ]
         )
-
-    def results() -> Tensor:
-        if elementwise is not None:
-            if started is not None:
-                view.copy_back(4, elementwise)
-            return reduce_kl(elementwise, reduction)
-        assert sums is not None
-        return sums.view(*x.shape[:2], -1).sum(2) if reduction == "channel" else _finished(sums, reduction)
-
-    return Call(started, x.device, results)
-
-
-def _finished(sums: Tensor, reduction: str) -> Tensor:
-    """From the sums of the programs of each row."""
-    return sums.view(-1) if reduction == "sample" and sums.shape[1] == 1 else finish_kl(sums, reduction)
-
-
-def _elementwise_backward(
-    grad: Tensor,
-    x: Tensor,
-    parameters: tuple[Tensor, ...],
-    reduction: str,
-    density: Density,
-    wants: tuple[bool, ...],
-) -> Call[Gradients]:
-    first = parameters[0]
-    rows, event = x.shape[0], math.prod(x.shape[1:])
-    kinds = _kinds(parameters, x.shape)
-    summed = [wanted and kind != FULL.value for wanted, kind in zip(wants, kinds, strict=False)]
-    plan = plan_of(rows, event, first.dtype, SHARED.value in kinds, any(summed))
-
-    of_full = [
-        torch.empty_like(given) if wanted and not down else None
-        for given, wanted, down in zip(parameters, wants, summed, strict=True)
-    ]
-    columns = [first.new_empty((plan.shared.grid[1], event), dtype=torch.float32) if down else None for down in summed]
-    started = None
-    if x.numel() > 0:
-        elementwise = grad_kl_elementwise(grad, x, reduction) if reduction in ("none", "channel") else None
-        expanded = [given.expand(x.shape) for given in parameters]
-        view = rows_view(elementwise, x, *_padded(expanded), *_padded(of_full))
-        grad, of_grad, kind = _gradient_as_read(grad, view.tensors[0], reduction, view.strides[0])
-        _, sum_second, sum_third = _padded(columns)
-        outputs = [
-            full if sums is None else sums for full, sums in zip(view.tensors[5:], _padded(columns), strict=True)
+    buffers = _gradient_buffers(x, parameters, plan, wants)
+    if plan.template is not None:
+        absent = _ABSENT[len(parameters)]
+        plan.template.start((grad, x, *parameters, *absent, *buffers, *absent), bounds, x.device)
+    if not plan.finish:
+        return tuple(buffers)
+    return tuple(
+        [
+            finish_columns(buffer, given) if buffer is not None and is_sum else buffer
+            for buffer, given, is_sum in zip(buffers, parameters, plan.summed, strict=True)
         ]
-        started = make_launch(
-            likelihood_backward_kernel,
-            (grad, *view.tensors[1:5], *outputs),
-            view,
-            (of_grad, *view.strides[1:]),
-            None,
-            plan.shared,
-            unroll=_tiles_at_a_time(density, plan),
-            GRAD=kind,
-            SUM_SECOND=sum_second is not None,
-            SUM_THIRD=sum_third is not None,
-            DOWN=plan.down,
-            **_constants(density, kinds, plan, first.dtype),
-        )
-
-    def results() -> Gradients:
-        gradients = []
-        for index, (given, full, sums) in enumerate(zip(parameters, of_full, columns, strict=True)):
-            if started is not None:
-                view.copy_back(5 + index, full)
-            if sums is not None:
-                total = sums.sum() if given.numel() == 1 else sums.sum(0)
-                full = torch.empty_like(given).copy_(total.view(given.shape))
-            gradients.append(full)
-        return tuple(gradients)
-
-    return Call(started, x.device, results)
+    )
 
 
-def _mixture_plan(rows: int, pixels: int, dtype: torch.dtype) -> Shares:
-    if rows * pixels == 0:
-        return NOTHING_TO_DO.shared
-    return shares_across(rows, pixels, dtype, tile_shape(rows, pixels, dtype, TILE_PIXELS))
+def _plan_forward(x: Tensor, parameters: Parameters, spec: LikelihoodSpec) -> Plan:
+    work = _work(x, parameters)
+    by_element = spec.reduction == "none"
+    if spec.reduction == "channel":
+        work = work._replace(channel=channel_to_sum(x.shape, work))
+        by_element = work.channel is None
+    tiling = _tiling(work, spec)
+    whole = spec.reduction == "sample" and tiling.programs_a_row == 1
+    sums_shape = (x.shape[0],) if whole else (x.shape[0], tiling.programs_a_row)
+    plan = Plan(None, tiling, None if by_element else sums_shape, not (whole or spec.reduction == "none"))
+    if x.numel() == 0:
+        return plan
+    out = _forward_buffer(parameters[0], plan)
+    view = uncopied_view(x, *_expanded(parameters, x.shape), out if by_element else None)
+    strides = dict(zip(("x", *PARAMETERS, "out"), view.strides, strict=True))
+    constants = {"OUT": (ELEMENTWISE if by_element else SUMS).value, **_constants(x, parameters, spec, tiling)}
+    sizes = Sizes(view, tiling, strides, {}, {})
+    return plan._replace(template=make_template(likelihood_forward_kernel, sizes, constants, x.device))
 
 
-def _pixels(wholes: list[Tensor], others: list[Tensor | None]) -> tuple[list[Tensor], RowsView]:
-    """The first channel of each tensor (B, channels, ...), and the others, (B, ...), as rows of pixels.
-
-    With the whole tensors that they are of: copies, if two pixel indices do not do.
-    """
-    firsts = [whole.select(1, 0) for whole in wholes]
-    view = rows_view(*firsts, *others)
-    if view.tensors[0] is firsts[0]:
-        return wholes, view
-    copies = [None if other is None else other.contiguous() for other in others]
-    return _pixels([whole.contiguous() for whole in wholes], copies)
-
-
-def _mixture_constants(x: Tensor, density: Density) -> dict[str, Any]:
-    return {"CHANNELS": x.shape[1], "LOW": density.low}
-
-
-def _mixture_forward(x: Tensor, parameters: tuple[Tensor, ...], reduction: str, density: Density) -> Call[Tensor]:
-    (parameter,) = parameters
-    shape = (x.shape[0], *x.shape[2:])
-    shared = _mixture_plan(shape[0], math.prod(shape[1:]), parameter.dtype)
-    single = functools.partial(parameter.new_empty, dtype=torch.float32)
-    elementwise = single(shape) if reduction == "none" else None
-    sums = None if reduction == "none" else single((shape[0], shared.grid[1]))
-    started = None
-    if x.numel() > 0:
-        wholes, view = _pixels([x, parameter], [elementwise])
-        started = make_launch(
-            mixture_forward_kernel,
-            (*wholes, elementwise if sums is None else sums),
-            view,
-            view.strides,
-            None,
-            shared,
-            more=(density.components,),
-            slice_strides=tuple(whole.stride(1) for whole in wholes),
-            unroll=1,
-            OUT=(ELEMENTWISE if sums is None else SUMS).value,
-            **_mixture_constants(x, density),
-        )
-
-    def results() -> Tensor:
-        if sums is not None:
-            return _finished(sums, reduction)
-        assert elementwise is not None
-        return elementwise
-
-    return Call(started, x.device, results)
+def _plan_backward(
+    grad: Tensor, x: Tensor, parameters: Parameters, spec: LikelihoodSpec, wants: tuple[bool, ...]
+) -> Plan:
+    extents = [extent_of(given, x.shape) for given in parameters]
+    summed = tuple([wanted and extent != FULL.value for wanted, extent in zip(wants, extents, strict=True)])
+    tiling = _tiling(_work(x, parameters)._replace(reduce_rows=any(summed)), spec)
+    plan = Plan(None, tiling, finish=any(summed), summed=summed)
+    if x.numel() == 0:
+        return plan
+    elementwise, row_strides, kind = grad_view(grad, x.shape, spec.reduction)
+    buffers = _gradient_buffers(x, parameters, plan, wants)
+    written = _padded([None if is_sum else buffer for buffer, is_sum in zip(buffers, summed, strict=True)])
+    view = uncopied_view(elementwise, x, *_expanded(parameters, x.shape), *written)
+    names = ("grad", "x", *PARAMETERS, *(f"grad_{name}" for name in PARAMETERS))
+    strides = dict(zip(names, view.strides, strict=True))
+    if elementwise is None:
+        strides["grad"] = row_strides
+    _, sum_second, sum_third = _padded(summed)
+    constants = {
+        "GRAD": kind,
+        "SUM_SECOND": bool(sum_second),
+        "SUM_THIRD": bool(sum_third),
+        **_constants(x, parameters, spec, tiling),
+    }
+    sizes = Sizes(view, tiling, strides, {}, {})
+    return plan._replace(template=make_template(likelihood_backward_kernel, sizes, constants, x.device))
 
 
-def _mixture_backward(
-    grad: Tensor,
-    x: Tensor,
-    parameters: tuple[Tensor, ...],
-    reduction: str,
-    density: Density,
-    wants: tuple[bool, ...],
-) -> Call[Gradients]:
-    (parameter,) = parameters
-    shared = _mixture_plan(x.shape[0], math.prod(x.shape[2:]), parameter.dtype)
-    wholes = [x, parameter, torch.empty_like(parameter)]
-    started = None
-    if x.numel() > 0:
-        wholes, view = _pixels(wholes, [grad if reduction == "none" else None])
-        *strides, of_grad = view.strides
-        grad, of_grad, kind = _gradient_as_read(grad, view.tensors[3], reduction, of_grad)
-        started = make_launch(
-            mixture_backward_kernel,
-            (grad, *wholes),
-            view,
-            (of_grad, *strides),
-            None,
-            shared,
-            more=(density.components,),
-            slice_strides=tuple(whole.stride(1) for whole in wholes),
-            unroll=1,
-            GRAD=kind,
-            **_mixture_constants(x, density),
-        )
-    return Call(started, x.device, lambda: (wholes[2],))
+def _work(x: Tensor, parameters: Parameters) -> Work:
+    shares_row = SHARED.value in [extent_of(given, x.shape) for given in parameters]
+    event = math.prod(x.shape[1:])
+    return Work(x.shape[0], event, parameters[0].dtype, TILE_ELEMENTS, shares_row=shares_row)
 
 
-def likelihood_forward(*arguments: Any, **named: Any) -> Tensor:
-    """As `fastvae.kernels` says."""
-    return describe_forward(*arguments, **named).run()
+def _tiling(work: Work, spec: LikelihoodSpec) -> Tiling:
+    tiling = tiling_of(work)
+    return tiling._replace(unroll=1) if spec.kind in HEAVY else tiling
 
 
-def likelihood_backward(*arguments: Any, **named: Any) -> Gradients:
-    """As `fastvae.kernels` says."""
-    return describe_backward(*arguments, **named).run()
+def _constants(x: Tensor, parameters: Parameters, spec: LikelihoodSpec, tiling: Tiling) -> dict[str, Any]:
+    """The constants that both kernels have."""
+    dtype = parameters[0].dtype
+    extents = [as_loaded(extent_of(given, x.shape), tiling, dtype) for given in parameters]
+    extents += [ABSENT.value] * (len(PARAMETERS) - len(extents))
+    return {"KIND": spec.kind, "CLAMP": "hard" if spec.clamp else "none", "SECOND": extents[1], "THIRD": extents[2]}
+
+
+def _padded(values: Any) -> tuple[Any, ...]:
+    """With None for the parameters that the kind does not have."""
+    return (*values, *[None] * (len(PARAMETERS) - len(values)))
+
+
+def _expanded(parameters: Parameters, shape: torch.Size) -> tuple[Tensor | None, ...]:
+    return _padded([expanded(given, shape) for given in parameters])
+
+
+def _forward_buffer(first: Tensor, plan: Plan) -> Tensor:
+    if plan.out_shape is None:
+        return empty_kl(first, "none")
+    return first.new_empty(plan.out_shape, dtype=torch.float32)
+
+
+def _gradient_buffers(x: Tensor, parameters: Parameters, plan: Plan, wants: tuple[bool, ...]) -> list[Tensor | None]:
+    """For each gradient that is wanted, or for sums of its columns."""
+    buffers: list[Tensor | None] = []
+    for given, wanted, is_sum in zip(parameters, wants, plan.summed, strict=True):
+        if not wanted:
+            buffers.append(None)
+        elif is_sum:
+            shape = plan.tiling.grid[1], math.prod(x.shape[1:])
+            buffers.append(given.new_empty(shape, dtype=torch.float32))
+        else:
+            buffers.append(torch.empty_like(given))
+    return buffers

@@ -1,10 +1,10 @@
-"""How a scale parameter is read, and the chain rule back to it, a function a step (`fastvae.kernels.family`).
+"""How a scale parameter is read, and the chain rule back to it, a function a step (`fastvae.kernels.latent_spec`).
 
     raw -> x = clamped(raw) -> std, logvar -> ratio = std / std_p, log_ratio = logvar - logvar_p
 
-The linear scales (std, var, softplus) have a logarithm to take, the others exponentials. HARDWARE is explained in
-`philox`; with it, of what the PTX ISA publishes, lg2 is good to 2^-22 absolute in (1/2, 2), else relative, rcp to 2^-23
-relative, ex2 to 2^-22 relative. So
+The linear scales (std, var, softplus) have a logarithm to take, the others exponentials. From PTX_LEVEL 1 on (see
+`philox`) these are approximate instructions, whose errors the PTX ISA publishes: lg2 2^-22 absolute in (1/2, 2), else
+relative; rcp 2^-23 relative; ex2 2^-22 relative. So
 
     logvar      of a linear scale is off by 2^-22 of itself, but by 3.3e-7 where std is in (1/2, 2)
     softplus    by 5e-7 of itself, and by -x 2^-23 of itself from rounding the exponent where x < 0
@@ -22,8 +22,8 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def log(x, HARDWARE: tl.constexpr):
-    if HARDWARE:  # with the product, which the compiler would fuse with the difference of two logarithms
+def log(x, PTX_LEVEL: tl.constexpr):
+    if PTX_LEVEL:  # with the product, which the compiler would fuse with the difference of two logarithms
         return tl.inline_asm_elementwise(
             "{ .reg .f32 power; lg2.approx.ftz.f32 power, $1; mul.f32 $0, power, 0f3F317218; }",
             "=f,f",
@@ -36,8 +36,8 @@ def log(x, HARDWARE: tl.constexpr):
 
 
 @triton.jit
-def reciprocal(x, HARDWARE: tl.constexpr):
-    if HARDWARE:
+def reciprocal(x, PTX_LEVEL: tl.constexpr):
+    if PTX_LEVEL:
         return tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
@@ -45,10 +45,10 @@ def reciprocal(x, HARDWARE: tl.constexpr):
 
 
 @triton.jit
-def tanh(x, HARDWARE: tl.constexpr):
+def tanh(x, PTX_LEVEL: tl.constexpr):
     """x + x^3 T(x^2) below 0.625, T a minimax polynomial; beyond, 1 - 2e / (1 + e), e = exp(-2 |x|), with x's sign."""
     e = tl.exp2(tl.abs(x) * (-2.0 * LOG2_E))
-    far = 1.0 - 2.0 * e * reciprocal(1.0 + e, HARDWARE)
+    far = 1.0 - 2.0 * e * reciprocal(1.0 + e, PTX_LEVEL)
     x2 = x * x
     t = 0.020997358 + x2 * -0.0060969414
     t = -0.05385095 + x2 * t
@@ -77,19 +77,19 @@ def softplus(x):
 
 
 @triton.jit
-def sigmoid(x, HARDWARE: tl.constexpr):
+def sigmoid(x, PTX_LEVEL: tl.constexpr):
     """The derivative of softplus, from the exponential that it uses too."""
     e = tl.exp2(tl.abs(x) * -LOG2_E)
-    positive = reciprocal(1.0 + e, HARDWARE)
+    positive = reciprocal(1.0 + e, PTX_LEVEL)
     return tl.where(x >= 0.0, positive, e * positive)
 
 
 @triton.jit
-def clamped(raw, CLAMP: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, HARDWARE: tl.constexpr):
+def clamped(raw, low, high, CLAMP: tl.constexpr, PTX_LEVEL: tl.constexpr):
     if CLAMP == "hard":  # NaN stays NaN
-        return tl.where(raw < LOW, LOW, tl.where(raw > HIGH, HIGH, raw))
+        return tl.where(raw < low, low, tl.where(raw > high, high, raw))
     if CLAMP == "soft":
-        return HIGH * tanh(raw * (1.0 / HIGH), HARDWARE)
+        return high * tanh(raw * tl.math.div_rn(1.0, high), PTX_LEVEL)
     return raw
 
 
@@ -99,43 +99,48 @@ def is_linear(scale):
 
 
 @triton.constexpr_function
+def adds_up(scale):
+    return scale in ("logvar", "logstd")
+
+
+@triton.constexpr_function
 def harmless(scale):
-    """A parameter that has a logarithm and an inverse, for places that are not there."""
+    """A parameter that has a logarithm and an inverse, for where a mask is off."""
     return 1.0 if scale in ("std", "var") else 0.0
 
 
 @triton.jit
-def std_of(x, SCALE: tl.constexpr, FLOOR: tl.constexpr, HARDWARE: tl.constexpr):
+def std_of(x, floor, SCALE: tl.constexpr, PTX_LEVEL: tl.constexpr):
     if SCALE == "logvar":
-        return scale_of(x, HARDWARE)[0]
+        return scale_of(x, PTX_LEVEL)[0]
     if SCALE == "logstd":
-        return scale_of(2.0 * x, HARDWARE)[0]
+        return scale_of(2.0 * x, PTX_LEVEL)[0]
     if SCALE == "var":
         return tl.sqrt(x)
-    return x if SCALE == "std" else softplus(x) + FLOOR
+    return x if SCALE == "std" else softplus(x) + floor
 
 
 @triton.jit
-def logvar_of(x, std, SCALE: tl.constexpr, HARDWARE: tl.constexpr):
+def logvar_of(x, std, SCALE: tl.constexpr, PTX_LEVEL: tl.constexpr):
     if SCALE == "logvar":
         return x
     if SCALE == "logstd":
         return 2.0 * x
-    return log(x, HARDWARE) if SCALE == "var" else 2.0 * log(std, HARDWARE)
+    return log(x, PTX_LEVEL) if SCALE == "var" else 2.0 * log(std, PTX_LEVEL)
 
 
 @triton.jit
-def inverse_std_of(std, logvar, SCALE: tl.constexpr, HARDWARE: tl.constexpr):
+def inverse_std_of(std, logvar, SCALE: tl.constexpr, PTX_LEVEL: tl.constexpr):
     if not is_linear(SCALE):
-        return scale_of(-logvar, HARDWARE)[0]
-    return reciprocal(std, HARDWARE)
+        return scale_of(-logvar, PTX_LEVEL)[0]
+    return reciprocal(std, PTX_LEVEL)
 
 
 @triton.jit
-def ratio_of(std, log_ratio, inverse_prior_std, SCALE: tl.constexpr, HARDWARE: tl.constexpr):
+def ratio_of(std, log_ratio, inverse_prior_std, SCALE: tl.constexpr, PTX_LEVEL: tl.constexpr):
     """std / std_p and its square less 1, each from what is exact where they are near 1."""
     if not is_linear(SCALE):
-        return scale_of(log_ratio, HARDWARE)
+        return scale_of(log_ratio, PTX_LEVEL)
     ratio = std * inverse_prior_std
     return ratio, ratio * ratio - 1.0
 
@@ -163,16 +168,13 @@ def gradient_through_logvar(grad_logvar, inverse_std, SCALE: tl.constexpr):
 
 
 @triton.jit
-def gradient_of_raw(
-    grad, raw, x, SCALE: tl.constexpr, CLAMP: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
-    HARDWARE: tl.constexpr
-):  # fmt: skip
+def gradient_of_raw(grad, raw, x, low, high, SCALE: tl.constexpr, CLAMP: tl.constexpr, PTX_LEVEL: tl.constexpr):
     """From the gradient of x (of softplus(x), for that scale) to that of the parameter as given."""
     if SCALE == "softplus":
-        grad = grad * sigmoid(x, HARDWARE)
+        grad = grad * sigmoid(x, PTX_LEVEL)
     if CLAMP == "hard":
-        return tl.where((raw >= LOW) & (raw <= HIGH), grad, 0.0)
+        return tl.where((raw >= low) & (raw <= high), grad, 0.0)
     if CLAMP == "soft":
-        part = x * (1.0 / HIGH)
+        part = x * tl.math.div_rn(1.0, high)
         return grad * (1.0 - part * part)
     return grad

@@ -34,7 +34,7 @@ def exp(x):
 def log_ratio(ratio, excess):
     """log(ratio) of a normal ratio > 0, from excess = ratio - 1 where it is near 1 and would have lost that difference.
 
-    Off by 1e-7 of itself, with HARDWARE and without: lg2 would be off by 2^-22, however near 0 the result.
+    Off by 1e-7 of itself, at every PTX_LEVEL: lg2 would be off by 2^-22, however near 0 the result.
     """
     exponent = (ratio.to(tl.int32, bitcast=True) - 0x3F3504F3) >> 23
     scale = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
@@ -67,12 +67,12 @@ def stirling_slope(inverse):
 
 
 @triton.jit
-def log_factorial(x, HARDWARE: tl.constexpr):
+def log_factorial(x, PTX_LEVEL: tl.constexpr):
     """lgamma(x + 1), x >= 0, by that of y = x + 2.
 
-    With HARDWARE, the logarithm of (x + 1) / y is lg2's, since its 2^-22 are not multiplied by a count.
+    From PTX_LEVEL 1 on, the logarithm of (x + 1) / y is lg2's, since its 2^-22 are not multiplied by a count.
     """
     y = x + 2.0
-    inverse = reciprocal(y, HARDWARE)
-    small = stirling(inverse) - log((x + 1.0) * inverse, HARDWARE) + (HALF_LOG_2_PI - 1.5)
+    inverse = reciprocal(y, PTX_LEVEL)
+    small = stirling(inverse) - log((x + 1.0) * inverse, PTX_LEVEL) + (HALF_LOG_2_PI - 1.5)
     return (x + 0.5) * (log_ratio(y, x + 1.0) - 1.0) + small

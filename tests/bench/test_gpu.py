@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import datetime
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +10,20 @@ import pytest
 import torch
 
 import fastvae
-from bench import eager, gpu
-from bench.gpu_checks import Disagreement, check, make_tensors
+from bench import __main__ as runner
+from bench import agreement, contenders, eager, gpu, records
+from bench.agreement import Disagreement, refuse_disagreement
+from bench.cases import Case
 from fastvae.files import whole_file
 from tests.gpu_marker import WITHOUT_GPU
 
 ROOT = Path(__file__).parents[2]
-MACHINE = dict.fromkeys(gpu.COLUMNS[:8], "?") | {"device": "Some GPU 80GB", "date": "2001-02-03T04:05:06+00:00"}
+CPU = torch.device("cpu")
+MACHINE = {"device": "Some GPU 80GB", "versions": {"torch": "2"}, "triton": "3", "date": "2001-02-03"}
+
+
+def latent(batch: int, size: int, dtype: str = "float32") -> Case:
+    return Case("sample_and_kl", (batch, size), dtype)
 
 
 class ScriptedMeter:
@@ -45,8 +50,13 @@ class ScriptedMeter:
         return self.now
 
 
-def contenders():
-    return {"fastvae": fastvae.sample_and_kl, "eager": eager.sample_and_kl, "compile": eager.sample_and_kl}
+@pytest.fixture(autouse=True)
+def nothing_compiled(monkeypatch):
+    """Compiling takes seconds: torch.compile is eager PyTorch here."""
+    right = contenders.make
+    monkeypatch.setattr(
+        contenders, "make", lambda case, name, device: right(case, "eager" if "compile" in name else name, device)
+    )
 
 
 @pytest.fixture
@@ -54,21 +64,26 @@ def small_copy(monkeypatch):
     monkeypatch.setattr(gpu, "LARGE_COPY_BYTES", 2_000_000)
 
 
-def measured(cases, meter=None, ops=contenders):
-    said: list[str] = []
-    rows = gpu.measure_all(cases, meter or ScriptedMeter(), rounds=2, contenders=ops, say=said.append)
-    return rows, said
+def measured(cases, meter=None):
+    return list(gpu.measure_all(cases, meter or ScriptedMeter(), rounds=2))
 
 
 # ---- what is counted
 
 
 def test_the_bytes_are_three_arrays_forward_five_backward_and_a_number_a_row():
-    case = gpu.Case("bfloat16", 100, 20)
-    assert gpu.moved_bytes(case, "forward") == 3 * 100 * 20 * 2 + 4 * 100
-    assert gpu.moved_bytes(case, "backward") == 5 * 100 * 20 * 2 + 4 * 100
-    assert gpu.moved_bytes(case, "both") == gpu.moved_bytes(case, "forward") + gpu.moved_bytes(case, "backward")
-    assert gpu.moved_bytes(case._replace(dtype="float32"), "forward") == 3 * 100 * 20 * 4 + 4 * 100
+    case = latent(100, 20, "bfloat16")
+    assert case.moved_bytes("forward") == 3 * 100 * 20 * 2 + 4 * 100
+    assert case.moved_bytes("backward") == 5 * 100 * 20 * 2 + 4 * 100
+    assert case.moved_bytes("both") == case.moved_bytes("forward") + case.moved_bytes("backward")
+    assert latent(100, 20).moved_bytes("forward") == 3 * 100 * 20 * 4 + 4 * 100
+
+
+def test_the_bytes_of_other_ops_are_those_of_their_inputs_and_outputs():
+    shared = Case("negative_binomial", (100, 20))  # x and mean; theta, one for each of 20 genes; a number a row
+    assert shared.moved_bytes("forward") == 4 * (2 * 2000 + 20 + 100)
+    assert shared.moved_bytes("backward") == 4 * (3 * 2000 + 2 * 20 + 100)
+    assert Case("noise", (100, 20)).moved_bytes("forward") == 4 * 2000
 
 
 def test_a_rate_is_in_gigabytes_a_second():
@@ -82,15 +97,6 @@ def test_a_copy_reads_and_writes_the_bytes_asked_for():
     assert (target == 1).all()
 
 
-def test_the_sweep_has_every_size_in_every_dtype():
-    assert gpu.sweep(["float32", "bfloat16"], [1, 2], [3]) == [
-        ("float32", 1, 3),
-        ("float32", 2, 3),
-        ("bfloat16", 1, 3),
-        ("bfloat16", 2, 3),
-    ]
-
-
 def test_a_median_ignores_the_warm_up_and_takes_turns():
     class Recorder(ScriptedMeter):
         def milliseconds(self, job):
@@ -98,7 +104,7 @@ def test_a_median_ignores_the_warm_up_and_takes_turns():
             return {0: 99.0, 1: 99.0, 2: 99.0}.get((len(order) - 1) // 2, float(len(order)))
 
     order: list[str] = []
-    todo = {name: gpu.Job(lambda: None, lambda _, name=name: name) for name in "ab"}
+    todo = {name: gpu.Job(lambda _, name=name: name) for name in "ab"}
     assert gpu.medians(todo, Recorder(), rounds=3) == {"a": 9.0, "b": 10.0}
     assert "".join(order) == "ab" * 6
 
@@ -106,21 +112,24 @@ def test_a_median_ignores_the_warm_up_and_takes_turns():
 class Queue:
     """Stands for torch.cuda: a device that is done with so many flushes before the host has queued the next thing."""
 
-    def __init__(self, monkeypatch, keeps_up_with: int) -> None:
-        self.flushes, self.keeps_up_with = 0, keeps_up_with
+    def __init__(self, monkeypatch, *keeps_up_with: int) -> None:
+        """``keeps_up_with``: for each try; the last one stays."""
+        self.flushes, self.needed, self.tried = 0, list(keeps_up_with), []
         monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: self)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
         self.meter = object.__new__(gpu.GpuMeter)
-        self.meter._flushed, self.meter._flushes = self, 4
+        self.meter._flushed = self
 
-    def zero_(self) -> None:
+    def sum(self) -> None:
         self.flushes += 1
 
     def record(self) -> None:
         pass
 
     def query(self) -> bool:
-        done, self.flushes = self.flushes <= self.keeps_up_with, 0
+        done = self.flushes <= (self.needed.pop(0) if len(self.needed) > 1 else self.needed[0])
+        self.tried.append(self.flushes)
+        self.flushes = 0
         return done
 
     def elapsed_time(self, other) -> float:
@@ -128,21 +137,38 @@ class Queue:
 
 
 def test_a_time_counts_only_if_the_device_had_to_wait_for_nothing(monkeypatch):
-    queue = Queue(monkeypatch, keeps_up_with=20)
+    queue = Queue(monkeypatch, 20)
     runs: list[int] = []
-    assert queue.meter.milliseconds(gpu.Job(lambda: 7, runs.append)) == 1.5
-    assert runs == [7, 7, 7, 7]  # after 4, 8, 16 and 32 flushes
+    assert queue.meter.milliseconds(gpu.Job(runs.append, prepare=lambda: 7)) == 1.5
+    assert runs == [7, 7, 7, 7]
+    assert queue.tried == [4, 8, 16, 32]
     with pytest.raises(RuntimeError, match="something waits for results"):
-        Queue(monkeypatch, keeps_up_with=10**6).meter.milliseconds(gpu.Job(lambda: None, lambda _: None))
+        Queue(monkeypatch, 10**6).meter.milliseconds(gpu.Job(lambda _: None))
+
+
+def test_one_delay_of_the_host_does_not_slow_down_later_calls(monkeypatch):
+    queue = Queue(monkeypatch, 20, 20, 20, 0)
+    for _ in range(2):
+        queue.meter.milliseconds(gpu.Job(lambda _: None))
+    assert queue.tried == [4, 8, 16, 32, 4]
+
+
+def test_the_cache_is_flushed_by_reading(monkeypatch):
+    """A flush that writes leaves dirty lines in the cache, which are written back during the timed run."""
+    queue = Queue(monkeypatch, 0)
+    queue.meter._flushed = torch.zeros(8)
+    reads: list[int] = []
+    monkeypatch.setattr(queue, "query", lambda: bool(reads.append(1)))
+    queue.meter.milliseconds(gpu.Job(lambda _: None))
+    assert queue.meter._flushed._version == 0, "in-place writes count versions"
 
 
 # ---- the loop
 
 
 def test_the_whole_loop_runs_and_gives_a_row_for_every_direction_and_contender(small_copy):
-    rows, said = measured([gpu.Case("float32", 64, 10), gpu.Case("bfloat16", 32, 33)])
+    rows = measured([latent(64, 10), latent(32, 33, "bfloat16")])
     assert len(rows) == 2 * 3 * 3
-    assert len(said) == 1 + len(rows)
     row = next(row for row in rows if row["direction"] == "backward" and row["contender"] == "fastvae")
     assert (row["dtype"], row["batch"], row["latent"]) == ("float32", 64, 10)
     assert row["milliseconds"] == 2.0
@@ -150,23 +176,15 @@ def test_the_whole_loop_runs_and_gives_a_row_for_every_direction_and_contender(s
     assert row["share_of_copy"] == pytest.approx((5 * 640 * 4 + 4 * 64) / 2_000_000)
     assert row["share_of_equal_copy"] == row["speed_against_eager"] == 1.0
     assert row["peak_bytes"] == 1000
-    assert row["call_milliseconds"] == ""
+    assert row["call_milliseconds"] is None
     forward = next(row for row in rows if row["direction"] == "forward")
     assert forward["call_milliseconds"] == pytest.approx(1e3 * 0.25 / 10)
 
 
-def test_the_loop_runs_with_a_compiled_contender(small_copy):
-    def ops():
-        return contenders() | {"compile": torch.compile(eager.sample_and_kl, fullgraph=True, backend="aot_eager")}
-
-    assert len(measured([gpu.Case("float32", 64, 10)], ops=ops)[0]) == 9
-
-
-def test_a_size_without_room_is_left_out_and_said(small_copy):
-    meter = ScriptedMeter(free=10_000_000)
-    rows, said = measured([gpu.Case("float32", 2000, 2000), gpu.Case("float32", 8, 8)], meter)
+def test_a_size_without_room_is_left_out_and_said(small_copy, capsys):
+    rows = measured([latent(2000, 2000), latent(8, 8)], ScriptedMeter(free=10_000_000))
     assert {row["batch"] for row in rows} == {8}
-    assert "2000 x 2000 float32: left out" in said[1]
+    assert "sample_and_kl 2000x2000 float32: left out" in capsys.readouterr().out.splitlines()[1]
 
 
 # ---- no time of a wrong result
@@ -201,97 +219,113 @@ def always_the_same_draw(mu, logvar):
 
 
 WRONG = [
-    (wrong_scale, "noise in z|grad_logvar"),
-    (no_noise, "noise in z|grad_logvar"),
+    (wrong_scale, "noise|grad_logvar"),
+    (no_noise, "noise|grad_logvar"),
     (half_the_kl, "kl"),
     (no_gradient_of_the_kl, "grad_mu"),
-    (not_a_number, "grad|noise"),
+    (not_a_number, "z|noise"),
     (always_the_same_draw, "same z"),
 ]
 
 
 @pytest.mark.parametrize(("op", "what"), WRONG, ids=[op.__name__ for op, _ in WRONG])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_wrong_contender_is_named_with_what_is_wrong(op, what, dtype):
-    tensors = make_tensors(128, 50, dtype, torch.device("cpu"))
-    with pytest.raises(Disagreement, match=f"^rival: .*({what})"):
-        check({"eager": eager.sample_and_kl, "rival": op}, tensors)
+    case = latent(128, 50, dtype)
+    with pytest.raises(Disagreement, match=f"^{case}, rival: .*({what})"):
+        refuse_disagreement(case, {"eager": eager.sample_and_kl, "rival": op}, case.tensors(CPU))
 
 
-def test_fastvae_must_use_its_own_noise_stream():
-    tensors = make_tensors(128, 50, torch.float32, torch.device("cpu"))
-    with pytest.raises(Disagreement, match=r"^fastvae: z\["):
-        check({"fastvae": eager.sample_and_kl}, tensors)
-
-
-def test_a_broken_noise_stream_is_found_even_if_z_uses_it(monkeypatch):
-    noise = fastvae.noise
-
-    def shifted(*arguments, dtype=torch.float32, **others):
-        return noise(*arguments, dtype=dtype, **others) + (1e-3 if dtype == torch.float32 else 0)
-
-    monkeypatch.setattr(fastvae, "noise", shifted)
-    tensors = make_tensors(16, 16, torch.float32, torch.device("cpu"))
-    with pytest.raises(Disagreement, match="fastvae: the noise of rows from 0 on"):
-        check({"fastvae": fastvae.sample_and_kl}, tensors)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("shape", [(1, 100), (1000, 1), (300, 130)], ids=str)
 def test_right_contenders_pass_in_blocks_of_rows_too(monkeypatch, shape, dtype):
-    monkeypatch.setattr("bench.gpu_checks.BLOCK_ELEMENTS", 1000)
-    check(contenders(), make_tensors(*shape, dtype, torch.device("cpu")))
+    in_blocks(monkeypatch, 1000)
+    case = latent(*shape, dtype)
+    refuse_disagreement(case, {"fastvae": fastvae.sample_and_kl, "eager": eager.sample_and_kl}, case.tensors(CPU))
 
 
-def test_nothing_is_timed_after_a_wrong_result(small_copy):
+def test_noise_slightly_off_the_stream_is_found():
+    def shifted(mu, logvar):
+        z, kl = fastvae.sample_and_kl(mu, logvar)
+        return z + 1e-3 * torch.exp(0.5 * logvar.detach()), kl
+
+    case = latent(16, 16)
+    with pytest.raises(Disagreement, match="fastvae: noise"):
+        refuse_disagreement(case, {"fastvae": shifted}, case.tensors(CPU))
+
+
+def test_a_wrong_row_of_any_block_is_found(monkeypatch):
+    in_blocks(monkeypatch, 50)
+    case = latent(40, 10)
+
+    def wrong_last_row(mu, logvar):
+        z, kl = fastvae.sample_and_kl(mu, logvar)
+        return z, kl + (torch.arange(40) == 39)
+
+    with pytest.raises(Disagreement, match=r"fastvae: kl\[39\] is"):
+        refuse_disagreement(case, {"fastvae": wrong_last_row}, case.tensors(CPU))
+
+
+def in_blocks(monkeypatch, elements: int) -> None:
+    """All blocks of so many elements, as on a GPU."""
+    monkeypatch.setattr(agreement, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(agreement, "_blocks", lambda case, whole, right=agreement._blocks: right(case, True))
+
+
+def give_a_wrong_kl(monkeypatch, name: str) -> None:
+    right = contenders.make
+    monkeypatch.setattr(contenders, "make", lambda case, who, d: half_the_kl if who == name else right(case, who, d))
+
+
+def test_nothing_is_timed_after_a_wrong_result(monkeypatch, small_copy):
+    give_a_wrong_kl(monkeypatch, "torch.compile")
     meter = ScriptedMeter()
-    said: list[str] = []
-    with pytest.raises(Disagreement, match="64 x 10 float32: compile: kl"):
-        gpu.measure_all(
-            [gpu.Case("float32", 64, 10)], meter, 2, lambda: contenders() | {"compile": half_the_kl}, said.append
-        )
+    with pytest.raises(Disagreement, match=r"64x10 float32, torch\.compile: kl"):
+        next(gpu.measure_all([latent(64, 10)], meter, 2))
     assert meter.runs == 3 + 2  # of the device copy alone
-    assert len(said) == 1
 
 
-def test_a_wrong_result_ends_the_program_with_status_1_and_no_file(monkeypatch, tmp_path, capsys, small_copy):
+@pytest.fixture
+def on_the_cpu(monkeypatch, small_copy):
+    """The command finds a GPU, which is the CPU."""
     monkeypatch.setattr(gpu, "why_not_here", lambda: "")
     monkeypatch.setattr(gpu, "GpuMeter", ScriptedMeter)
     monkeypatch.setattr(gpu, "describe_machine", lambda device: MACHINE)
-    monkeypatch.setattr(gpu, "measure_all", lambda *arguments: (_ for _ in ()).throw(Disagreement("fastvae: z")))
-    assert gpu.main(["--output", str(tmp_path)]) == 1
-    assert "nothing was written, a result is wrong: fastvae: z" in capsys.readouterr().err
+    monkeypatch.setattr(fastvae, "use_backend", lambda name, use=fastvae.use_backend: use("reference"))
+
+
+def test_a_wrong_result_ends_the_program_with_status_1_and_no_file(monkeypatch, tmp_path, capsys, on_the_cpu):
+    give_a_wrong_kl(monkeypatch, "torch.compile")
+    assert runner.main(["gpu", "--rounds", "2", "--batch", "8", "--latent", "4", "--results", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "bench gpu: nothing was written, a result is wrong: sample_and_kl 8x4 float32, torch.compile: kl" in error
     assert list(tmp_path.iterdir()) == []
 
 
 # ---- files
 
 
-def test_the_program_writes_a_csv_file_and_two_plots(monkeypatch, tmp_path, capsys, small_copy):
+def test_the_program_writes_its_rows_and_two_plots(tmp_path, capsys, on_the_cpu):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(gpu, "why_not_here", lambda: "")
-    monkeypatch.setattr(gpu, "GpuMeter", ScriptedMeter)
-    monkeypatch.setattr(gpu, "describe_machine", lambda device: MACHINE)
-    monkeypatch.setattr(gpu, "QUICK_ROUNDS", 2)
-    monkeypatch.setattr(gpu, "measure_all", lambda *a, all=gpu.measure_all: all(*a, contenders=contenders))
-    monkeypatch.setattr(fastvae, "use_backend", lambda name, use=fastvae.use_backend: use("reference"))
-    options = ["--quick", "--batch", "8,16", "--latent", "4,8", "--output", str(tmp_path / "new" / "folder")]
+    options = ["--rounds", "2", "--batch", "8,16", "--latent", "4,8", "--results", str(tmp_path / "new" / "folder")]
     assert gpu.main(options) == 0
     folder = tmp_path / "new" / "folder"
     stem = "gpu_some_gpu_80gb"
     assert sorted(path.name for path in folder.iterdir()) == [
-        f"{stem}.csv",
         f"{stem}_gb_s.png",
         f"{stem}_speed_against_eager.png",
+        "results.json",
     ]
-    with (folder / f"{stem}.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 4 * 9
-    assert tuple(rows[0]) == gpu.COLUMNS
-    assert rows[0]["device"] == "Some GPU 80GB"
-    assert rows[0]["milliseconds"] == "2"
-    assert {row["dtype"] for row in rows} == {"float32", "bfloat16"}
-    assert f"wrote {folder / stem}.csv" in capsys.readouterr().out
+    section = records.load(folder / records.FILE)[stem]
+    assert section["machine"]["device"] == "Some GPU 80GB"
+    rows = section["rows"]
+    sizes = [(dtype, batch, size) for dtype in ("float32", "bfloat16") for batch in (8, 16) for size in (4, 8)]
+    assert [(row["dtype"], row["batch"], row["latent"]) for row in rows[::9]] == sizes
+    assert len(rows) == 9 * len(sizes)
+    assert rows[0]["milliseconds"] == 2
+    said = capsys.readouterr().out
+    assert "| 8 x 4 float32 | forward | fastvae | 2.00 ms | " in said
+    assert f"wrote {stem} to {folder / records.FILE}" in said
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -312,10 +346,6 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_date_is_utc_in_iso_format():
-    assert datetime.datetime.fromisoformat(gpu.now()).utcoffset() == datetime.timedelta(0)
-
-
 # ---- the command line
 
 
@@ -327,12 +357,6 @@ def test_a_wrong_option_is_named(options, capsys):
     assert f"argument {options[0]}" in capsys.readouterr().err
 
 
-def test_quick_means_fewer_sizes_unless_they_are_named():
-    assert gpu.parse(["--quick"]).batch == gpu.QUICK["batch"]
-    assert gpu.parse(["--quick", "--batch", "3,5"]).batch == (3, 5)
-    assert gpu.parse([]).latent == gpu.LATENTS
-
-
 def test_a_gpu_that_triton_does_not_serve_is_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(fastvae, "backends", lambda: {"triton": {"chosen_for": [], "reason": "ImportError: no triton"}})
@@ -342,7 +366,7 @@ def test_a_gpu_that_triton_does_not_serve_is_said(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which this would measure for minutes")
 def test_without_a_gpu_the_program_says_so_in_one_line_and_exits_with_2(tmp_path):
     result = subprocess.run(
-        [sys.executable, "-m", "bench.gpu", "--output", str(tmp_path)],
+        [sys.executable, "-m", "bench", "gpu", "--results", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -350,5 +374,5 @@ def test_without_a_gpu_the_program_says_so_in_one_line_and_exits_with_2(tmp_path
     )
     assert result.returncode == 2
     assert result.stdout == ""
-    assert result.stderr == f"bench.gpu: none of the 40 cases was measured: {WITHOUT_GPU}\n"
+    assert result.stderr == f"bench gpu: none of the 40 cases was measured: {WITHOUT_GPU}\n"
     assert list(tmp_path.iterdir()) == []

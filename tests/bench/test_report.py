@@ -7,7 +7,7 @@ import json
 import pytest
 
 import fastvae
-from bench import compare, kernel_alone, report, tables
+from bench import compare, kernel_alone, records, report, tables
 from bench.cases import OPS, SUITE
 
 MACHINE = {
@@ -22,42 +22,32 @@ MACHINE = {
 }
 
 
-def benchmark(contender: str, speed: float, *, shape="4096x256", direction="both", op="sample_and_kl", **info) -> dict:
-    """An entry of pytest-benchmark's JSON, of an eager that takes 12 ms."""
-    name = f"test_latent_op[{op}-{shape}-float32-{direction}-{contender}]"
-    info |= {"op": op, "shape": shape, "dtype": "float32", "direction": direction}
-    info |= {"contender": contender, "speed_against_eager": speed}
-    seconds = 0.012 / speed
-    stats = dict.fromkeys(("min", "max", "mean", "median", "q1", "q3", "total"), seconds)
-    stats |= {"stddev": 0, "iqr": 0, "ops": 1 / seconds, "rounds": 5, "iterations": 1, "outliers": "0;0"}
-    return {"fullname": f"bench/{name}", "name": name, "group": f"{op} {shape}", "param": name, "params": {}} | {
-        "extra_info": info,
-        "stats": stats,
-        "options": {},
-    }
+def row(contender: str, speed: float, *, shape="4096x256", direction="both", op="sample_and_kl", **others) -> dict:
+    """A row of an eager that takes 12 ms."""
+    case = {"op": op, "shape": shape, "dtype": "float32", "direction": direction, "contender": contender}
+    return case | {"seconds": 0.012 / speed, "speed_against_eager": speed} | others
 
 
-def suite(*benchmarks: dict) -> dict:
-    return {"machine_info": MACHINE, "commit_info": {}, "benchmarks": list(benchmarks), "version": "5.3.1"} | {
-        "datetime": "2001-02-03T04:05:06+00:00"
-    }
+def suite(*rows: dict) -> dict:
+    return {"machine": MACHINE, "rows": list(rows)}
 
 
 SMALL_SUITE = suite(
-    benchmark("eager", 1.0, saved_bytes=12_600_000, peak_bytes=33_000_000, peak_of_least=2.0),
-    benchmark("fastvae", 4.0, saved_bytes=8, peak_bytes=12_600_000, peak_of_least=1.0),
-    benchmark("eager", 1.0, shape="65536x256", saved_bytes=201_000_000, peak_of_least=1.97),
-    benchmark("fastvae", 12.0, shape="65536x256", saved_bytes=8, peak_of_least=1.0),
-    benchmark("diffusers", 0.8, shape="16x4x64x64", op="sample_and_kl_packed", elsewhere=0.3),
-    benchmark("fastvae", 2.0, direction="forward"),
-    benchmark("eager", 1.0, shape="100x50", op="iwae_50", saved_bytes=5_040_000),
-    benchmark("fastvae", 8.0, shape="100x50", op="iwae_50", saved_bytes=8),
+    row("eager", 1.0, saved_bytes=12_600_000, peak_bytes=33_554_432),
+    row("fastvae", 4.0, saved_bytes=8, peak_bytes=12_582_912),
+    row("eager", 1.0, shape="65536x256", saved_bytes=201_000_000, peak_bytes=528_000_000),
+    row("fastvae", 12.0, shape="65536x256", saved_bytes=8, peak_bytes=3 * 2**26),
+    row("diffusers", 0.8, shape="16x4x64x64", op="sample_and_kl_packed", other_load=0.3),
+    row("fastvae", 2.0, direction="forward"),
+    row("eager", 1.0, shape="100x50", op="iwae_50", saved_bytes=5_040_000),
+    row("fastvae", 8.0, shape="100x50", op="iwae_50", saved_bytes=8),
 )
 
 
 def write(path, content) -> str:
+    """Text as it is, or sections as results.json has them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    path.write_text(content if isinstance(content, str) else records.dump(content))
     return str(path)
 
 
@@ -116,7 +106,7 @@ def test_the_full_tables_have_every_benchmark():
     )
     assert tables.memory(SMALL_SUITE).splitlines()[:3:2] == [
         "| case | fastvae | eager |",
-        "| sample_and_kl 4096x256 float32 | 8 B, peak 12.6 MB (x1.0) | 12.6 MB, peak 33 MB (x2.0) |",
+        "| sample_and_kl 4096x256 float32 | 8 B, peak 12.6 MB (x1.0) | 12.6 MB, peak 33.6 MB (x2.0) |",
     ]
 
 
@@ -140,19 +130,17 @@ def test_markers_that_are_not_a_pair_are_refused(text):
 
 def test_the_report_writes_tables_pictures_and_the_readme(tmp_path):
     pytest.importorskip("matplotlib", reason="the bench extra is not installed")
-    write(tmp_path / "suite.json", SMALL_SUITE)
     seconds = {"eager": 0.004, "fastvae": 0.001, "copy": 0.0005}
-    point = {"elements": 1_000_000, "seconds": seconds, "elsewhere": 0.5}
-    write(tmp_path / "scaling.json", {"machine": MACHINE, "points": [point]})
+    point = {"elements": 1_000_000, "seconds": seconds, "other_load": 0.5}
     step = {"eager": 0.02, "fastvae": 0.016}
-    row = {"batch": 128, "step_seconds": step, "latent_share": {"eager": 0.25, "fastvae": 0.0625}, "elsewhere": 0}
-    write(tmp_path / "training.json", {"machine": MACHINE, "rows": [row]})
+    batch = {"batch": 128, "step_seconds": step, "latent_share": {"eager": 0.25, "fastvae": 0.0625}, "other_load": 0}
     kernel = {"shape": "4096x256", "direction": "forward", "seconds": 0.0003, "copy_seconds": 0.0002}
-    write(tmp_path / "kernel_alone.json", {"machine": MACHINE, "rows": [kernel]})
+    sections = {"cpu": SMALL_SUITE, "scaling": suite(point), "training": suite(batch), "kernel_alone": suite(kernel)}
+    write(tmp_path / "results.json", sections)
     readme = tmp_path / "README.md"
     write(readme, "# fastvae\n<!-- bench -->\n<!-- /bench -->\n")
 
-    assert report.main(["--results", str(tmp_path), "--readme", str(readme)]) == 0
+    report.main(["--results", str(tmp_path), "--readme", str(readme)])
     results = (tmp_path / "results.md").read_text()
     assert "2 threads on Some CPU with 4 cores, backend cpu (avx2); fastvae 1.2, torch 3.4; 2001-02-03." in results
     assert "Not on this machine: diffusers (ModuleNotFoundError)." in results
@@ -167,88 +155,94 @@ def test_the_report_writes_tables_pictures_and_the_readme(tmp_path):
 
 
 def test_a_report_of_nothing_says_what_is_missing(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        report.main(["--results", str(tmp_path)])
-    assert f"--results is {tmp_path}, expected a folder with suite.json" in capsys.readouterr().err
-    write(tmp_path / "suite.json", SMALL_SUITE)
-    readme = tmp_path / "README.md"
-    with pytest.raises(SystemExit):
-        report.main(["--results", str(tmp_path), "--readme", str(readme)])
-    assert f"--readme is {readme}, expected a file" in capsys.readouterr().err
+    path, readme = tmp_path / "results.json", tmp_path / "README.md"
+
+    def refused(*options: str) -> str:
+        with pytest.raises(SystemExit):
+            report.main(["--results", str(tmp_path), *options])
+        return capsys.readouterr().err
+
+    assert f"{path}: there is no such file" in refused()
+    write(path, {"training": suite()})
+    assert f"{path} has no section cpu, which `make bench` writes" in refused()
+    write(path, {"cpu": SMALL_SUITE})
+    assert f"--readme is {readme}: " in refused("--readme", str(readme))
     write(readme, "no markers")
-    with pytest.raises(SystemExit):
-        report.main(["--results", str(tmp_path), "--readme", str(readme)])
-    assert f"--readme is {readme}: expected one <!-- bench -->" in capsys.readouterr().err
+    assert f"--readme is {readme}: expected one <!-- bench -->" in refused("--readme", str(readme))
     assert readme.read_text() == "no markers"
     assert not (tmp_path / "results.md").exists()
 
 
 @pytest.fixture
-def compared(tmp_path, monkeypatch):
-    """The status of comparing two suites; pytest-benchmark's own table is left out."""
+def compared(tmp_path):
+    """The status of comparing two results of latents."""
 
     def run(before: dict | str, after: dict | str, *options: str) -> int:
-        paths = (write(tmp_path / "before" / "suite.json", before), write(tmp_path / "after" / "suite.json", after))
+        contents = [of if isinstance(of, str) else {"cpu": of} for of in (before, after)]
+        names = ("before.json", "after.json")
+        paths = [write(tmp_path / name, content) for name, content in zip(names, contents, strict=True)]
         return compare.main([*paths, *options])
 
-    monkeypatch.setattr(compare.subprocess, "run", lambda *_a, **_k: None)
     return run
 
 
 @pytest.mark.parametrize(("speed", "status"), [(4.0, 0), (8.0, 0), (3.1, 0), (3.05, 1), (1.0, 1)])
 def test_fastvae_may_get_slower_by_the_threshold(compared, capsys, speed, status):
-    after = suite(benchmark("eager", 1.0), benchmark("fastvae", speed))
+    after = suite(row("eager", 1.0), row("fastvae", speed))
     assert compared(SMALL_SUITE, after) == status
     out = capsys.readouterr().out
-    assert f"\n{status} of 1 benchmarks of fastvae got slower by more than x1.3 in the ratio to eager PyTorch" in out
-    assert ("sample_and_kl-4096x256-float32-both-fastvae: x4 ->" in out) == bool(status)
+    assert f"\n{status} of 1 measurements of fastvae got slower by more than x1.3 in the ratio to eager PyTorch" in out
+    verdict = "slower" if status else ""
+    assert f"| sample_and_kl 4096x256 float32 both | x4.0 | x{speed:.1f} | x{4 / speed:.2f} | {verdict} |" in out
 
 
 def test_the_threshold_is_an_option(compared):
-    after = suite(benchmark("fastvae", 3.5))
+    after = suite(row("fastvae", 3.5))
     assert compared(SMALL_SUITE, after, "--threshold", "1.1") == 1
     assert compared(SMALL_SUITE, after, "--threshold", "1.2") == 0
 
 
 def test_a_slower_machine_is_a_slowdown_in_time_and_none_in_the_ratio(compared):
     slower = json.loads(json.dumps(SMALL_SUITE))
-    for entry in slower["benchmarks"]:
-        entry["stats"]["median"] *= 2
+    for entry in slower["rows"]:
+        entry["seconds"] *= 2
     assert compared(SMALL_SUITE, slower) == 0
     assert compared(SMALL_SUITE, slower, "--by", "time") == 1
     assert compared(slower, SMALL_SUITE, "--by", "time") == 0
 
 
 def test_a_slower_peer_is_none_of_our_business(compared):
-    before = suite(benchmark("fastvae", 4.0), benchmark("torch.compile", 1.0), benchmark("diffusers", 1.0))
-    after = suite(benchmark("fastvae", 4.0), benchmark("torch.compile", 0.5))
+    before = suite(row("fastvae", 4.0), row("torch.compile", 1.0), row("diffusers", 1.0))
+    after = suite(row("fastvae", 4.0), row("torch.compile", 0.5))
     assert compared(before, after) == 0
 
 
 def test_a_slowdown_on_a_busy_machine_is_shown_and_not_judged(compared, capsys):
-    quiet = benchmark("fastvae", 4.0, direction="forward", elsewhere=0.01)
-    before, after = benchmark("fastvae", 4.0, elsewhere=0.4), benchmark("fastvae", 2.0)
+    quiet = row("fastvae", 4.0, direction="forward", other_load=0.01)
+    before, after = row("fastvae", 4.0, other_load=0.4), row("fastvae", 2.0)
     assert compared(suite(before, quiet), suite(after, quiet)) == 0
     out = capsys.readouterr().out
-    assert "0 of 1 benchmarks" in out
-    assert "x4 -> x2 of eager's speed, x2.00 slower (not judged: the machine was busy)" in out
+    assert "0 of 1 measurements" in out
+    assert "both | x4.0 | x2.0 | x2.00 | busy: not judged |" in out
     with pytest.raises(SystemExit):
         compared(suite(before), suite(after))
-    assert "the machine was busy with something else in all of fastvae's benchmarks" in capsys.readouterr().err
+    assert "the machine was busy with something else in all of fastvae's measurements" in capsys.readouterr().err
 
 
 def test_the_worst_slowdown_comes_first():
-    before = {name: benchmark("fastvae", 4.0) for name in ("a", "b")}
-    after = {"a": benchmark("fastvae", 3.0), "b": benchmark("fastvae", 1.0)}
-    assert [change.slowdown for change in compare.changes(before, after, "ratio")] == [4.0, pytest.approx(4 / 3)]
+    directions = ("forward", "both")
+    before = {"cpu": suite(*(row("fastvae", 4.0, direction=direction) for direction in directions))}
+    after = {"cpu": suite(row("fastvae", 3.0, direction="forward"), row("fastvae", 1.0))}
+    assert [change["slowdown"] for change in compare.changes(before, after, "ratio")] == [4.0, pytest.approx(4 / 3)]
 
 
 @pytest.mark.parametrize(
     ("before", "after", "options", "message"),
     [
-        ("{", SMALL_SUITE, (), "before/suite.json: expected JSON that `python -m pytest bench --benchmark-json` wrote"),
-        (SMALL_SUITE, "[1]", (), "after/suite.json: expected JSON"),
-        (SMALL_SUITE, suite(benchmark("eager", 1.0)), (), "the two files have no benchmark of fastvae in common"),
+        ("{", SMALL_SUITE, (), "before.json: expected JSON that `python -m bench cpu --results` wrote"),
+        (SMALL_SUITE, "[1]", (), "after.json: expected JSON"),
+        (SMALL_SUITE, '{"cpu": 1}', (), "after.json: expected JSON"),
+        (SMALL_SUITE, suite(row("eager", 1.0)), (), "the two files have no measurement of fastvae in common"),
         (SMALL_SUITE, SMALL_SUITE, ("--threshold", "0.9"), "--threshold is 0.9, expected 1 or more"),
         (SMALL_SUITE, SMALL_SUITE, ("--threshold", "nan"), "--threshold is nan, expected 1 or more"),
         (SMALL_SUITE, SMALL_SUITE, ("--by", "luck"), "argument --by: invalid choice: 'luck'"),
@@ -267,25 +261,25 @@ def test_a_missing_file_is_named(tmp_path, capsys):
     assert f"{tmp_path / 'no.json'}: there is no such file" in capsys.readouterr().err
 
 
-def test_pytest_benchmark_sets_the_files_side_by_side(tmp_path, capfd, monkeypatch):
-    pytest.importorskip("pytest_benchmark", reason="the bench extra is not installed")
-    monkeypatch.chdir(tmp_path)
-    before = write(tmp_path / "before" / "suite.json", SMALL_SUITE)
-    after = write(tmp_path / "after" / "suite.json", suite(benchmark("eager", 1.0), benchmark("fastvae", 2.0)))
+def test_likelihoods_are_compared_as_latents_are(tmp_path):
+    def results(speed: float) -> dict:
+        counts = {"op": "poisson", "shape": "6x8", "zeros": 0.9}
+        return {"likelihoods": suite(row("fastvae", speed, **counts), row("fastvae", 9.0, **(counts | {"zeros": 0.5})))}
+
+    before, after = (write(tmp_path / f"{speed}.json", results(speed)) for speed in (4.0, 2.0))
     assert compare.main([before, after]) == 1
-    out = capfd.readouterr().out
-    row = next(line for line in out.splitlines() if "4096x256-float32-both-fastvae]" in line)
-    assert "3.0000" in row
-    assert "6.0000" in row
-    assert "+100.0%" in row
+    assert [change["name"] for change in compare.changes(results(4.0), results(2.0), "ratio")] == [
+        *("poisson 6x8 float32, 90% zeros both", "poisson 6x8 float32, 50% zeros both"),
+    ]
 
 
 def test_the_kernels_alone_are_checked_timed_and_written(tmp_path, capsys):
     if not fastvae.backends()["cpu"]["available"]:
         pytest.skip(f"no CPU kernels here: {fastvae.backends()['cpu']['reason']}")
-    assert kernel_alone.main(["8x10", "3x4x5", "--results", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("copying the same bytes") == 4
-    rows = json.loads((tmp_path / "kernel_alone.json").read_text())["rows"]
+    kernel_alone.main(["8x10", "3x4x5", "--results", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert said.count("| 8x10 | ") == said.count("| 3x4x5 | ") == 2
+    rows = records.load(tmp_path / "results.json")["kernel_alone"]["rows"]
     assert [(row["shape"], row["direction"]) for row in rows[::3]] == [("8x10", "forward"), ("3x4x5", "backward")]
     assert all(row["seconds"] > 0 and row["copy_seconds"] > 0 for row in rows)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import gpus, sass
-from bench.roofline import Work, analyse, busy, demand, unrolled
+from bench.roofline import gpus, sass
+from bench.roofline.analysis import Work, analyse, busy, demand, unrolled
 
 
 def listing(*lines: str) -> list[sass.Instruction]:
@@ -221,7 +221,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     """In a process of its own: Triton decides between interpreting and compiling when it is imported."""
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(
-        [sys.executable, "-m", "bench.roofline", *arguments],
+        [sys.executable, "-m", "bench", "roofline", *arguments],
         env=kept | environment,
         cwd=Path(__file__).parents[2],
         capture_output=True,

@@ -1,9 +1,11 @@
-"""The benchmark suite's logic: what is refused, how durations are replayed, what is kept and counted as memory."""
+"""The benchmarks of latents: wrong results are refused, what is timed and counted as memory, the commands."""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import getpass
+import importlib
 import json
 import platform
 import subprocess
@@ -13,12 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("pytest_benchmark", reason="the bench extra is not installed")
-
 import fastvae
-from bench import agreement, cases, contenders, eager, latent, machine, measure, memory, scaling, training
-from bench.cases import OPS, SUITE, Case
-from bench.gpu_checks import Disagreement
+from bench import __main__ as runner
+from bench import agreement, cases, contenders, cpu, eager, machine, measure, memory, records, scaling, training
+from bench.agreement import Disagreement
+from bench.cases import LATENTS, LIKELIHOODS, OPS, SUITE, Case
 from bench.timing import Plan
 from fastvae.likelihoods import Bernoulli
 from fastvae.nn import VAE, MLPDecoder, MLPEncoder
@@ -40,7 +41,7 @@ def names_of(case: Case) -> list[str]:
     return contenders.contender_names(case, CPU)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", LATENTS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(6, 10), (3, 2, 4, 5)])
 def test_contenders_agree_in_every_op(op, dtype, shape):
@@ -65,7 +66,7 @@ def slightly_wrong(function, part):
 
 
 @pytest.mark.parametrize(
-    ("op", "output"), [(op, output) for op in OPS for output in OPS[op].outputs if output != OPS[op].drawn]
+    ("op", "output"), [(op, output) for op in LATENTS for output in OPS[op].outputs if output != OPS[op].drawn]
 )
 @pytest.mark.parametrize("name", ["eager", "fastvae"])
 def test_a_wrong_result_is_refused_before_anything_is_timed(op, output, name, monkeypatch):
@@ -78,7 +79,7 @@ def test_a_wrong_result_is_refused_before_anything_is_timed(op, output, name, mo
         measure.measure(Case(op, (6, 10), "float32"), ["eager", "fastvae"], CPU)
 
 
-@pytest.mark.parametrize(("op", "wrong"), [(op, wrong) for op in OPS if op != "noise" for wrong in OPS[op].inputs])
+@pytest.mark.parametrize(("op", "wrong"), [(op, wrong) for op in LATENTS if op != "noise" for wrong in OPS[op].inputs])
 def test_a_wrong_gradient_of_any_input_is_refused(op, wrong):
     case = Case(op, (6, 10), "float32")
     right = contenders.make(case, "torch.distributions", CPU)
@@ -163,7 +164,7 @@ def test_a_result_of_the_wrong_shape_is_refused():
 
 
 def test_the_first_rows_of_large_tensors_are_compared_and_the_whole_is_computed(monkeypatch):
-    monkeypatch.setattr(agreement, "COMPARED_ELEMENTS", 20)
+    monkeypatch.setattr(agreement, "BLOCK_ELEMENTS", 20)
     case, sizes = Case("sample_and_kl", (6, 10), "float32"), []
 
     def contender(mu, logvar):
@@ -173,7 +174,7 @@ def test_the_first_rows_of_large_tensors_are_compared_and_the_whole_is_computed(
 
     agreement.refuse_disagreement(case, {"fastvae": contender}, case.tensors(CPU))
     assert set(sizes) == {(6, 10)}
-    monkeypatch.setattr(agreement, "COMPARED_ELEMENTS", 30)
+    monkeypatch.setattr(agreement, "BLOCK_ELEMENTS", 30)
     with pytest.raises(Disagreement, match=r"kl\[2\] is"):
         agreement.refuse_disagreement(case, {"fastvae": contender}, case.tensors(CPU))
 
@@ -183,20 +184,23 @@ def test_a_measurement_has_every_direction_and_contender_and_keeps_the_generator
     state = torch.get_rng_state()
     result = measure.measure(case, names_of(case), CPU, timed=Plan(rounds=3, calls=2, warmup=0))
     assert torch.equal(torch.get_rng_state(), state)
-    assert set(result.timings) == {(direction, name) for direction in cases.DIRECTIONS for name in names_of(case)}
-    assert {(len(timing.seconds), timing.calls) for timing in result.timings.values()} == {(3, 2)}
-    assert result.timings["both", "eager"].speed_against_eager == 1
+    found = {(timing.direction, timing.contender): timing for timing in result}
+    assert set(found) == {(direction, name) for direction in cases.DIRECTIONS for name in names_of(case)}
+    assert len(found) == len(result)
+    assert {timing.rounds for timing in result} == {3}
+    assert found["both", "eager"].speed_against_eager == 1
+    assert {direction for (direction, _), timing in found.items() if timing.saved_bytes is not None} == {"both"}
     noise = measure.measure(Case("noise", (4, 6), "float32"), ["eager", "fastvae"], CPU, timed=Plan(1, 1, 0))
-    assert {direction for direction, _ in noise.timings} == {"forward"}
-    assert noise.saved_bytes == {}
+    assert {(timing.direction, timing.saved_bytes) for timing in noise} == {("forward", None)}
 
 
-@pytest.mark.parametrize("op", [op for op in OPS if op != "noise"])
+@pytest.mark.parametrize("op", [op for op in LATENTS if op != "noise"])
 def test_every_op_is_timed_with_the_gradients_of_all_that_goes_in(op):
     case = Case(op, (4, 6), "float32")
     names = ["eager", "fastvae"]
     result = measure.measure(case, names, CPU, timed=Plan(1, 1, 0))
-    assert set(result.timings) == {(direction, name) for direction in cases.DIRECTIONS for name in names}
+    timed = {(timing.direction, timing.contender) for timing in result}
+    assert timed == {(direction, name) for direction in cases.DIRECTIONS for name in names}
     step = measure.make_step(case, "fastvae", case.tensors(CPU))
     found = case.by_input(step.both())
     assert list(found) == list(OPS[op].inputs)
@@ -217,7 +221,7 @@ def test_the_gradients_that_are_timed_are_those_of_what_the_op_takes():
 def test_saved_bytes_are_those_beyond_the_inputs():
     case = Case("sample_and_kl", (128, 256), "float32")
     tensors = case.tensors(CPU)
-    saved = {name: memory.saved_bytes(measure.make_step(case, name, tensors)) for name in ("eager", "fastvae")}
+    saved = {name: measure.make_step(case, name, tensors).saved_bytes() for name in ("eager", "fastvae")}
     # std, eps and exp(logvar); and the seed.
     assert saved == {"eager": 3 * case.array_bytes, "fastvae": 8}
 
@@ -225,7 +229,7 @@ def test_saved_bytes_are_those_beyond_the_inputs():
 def test_an_iwae_keeps_at_most_a_tenth_of_what_eager_keeps():
     case = next(case for case in SUITE if case.op == "iwae_50")
     tensors = case.tensors(CPU)
-    saved = {name: memory.saved_bytes(measure.make_step(case, name, tensors)) for name in ("eager", "fastvae")}
+    saved = {name: measure.make_step(case, name, tensors).saved_bytes() for name in ("eager", "fastvae")}
     assert saved["fastvae"] == 8, "the seed"
     assert 10 * saved["fastvae"] <= saved["eager"]
     assert saved["eager"] >= cases.SAMPLES * case.array_bytes, "the noise of all samples, at least"
@@ -237,7 +241,7 @@ def test_an_iwae_keeps_at_most_a_tenth_of_what_eager_keeps():
 def test_priors_are_inputs_and_nothing_is_kept_beside_them(op, kept):
     case = Case(op, (8, 6), "float32")
     step = measure.make_step(case, "fastvae", case.tensors(CPU))
-    assert memory.saved_bytes(step) == kept
+    assert step.saved_bytes() == kept
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
@@ -259,48 +263,8 @@ def test_the_peak_counts_what_is_alive_at_the_same_time():
 
 def test_the_least_peak_is_one():
     case = Case("sample_and_kl", (4096, 256), "float32")
-    assert memory.peak_of_least(case, 3 * case.array_bytes) == 1
+    assert memory.peak_over_minimum(case, 3 * case.array_bytes) == 1
     assert memory.peak_bytes(Case("sample_and_kl", (128, 10), "float32"), "eager") is None
-
-
-SUITE_IN_SMALL = """
-import pytest
-from bench import replay
-
-@pytest.mark.benchmark(timer=replay.replayed)
-@pytest.mark.parametrize("calls", [1, 4])
-def test_replayed(benchmark, calls):
-    replay.replay(benchmark, [0.5, 0.125, 2.0], calls)
-
-def test_with_a_clock_of_its_own(benchmark):
-    with pytest.raises(RuntimeError, match="6 readings were not asked for"):
-        replay.replay(benchmark, [0.5, 0.125, 2.0], 1)
-"""
-
-WITHOUT_COMPILER = """
-from bench import conftest
-from bench.conftest import *
-
-conftest.missing = lambda name: "left out of this test"
-"""
-
-
-def test_pytest_benchmark_records_the_durations_that_are_replayed(tmp_path):
-    (tmp_path / "test_small.py").write_text(SUITE_IN_SMALL)
-    (tmp_path / "conftest.py").write_text(WITHOUT_COMPILER)
-    written = tmp_path / "small.json"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path), f"--rootdir={tmp_path}"]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)}
-    result = subprocess.run(
-        [*command, f"--benchmark-json={written}"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    recorded = {entry["param"]: entry["stats"] for entry in json.loads(written.read_text())["benchmarks"]}
-    for calls in (1, 4):
-        stats = recorded[str(calls)]
-        assert (stats["min"], stats["median"], stats["max"], stats["mean"]) == (0.125, 0.5, 2.0, 0.875)
-        assert (stats["rounds"], stats["iterations"]) == (3, calls)
-        assert "data" not in stats
 
 
 def test_a_result_tells_the_machine_and_not_whose_it_is(tmp_path):
@@ -319,7 +283,9 @@ def test_a_result_tells_the_machine_and_not_whose_it_is(tmp_path):
 
 def test_the_suite_has_every_op_and_shape_once():
     assert len(set(SUITE)) == len(SUITE)
-    assert {case.op for case in SUITE} == set(OPS)
+    assert {case.op for case in SUITE} == set(LATENTS)
+    assert len(set(cases.LIKELIHOOD_SUITE)) == len(cases.LIKELIHOOD_SUITE)
+    assert {case.op for case in cases.LIKELIHOOD_SUITE} == set(LIKELIHOODS)
     assert {case.shape for case in SUITE if case.op == "sample_and_kl"} == {
         cases.SMALL, cases.MEDIUM, cases.IMAGE, cases.LARGE,
     }  # fmt: skip
@@ -328,7 +294,7 @@ def test_the_suite_has_every_op_and_shape_once():
 def test_shapes_are_read_from_the_command_line():
     assert cases.parse_shape("16x4x64x64") == (16, 4, 64, 64)
     for wrong in ("16", "0x4", "ax4", "4x-1", ""):
-        with pytest.raises(ValueError, match=f"shape is {wrong!r}, expected"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"shape is {wrong!r}, expected"):
             cases.parse_shape(wrong)
 
 
@@ -336,28 +302,30 @@ def test_shapes_are_read_from_the_command_line():
     ("arguments", "message"),
     [
         (["4096"], "shape is '4096', expected"),
-        (["4x6", "--contenders", "fastvae,jax"], "--contenders has 'jax', expected some of eager, fastvae"),
+        (["4x6", "--contenders", "fastvae,jax"], "--contenders is 'jax', expected some of eager, fastvae"),
         (["4x6", "--op", "kl"], "argument --op: invalid choice: 'kl'"),
+        (["4x6", "--results", "x"], "--results is for the whole suite on the CPU"),
+        (["--device", "cuda", "--results", "x"], "--results is for the whole suite on the CPU"),
         (["4x6", "--device", "tpu0"], "argument --device"),
     ],
 )
 def test_a_wrong_argument_is_named(arguments, message, capsys):
     with pytest.raises(SystemExit):
-        latent.parse(arguments)
+        cpu.parse(arguments)
     assert message in capsys.readouterr().err
 
 
 def test_the_quick_command_has_the_shapes_of_the_suite():
-    assert [case.shape for case in latent.parse(["--op", "iwae_50"]).cases] == [cases.IWAE]
-    assert [case.shape for case in latent.parse(["--op", "gaussian_kl_two"]).cases] == [cases.MEDIUM, cases.IMAGE]
-    assert [case.shape for case in latent.parse(["4x6", "--op", "iwae_50"]).cases] == [(4, 6)]
+    assert [case.shape for case in cpu.parse(["--op", "iwae_50"]).cases] == [cases.IWAE]
+    assert [case.shape for case in cpu.parse(["--op", "gaussian_kl_two"]).cases] == [cases.MEDIUM, cases.IMAGE]
+    assert [case.shape for case in cpu.parse(["4x6", "--op", "iwae_50"]).cases] == [(4, 6)]
 
 
 def test_the_quick_command_prints_each_contender(capsys, monkeypatch):
-    monkeypatch.setattr(latent, "measure", lambda *a, **k: measure.measure(*a, timed=Plan(1, 1, 0), **k))
-    assert latent.main(["4x6", "--op", "gaussian_kl", "--contenders", "fastvae"]) == 0
+    monkeypatch.setattr(cpu, "measure", lambda *a, **k: measure.measure(*a, timed=Plan(1, 1, 0), **k))
+    cpu.main(["4x6", "--op", "gaussian_kl", "--contenders", "fastvae"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines[2:]] == [
+    assert [line.split()[1:4:2] for line in lines[4:]] == [
         [direction, name] for direction in cases.DIRECTIONS for name in ("eager", "fastvae")
     ]
 
@@ -365,16 +333,64 @@ def test_the_quick_command_prints_each_contender(capsys, monkeypatch):
 def test_the_quick_command_refuses_a_wrong_result(capsys, monkeypatch):
     right = contenders.make
     monkeypatch.setattr(contenders, "make", lambda *a: slightly_wrong(right(*a), 1))
-    assert latent.main(["4x6", "--contenders", "fastvae"]) == 1
-    assert "nothing was timed, a result is wrong: sample_and_kl 4x6 float32, eager: kl" in capsys.readouterr().err
+    assert runner.main(["cpu", "4x6", "--contenders", "fastvae"]) == 1
+    said = capsys.readouterr()
+    assert "bench cpu: nothing was written, a result is wrong: sample_and_kl 4x6 float32, eager: kl" in said.err
+    assert said.out.splitlines()[-1].startswith("| ---"), "no time"
+
+
+def saved(folder: Path, section: str) -> list[dict]:
+    return records.load(folder / records.FILE)[section]["rows"]
+
+
+def test_the_suite_writes_a_row_for_each_direction_and_contender(tmp_path, monkeypatch, capsys):
+    small = (Case("sample_and_kl", (4, 6)), Case("noise", (4, 6), "bfloat16"))
+    monkeypatch.setattr(cpu, "SUITE", small)
+    monkeypatch.setattr(cpu, "measure", lambda *a, **k: measure.measure(*a, timed=Plan(3, 2, 0), **k))
+    monkeypatch.setattr(cpu, "peak_bytes", lambda case, name: 5000)
+    assert runner.main(["cpu", "--results", str(tmp_path)]) == 0
+    rows = saved(tmp_path, "cpu")
+    assert [(row["op"], row["direction"], row["contender"]) for row in rows] == [
+        (case.op, direction, name) for case in small for direction in case.directions for name in names_of(case)
+    ]
+    both = next(row for row in rows if (row["direction"], row["contender"]) == ("both", "fastvae"))
+    assert (both["shape"], both["dtype"], both["rounds"], both["saved_bytes"]) == ("4x6", "float32", 3, 8)
+    assert both["peak_bytes"] == 5000
+    assert both["seconds"] > 0
+    assert both["speed_against_eager"] > 0
+    assert {row["peak_bytes"] for row in rows if row["direction"] != "both"} == {None}
+    machine_of_it = records.load(tmp_path / records.FILE)["cpu"]["machine"]
+    assert machine_of_it["left_out"]["torch.compile"] == "left out of this test"
+
+
+def test_a_section_is_replaced_and_the_others_are_kept(tmp_path):
+    records.save(tmp_path, "training", [{"batch": 1, "seconds": {"eager": 0.123456789}}])
+    records.save(tmp_path, "scaling", [{"elements": 1}])
+    records.save(tmp_path, "scaling", [{"elements": 2}, {"elements": 3, "other_load": 0.5}])
+    assert saved(tmp_path, "training") == [{"batch": 1, "seconds": {"eager": 0.12346}}]
+    assert saved(tmp_path, "scaling") == [{"elements": 2, "other_load": None}, {"elements": 3, "other_load": 0.5}]
+    lines = (tmp_path / records.FILE).read_text().splitlines()
+    assert "[2, null]," in lines, "a line for each row"
+
+
+def test_every_command_is_there_and_unknown_ones_are_refused(capsys):
+    assert runner.main([]) == 0
+    listed = capsys.readouterr().out
+    for command, (module, about) in runner.COMMANDS.items():
+        assert f"  {command}" in listed
+        assert about in listed
+        if command != "host":
+            assert callable(importlib.import_module(module).main)
+    assert runner.main(["gqu"]) == 2
+    assert "COMMAND is 'gqu', expected one of cpu, likelihoods, " in capsys.readouterr().err
 
 
 def test_scaling_writes_its_points(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scaling, "plan", lambda *_a, **_k: Plan(1, 1, 0))
-    assert scaling.main(["--results", str(tmp_path), "--largest", "1000"]) == 0
-    result = json.loads((tmp_path / "scaling.json").read_text())
-    assert [point["elements"] for point in result["points"]] == [100, 300, 1000]
-    assert set(result["points"][0]["seconds"]) == {"eager", "fastvae", "copy"}
+    scaling.main(["--results", str(tmp_path), "--largest", "1000"])
+    points = saved(tmp_path, "scaling")
+    assert [point["elements"] for point in points] == [100, 300, 1000]
+    assert set(points[0]["seconds"]) == {"eager", "fastvae", "copy"}
     with pytest.raises(SystemExit):
         scaling.main(["--largest", "10"])
     assert "--largest is 10, expected 100 or more" in capsys.readouterr().err
@@ -383,21 +399,20 @@ def test_scaling_writes_its_points(tmp_path, monkeypatch, capsys):
 def test_scaling_stops_where_memory_ends(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scaling, "plan", lambda *_a, **_k: Plan(1, 1, 0))
     monkeypatch.setattr(scaling, "free_bytes", lambda: 50_000)
-    assert scaling.main(["--results", str(tmp_path)]) == 0
+    scaling.main(["--results", str(tmp_path)])
     assert "1,000 elements: left out" in capsys.readouterr().out
-    assert len(json.loads((tmp_path / "scaling.json").read_text())["points"]) == 2
+    assert len(saved(tmp_path, "scaling")) == 2
 
 
 def test_the_training_step_is_measured_with_its_latent_op(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "plan", lambda *_a, **_k: Plan(1, 1, 0))
-    monkeypatch.setattr(training, "BATCHES", (4,))
-    assert training.main(["--results", str(tmp_path)]) == 0
-    (row,) = json.loads((tmp_path / "training.json").read_text())["rows"]
+    training.main(["--batch", "4", "--results", str(tmp_path)])
+    (row,) = saved(tmp_path, "training")
     assert row["batch"] == 4
     for name in training.CONTENDERS:
         share = row["latent_seconds"][name] / row["step_seconds"][name]
         assert row["latent_share"][name] == pytest.approx(share, abs=1e-4)
-    assert "batch 4: a step takes" in capsys.readouterr().out
+    assert "\n| 4" in capsys.readouterr().out
 
 
 def test_a_training_step_trains_both_models_from_the_same_start():

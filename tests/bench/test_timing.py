@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import eager
-from bench.timing import Elsewhere, Plan, interleaved_medians, interleaved_seconds, plan, speed_against
+from bench.timing import OtherLoad, Plan, interleaved_medians, interleaved_seconds, plan, speed_against
 
 
 class Bench:
@@ -98,18 +98,18 @@ def test_speed_is_compared_within_a_round():
 def test_what_others_take_is_neither_idle_nor_our_own(tmp_path):
     stat = tmp_path / "stat"
     stat.write_text("cpu  100 0 50 900 10 0 0 0 0 0\ncpu0 1 2 3\n")
-    others = Elsewhere(stat)
+    others = OtherLoad(stat)
     stat.write_text("cpu  120000 0 20050 100000 50010 0 0 10000 7 7\n")
     # Of 298,950 ticks 149,950 are busy; the few seconds of this process are small beside that.
     assert others.share() == pytest.approx(0.5, abs=0.01)
-    assert Elsewhere(tmp_path / "none").share() is None
-    assert Elsewhere(stat).share() is None  # no time has passed
+    assert OtherLoad(tmp_path / "none").share() is None
+    assert OtherLoad(stat).share() is None  # no time has passed
 
 
 def test_our_own_work_is_not_elsewhere(tmp_path, monkeypatch):
     stat = tmp_path / "stat"
     stat.write_text("cpu  0 0 0 0 0 0 0 0\n")
-    others = Elsewhere(stat)
+    others = OtherLoad(stat)
     tick, own = os.sysconf("SC_CLK_TCK"), os.times()
     monkeypatch.setattr(os, "times", lambda: type("Times", (), {"user": own.user + 3, "system": own.system + 1}))
     stat.write_text(f"cpu  {5 * tick} 0 0 {5 * tick} 0 0 0 0\n")

@@ -37,7 +37,7 @@ def test_the_losses_are_those_of_an_unpatched_run():
     check_same_losses(make_autoencoder_step, "diffusers")
 
 
-def test_with_its_own_noise_a_run_ends_where_others_end():
+def test_with_fastvaes_noise_the_final_loss_is_within_those_of_other_seeds():
     check_same_spread(make_autoencoder_step, "diffusers", seeds=6)
 
 
@@ -109,7 +109,7 @@ def seeded(seed):
 
 
 @pytest.mark.parametrize("with_gradient", [True, False])
-def test_each_generator_of_a_list_rules_its_own_sample(with_gradient):
+def test_each_generator_of_a_list_determines_its_own_sample(with_gradient):
     given = moments().requires_grad_(with_gradient)
     with fastvae.patch("diffusers"):
         first, second = (
@@ -158,7 +158,7 @@ def posterior_of_diffusers(given):
     return original(given)
 
 
-def test_somebodys_own_mean_or_std_is_what_counts():
+def test_an_overridden_mean_or_std_is_used():
     theirs, given = posterior(moments()), moments()
     with fastvae.patch("diffusers"):
         ours = posterior(given)
@@ -183,7 +183,7 @@ def test_it_can_be_pickled_patched_and_afterwards():
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda given: pickle.loads(pickle.dumps(given))])
 @pytest.mark.parametrize("patched_then", [True, False])
-def test_what_was_set_by_hand_goes_along_with_a_copy(again, patched_then):
+def test_overridden_attributes_are_copied(again, patched_then):
     with fastvae.patch("diffusers"):
         ours = posterior(moments().detach())
         ours.mean = torch.ones_like(ours.mean)
@@ -195,7 +195,7 @@ def test_what_was_set_by_hand_goes_along_with_a_copy(again, patched_then):
     assert torch.equal(copied.kl(), ours.kl())
 
 
-def test_what_was_made_before_is_of_the_class_too():
+def test_objects_made_before_the_patch_are_instances_too():
     before = posterior(moments())
     with fastvae.patch("diffusers"):
         assert isinstance(before, vae.DiagonalGaussianDistribution)
@@ -203,7 +203,7 @@ def test_what_was_made_before_is_of_the_class_too():
         assert not isinstance(0, vae.DiagonalGaussianDistribution)
 
 
-def test_what_was_made_under_a_patch_is_diffusers_own_afterwards():
+def test_objects_made_under_a_patch_run_diffusers_code_after_it():
     given, theirs = moments(), posterior(moments())
     with fastvae.patch("diffusers"):
         ours = posterior(given)
@@ -233,7 +233,7 @@ def test_lists_of_generators_are_taken_as_there():
         assert torch.equal(alone, listed)
 
 
-def test_every_module_that_knows_the_class_is_reached_and_let_go():
+def test_the_class_is_replaced_and_restored_in_every_module():
     name = "DiagonalGaussianDistribution"
     original = vae.DiagonalGaussianDistribution
     early = importlib.import_module("diffusers.models.autoencoders.autoencoder_kl")
@@ -261,7 +261,7 @@ def test_an_autoencoder_gives_a_fused_posterior():
     assert all(parameter.grad is not None for parameter in model.encoder.parameters())
 
 
-def test_one_pass_prices_a_draw_in_training_and_none_elsewhere():
+def test_a_draw_computes_its_kl_only_in_training():
     given = moments()
     with fastvae.patch("diffusers"):
         training, evaluation = posterior(given), posterior(given.detach())
@@ -276,7 +276,7 @@ def test_one_pass_prices_a_draw_in_training_and_none_elsewhere():
         torch.testing.assert_close(training.kl(), before)
 
 
-def test_a_kl_that_is_asked_for_twice_is_two_tensors():
+def test_a_second_kl_is_a_new_tensor():
     with fastvae.patch("diffusers"):
         posterior = vae.DiagonalGaussianDistribution(torch.randn(2, 8, 4, 4, requires_grad=True))
         posterior.sample()

@@ -12,7 +12,7 @@ from torch.distributions import kl as torch_kl
 from torch.distributions import kl_divergence
 
 import fastvae
-from fastvae.integrations import normals
+from fastvae.integrations import normal_ops
 from fastvae.integrations import pyro as integration
 
 from .pyro_problem import Problem, normal, parameters
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("error:Ambiguous kl_divergence:RuntimeWa
 
 @pytest.fixture(autouse=True)
 def small_draws_are_fused_too(monkeypatch):
-    monkeypatch.setattr(integration, "FEWEST_DRAWN", 0)
+    monkeypatch.setattr(integration, "MIN_FUSED_DRAW", 0)
 
 
 def test_small_draws_are_pyros_own(monkeypatch):
@@ -56,7 +56,7 @@ def test_the_losses_are_those_of_an_unpatched_run():
     check_same_losses(make_step, "pyro")
 
 
-def test_with_its_own_noise_a_run_ends_where_others_end():
+def test_with_fastvaes_noise_the_final_loss_is_within_those_of_other_seeds():
     check_same_spread(make_step, "pyro")
 
 
@@ -76,10 +76,10 @@ def test_kl_and_its_gradient_are_pyros_own(dtype, event_dims):
     torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance)
 
 
-def test_under_mean_field_the_kl_that_runs_is_ours(monkeypatch):
-    """Else what is compared above would be Pyro's with Pyro's."""
-    problem, found, fused = Problem(), [], normals.kl_of_independents
-    monkeypatch.setattr(normals, "kl_of_independents", lambda p, q: found.append(fused(p, q)) or found[-1])
+def test_under_mean_field_the_fused_kl_is_the_one_that_runs(monkeypatch):
+    """Otherwise the test above would compare Pyro with itself."""
+    problem, found, fused = Problem(), [], normal_ops.kl_independent
+    monkeypatch.setattr(normal_ops, "kl_independent", lambda p, q: found.append(fused(p, q)) or found[-1])
     with fastvae.patch("pyro"):
         TraceMeanField_ELBO().loss(problem.model, problem.normal, problem.x)
     assert len(found) == 1
@@ -117,7 +117,7 @@ def test_torchs_noise_gives_pyros_own_numbers():
     [(0.0, 1.0), (torch.zeros(2, 3).double(), torch.ones(2, 3).double()), (torch.zeros(0, 3), torch.ones(0, 3))],
     ids=["numbers", "float64", "empty"],
 )
-def test_what_does_not_fit_is_pyros(loc, scale):
+def test_unsupported_tensors_run_pyros_own_code(loc, scale):
     one, other = of_pyro.Normal(loc, scale), of_pyro.Normal(loc, scale)
     torch.manual_seed(1)
     expected, kl = one(), kl_divergence(one, other)
@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_pyros(loc, scale):
         torch.testing.assert_close(kl_divergence(one, other), kl, rtol=0, atol=0)
 
 
-def test_a_subclass_keeps_what_it_has_of_its_own():
+def test_a_subclass_keeps_its_own_methods():
     class Shifted(of_pyro.Normal):
         def rsample(self, sample_shape=torch.Size()):  # noqa: B008 as torch has it
             return self.loc.expand(self._extended_shape(sample_shape)) + 1
@@ -149,7 +149,7 @@ def test_torch_distributions_is_left_alone():
         assert all(torch_kl._KL_REGISTRY[key] is value for key, value in before.items())
 
 
-def test_nothing_is_left_and_what_lives_on_falls_back():
+def test_undo_restores_everything_and_older_objects_run_the_librarys_code():
     one = of_pyro.Normal(torch.zeros(4, 3), torch.ones(4, 3))
     torch.manual_seed(1)
     expected = one()

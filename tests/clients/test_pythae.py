@@ -15,7 +15,8 @@ from fastvae.integrations import pythae
 from .training import check_same_losses, check_same_spread
 
 BATCH, SHAPE, LATENT = 64, (1, 4, 4), 16
-SMALL = 4  # of too few numbers to be drawn by fastvae
+SMALL = 4  # draws of so few numbers are left to torch
+LOSSES = (*pythae.ONE_DRAW, *pythae.MANY_DRAWS)
 
 EXTRAS = {
     "BetaVAE": {"beta": 3.0},
@@ -61,18 +62,18 @@ def arguments(name, dtype):
     return [one.to(dtype).requires_grad_() for one in given]
 
 
-@pytest.mark.parametrize("name", pythae.LOSSES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_the_losses_are_those_of_an_unpatched_run(name):
     check_same_losses(lambda: make_step(name), "pythae")
 
 
 @pytest.mark.parametrize("name", ["VAE", "IWAE"])
-def test_with_its_own_noise_a_run_ends_where_others_end(name, monkeypatch):
-    monkeypatch.setattr(pythae, "FEWEST_DRAWN", 0)
+def test_with_fastvaes_noise_the_final_loss_is_within_those_of_other_seeds(name, monkeypatch):
+    monkeypatch.setattr(pythae, "MIN_FUSED_DRAW", 0)
     check_same_spread(lambda: make_step(name), "pythae")
 
 
-@pytest.mark.parametrize("name", pythae.LOSSES)
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("error", ["mse", "bce"])
 def test_a_loss_and_its_gradients_are_pythaes_own(name, error):
     model = make_model(name, error)
@@ -96,9 +97,9 @@ def test_a_loss_and_its_gradients_are_pythaes_own(name, error):
                 torch.testing.assert_close(gradient.double(), its, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", pythae.LOSSES)
-def test_the_loss_that_runs_is_ours(name, monkeypatch):
-    """Else what is compared above would be pythae's with pythae's."""
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_fused_loss_is_the_one_that_runs(name, monkeypatch):
+    """Otherwise the test above would compare pythae with itself."""
     calls = []
     own = "_log_q_minus_log_p" if name in DRAWS else "gaussian_kl"
     original = getattr(pythae, own)
@@ -132,7 +133,7 @@ def test_sampling_is_the_mean_and_noise_times_the_std(name):
     assert torch.equal(eps, fastvae.noise(seed, (200, 50)))
 
 
-def test_every_model_samples_as_it_is_known_to():
+def test_the_models_that_define_sample_gauss_are_the_expected_ones():
     """A new model of pythae, or another way to sample, would show here."""
     owners = {
         name: vars(getattr(models, name)).get("_sample_gauss") for name in dir(models) if not name.startswith("_")
@@ -151,7 +152,7 @@ def test_every_model_samples_as_it_is_known_to():
     [torch.ones(SMALL, LATENT), torch.ones(200, 50, dtype=torch.float64), torch.ones(200, 50, dtype=torch.bfloat16)],
     ids=["few", "float64", "bfloat16"],
 )
-def test_what_does_not_fit_is_pythaes_own(std):
+def test_unsupported_tensors_run_pythaes_own_code(std):
     model = make_model("VAE")
     torch.manual_seed(1)
     expected = model._sample_gauss(torch.zeros_like(std), std)
@@ -192,7 +193,7 @@ def test_torchs_noise_gives_pythaes_own_numbers():
 
 @pytest.mark.parametrize("name", ["FactorVAE", "INFOVAE_MMD", "BetaTCVAE", "VAMP", "Adversarial_AE", "VAE_IAF", "HVAE"])
 def test_models_whose_sampling_alone_is_replaced_train(name, monkeypatch):
-    monkeypatch.setattr(pythae, "FEWEST_DRAWN", 0)
+    monkeypatch.setattr(pythae, "MIN_FUSED_DRAW", 0)
     found = {}
     for noise in (None, "torch", "fastvae"):
         torch.manual_seed(0)
@@ -219,8 +220,8 @@ def test_a_subclass_keeps_its_own_methods():
         assert torch.equal(own._sample_gauss(torch.ones(200, 50), torch.ones(200, 50))[0], torch.ones(200, 50))
 
 
-def test_nothing_is_left_and_what_lives_on_falls_back(monkeypatch):
-    names = {"_sample_gauss": pythae.SAMPLING, "loss_function": pythae.LOSSES}
+def test_undo_restores_everything_and_older_objects_run_the_librarys_code(monkeypatch):
+    names = {"_sample_gauss": pythae.SAMPLING, "loss_function": LOSSES}
     before = {(name, method): vars(getattr(models, name))[method] for method in names for name in names[method]}
     mu, std = torch.zeros(200, 50), torch.ones(200, 50)
     with fastvae.patch("pythae"):

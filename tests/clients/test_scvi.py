@@ -32,7 +32,7 @@ def test_the_losses_are_the_same_for_every_kind_of_dispersion(dispersion):
     check_same_losses(make(dispersion=dispersion, use_observed_lib_size=False), "scvi")
 
 
-def test_with_its_own_noise_a_run_ends_where_others_end():
+def test_with_fastvaes_noise_the_final_loss_is_within_those_of_other_seeds():
     check_same_spread(make(), "scvi")
 
 
@@ -82,13 +82,13 @@ def test_integer_counts_and_single_rows():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_shared_dispersion_is_found_before_its_expansion_only_where_that_is_all_there_is():
+def test_a_shared_dispersion_is_used_before_expand_only_if_nothing_else_lies_between():
     theta = torch.rand(5, requires_grad=True)
-    assert integration._as_given(theta.expand(3, 5).expand(2, 3, 5)) is theta
+    assert integration._before_expand(theta.expand(3, 5).expand(2, 3, 5)) is theta
     computed = theta.exp()
-    assert integration._as_given(computed.expand(3, 5)) is computed
+    assert integration._before_expand(computed.expand(3, 5)) is computed
     constant = theta.detach()
-    assert not integration._as_given(constant.expand(3, 5)).requires_grad
+    assert not integration._before_expand(constant.expand(3, 5)).requires_grad
     for other in (
         theta.detach().expand(3, 5).requires_grad_(),  # a leaf of its own
         Reversed.apply(theta).expand(3, 5),
@@ -97,7 +97,7 @@ def test_a_shared_dispersion_is_found_before_its_expansion_only_where_that_is_al
         torch.rand(3, 5),
         2.0,
     ):
-        assert integration._as_given(other) is other
+        assert integration._before_expand(other) is other
 
 
 class Reversed(torch.autograd.Function):
@@ -123,7 +123,7 @@ def test_half_precision_beside_float32_counts_gives_float32(half):
         torch.testing.assert_close(patched.float(), plain.float(), rtol=2e-2, atol=2e-2)
 
 
-def test_who_listens_to_the_gradient_of_an_expanded_dispersion_hears_it():
+def test_hooks_on_an_expanded_dispersion_still_get_its_gradient():
     x, (mu, log_theta, _) = parameters()
     heard = []
     with fastvae.patch("scvi"):
@@ -135,7 +135,7 @@ def test_who_listens_to_the_gradient_of_an_expanded_dispersion_hears_it():
     assert theta.grad.shape == (16, 7)
 
 
-def test_what_does_not_fit_is_scvi_tools_own():
+def test_unsupported_tensors_run_scvi_tools_own_code():
     x, (mu, log_theta, _) = parameters()
     theta = log_theta.exp()
     unusual = [(x, mu, theta, 1e-3), (x, mu[:1], theta, 1e-8), (x.double(), mu.double(), theta.double(), 1e-8)]
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_scvi_tools_own():
             assert torch.equal(scvi_counts.log_nb_positive(*arguments), theirs)
 
 
-def test_the_encoder_draws_and_prices_as_before():
+def test_the_encoder_gives_the_same_draws_and_kl():
     torch.manual_seed(0)
     encoder = Encoder(GENES, 10, return_dist=True).eval()
     x = torch.rand(CELLS, GENES)
@@ -167,7 +167,7 @@ def test_the_encoder_draws_and_prices_as_before():
     assert ours.rsample().shape == z.shape  # what was made under the patch lives on
 
 
-def test_nothing_is_left_behind():
+def test_undo_restores_everything():
     from scvi.nn import _base_components
 
     before = (_base_components.Normal, scvi_counts.log_nb_positive, scvi_counts.log_zinb_positive)

@@ -37,7 +37,7 @@ def test_the_split_holds_out_a_fifth_of_every_digit():
     assert labels[train].bincount().tolist() == [40] * 10
 
 
-def test_the_split_is_shuffled_and_its_seed_rules_it():
+def test_the_split_is_shuffled_by_its_seed():
     labels = torch.arange(10).repeat_interleave(50)
     for one, same, other in zip(*(digits.split(labels, _generator(seed)) for seed in (0, 0, 1)), strict=True):
         assert torch.equal(one, same)

@@ -125,6 +125,7 @@ def test_the_table_of_estimates_is_printed(capsys, tmp_path):
     assert "nan" not in printed
 
 
+@pytest.mark.slow
 def test_labels_change_the_image_of_one_style_and_styles_that_of_one_label(written):
     for images in (written.samples, written.rewritten):
         assert images.shape == (conditional.STYLES, 10, 784)
@@ -132,6 +133,7 @@ def test_labels_change_the_image_of_one_style_and_styles_that_of_one_label(writt
         assert images.var(0).sum(-1).min() > 1  # over styles, with the same label
 
 
+@pytest.mark.slow
 def test_images_are_of_the_label_that_was_asked_for_more_often_than_by_chance(written):
     assert written.agreement > 0.6
 
@@ -144,6 +146,7 @@ def test_agreement_with_labels_is_counted_as_it_says():
     assert conditional.label_agreement(samples, images, torch.arange(10)) == pytest.approx(28 / 30)
 
 
+@pytest.mark.slow
 def test_the_kl_falls_and_the_distortion_rises_as_beta_grows(collapsed):
     by_beta = [collapsed.trained[f"beta {beta:g}"] for beta in collapse.BETAS]
     rates, distortions = [came.rate for came in by_beta], [came.distortion for came in by_beta]
@@ -153,6 +156,7 @@ def test_the_kl_falls_and_the_distortion_rises_as_beta_grows(collapsed):
         assert came.kl.sum().item() == pytest.approx(came.rate, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_largest_beta_collapses_latents_and_the_smallest_does_not(collapsed):
     least, most = (collapsed.trained[f"beta {collapse.BETAS[place]:g}"] for place in (0, -1))
     assert least.active == collapse.LATENT
@@ -162,13 +166,21 @@ def test_the_largest_beta_collapses_latents_and_the_smallest_does_not(collapsed)
     assert f"of {collapse.LATENT} latents is below 0.01 nats" in most.warning
 
 
+@pytest.mark.slow
 def test_warm_up_and_free_bits_keep_more_than_the_weight_alone(collapsed):
-    weight = f"beta {collapse.REMEDIED:g}"
+    weight = f"beta {collapse.REMEDY_BETA:g}"
     alone, warm, free = (collapsed.trained[name] for name in (weight, f"{weight}, warm-up", f"{weight}, free bits"))
     assert warm.rate > alone.rate
     assert free.rate > alone.rate
     assert (free.kl > collapse.FREE_BITS / 2).all()
     assert free.warning is None
+
+
+@pytest.mark.parametrize("example", [conditional, collapse], ids=lambda example: example.__name__)
+def test_an_example_that_trains_goes_through_in_two_epochs(example, monkeypatch, tmp_path):
+    """What its training comes to is asked of whole runs, in the slow tests."""
+    monkeypatch.setattr(example, "EPOCHS", 2)
+    _run(example, tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -191,7 +203,7 @@ def test_without_its_extra_an_example_says_how_to_get_it(name, monkeypatch):
         importlib.import_module(f"examples.{name}")
 
 
-def test_the_seed_rules_the_draws(tmp_path):
+def test_the_seed_determines_the_draws(tmp_path):
     one, same, other = (ring.run(output=tmp_path, seed=seed, quick=True).x for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)

@@ -76,7 +76,7 @@ def test_without_sampling_the_regularizer_gives_the_mode():
     assert torch.equal(z, given.chunk(2, 1)[0])
 
 
-def test_the_regularizer_has_nothing_to_train():
+def test_the_regularizer_has_no_parameters():
     regularizer = DiagonalGaussianRegularizer()
     assert isinstance(regularizer, nn.Module)
     assert list(regularizer.get_trainable_parameters()) == []
@@ -156,7 +156,7 @@ def test_a_deterministic_distribution_is_its_mean():
     assert torch.equal(posterior.nll(torch.ones_like(posterior.mean)), torch.zeros(1))
 
 
-def test_errors_say_what_came():
+def test_errors_name_the_argument():
     with pytest.raises(ValueError, match=r"moments has shape \(2, 3\), expected an even size in dim 1"):
         DiagonalGaussianDistribution(torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"moments has shape \(2, 3\), expected an even size in dim 1"):

@@ -14,7 +14,7 @@ from fastvae import DiagonalGaussian
 from tests.latents.test_distributions import compare, parameters
 
 
-def test_a_generator_rules_a_draw_that_has_gradients(backend, device):
+def test_a_draw_with_a_generator_is_differentiable(backend, device):
     gaussian = DiagonalGaussian(*parameters((3, 4), device))
     draws = [gaussian.sample(torch.Generator().manual_seed(7)) for _ in range(2)]
     assert torch.equal(*draws)
@@ -102,7 +102,7 @@ def test_kl_of_video_latents_is_summed_over_the_whole_event(backend, device):
     torch.testing.assert_close(DiagonalGaussian.from_moments(moments).kl(), expected)
 
 
-def test_a_deterministic_one_is_a_point_mass():
+def test_a_deterministic_distribution_is_a_point_mass():
     mu, raw = parameters((3, 4), "cpu")
     gaussian = DiagonalGaussian(mu, raw, deterministic=True)
     generators = [torch.Generator() for _ in range(3)]

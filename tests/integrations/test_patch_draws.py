@@ -12,7 +12,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 from torch.utils.checkpoint import checkpoint
 
 import fastvae
-from fastvae.integrations.served import dtype_of_formulas
+from fastvae.integrations.support import formula_dtype
 
 pytestmark = pytest.mark.usefixtures("patched")
 
@@ -53,14 +53,14 @@ def test_backward_goes_through_draw_and_kl_one_after_the_other(order):
             torch.autograd.grad(outputs[name].sum(), (loc, scale))
 
 
-def test_a_graph_that_is_kept_is_gone_through_again():
+def test_a_retained_graph_allows_a_second_backward():
     loc, scale = computed()
     z, kl = draw_and_kl(loc, scale)
     first, second = (torch.autograd.grad((z + kl).sum(), (loc, scale), retain_graph=True) for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-def test_what_is_kept_goes_with_the_backward_through_both():
+def test_saved_tensors_are_freed_after_both_backwards():
     loc, scale = computed()
     z, kl = draw_and_kl(loc, scale)
     kept = weakref.ref(scale)
@@ -72,7 +72,7 @@ def test_what_is_kept_goes_with_the_backward_through_both():
 
 
 @pytest.mark.parametrize("draws", [(), (5,)])
-def test_a_draw_bears_a_change_of_its_parameters_in_place(draws):
+def test_a_draw_allows_in_place_changes_of_its_parameters(draws):
     loc, scale = computed()
     z = Normal(loc, scale).rsample(draws)
     eps = ((z - loc) / scale).detach()
@@ -81,7 +81,7 @@ def test_a_draw_bears_a_change_of_its_parameters_in_place(draws):
     torch.testing.assert_close(gradient, eps.sum(0) if draws else eps, rtol=1e-4, atol=1e-5)
 
 
-def test_a_kl_does_not_bear_it_and_says_so():
+def test_a_kl_raises_an_error_after_in_place_changes():
     loc, scale = computed()
     _, kl = draw_and_kl(loc, scale)
     loc.add_(1.0)
@@ -117,7 +117,7 @@ def test_gradients_of_gradients_of_a_draw():
     torch.testing.assert_close(second, z.detach() - weights.detach())  # d2/dw2 (w + e^w eps) = e^w eps
 
 
-def test_what_autograd_keeps_may_be_offloaded_or_computed_anew():
+def test_saved_tensors_hooks_and_checkpointing_work():
     loc, scale = computed()
     packed = []
 
@@ -141,7 +141,7 @@ def test_what_autograd_keeps_may_be_offloaded_or_computed_anew():
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (4, 3), (300, 100)])
-def test_a_prior_is_looked_at_anew_for_each_kl(shape):
+def test_a_prior_is_inspected_again_for_each_kl(shape):
     loc, scale = computed((300, 100) if shape == (300, 100) else (4, 3))
     prior = Normal(torch.zeros(shape), torch.ones(shape))
     posterior = Normal(loc, scale)
@@ -155,7 +155,7 @@ def test_a_prior_is_looked_at_anew_for_each_kl(shape):
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda given: pickle.loads(pickle.dumps(given))])
-def test_copies_know_nothing_and_need_nothing(again):
+def test_copies_have_no_cache(again):
     prior = Normal(torch.zeros(3), torch.ones(3))
     copied = again(prior)
     assert b"fastvae." not in pickle.dumps(prior)
@@ -177,7 +177,7 @@ def test_a_copy_of_a_drawn_normal_has_a_kl_of_its_own():
 
 @pytest.mark.parametrize("size", [5, 70_000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_any_wrong_number_is_found_wherever_it_stands(size, dtype):
+def test_an_invalid_value_is_found_at_any_position(size, dtype):
     for place in (0, 1, size - 1):
         for name, value in (("loc", float("nan")), ("scale", float("nan")), ("scale", 0.0), ("scale", -1.0)):
             given = {"loc": torch.zeros(size, dtype=dtype), "scale": torch.ones(size, dtype=dtype)}
@@ -192,7 +192,7 @@ def test_any_wrong_number_is_found_wherever_it_stands(size, dtype):
 
 
 @pytest.mark.parametrize("place", [0, 1, 69_999])
-def test_one_other_number_makes_a_prior_no_standard_normal(place):
+def test_one_different_value_makes_a_prior_non_standard(place):
     loc, scale = computed((1, 70_000))
     for name in ("loc", "scale"):
         given = {"loc": torch.zeros(70_000), "scale": torch.ones(70_000)}
@@ -203,11 +203,11 @@ def test_one_other_number_makes_a_prior_no_standard_normal(place):
         assert kl_divergence(Independent(posterior, 0), prior).grad_fn is not z.grad_fn
 
 
-def test_the_dtype_is_that_of_the_librarys_formulas_under_autocast():
+def test_formula_dtype_is_that_of_exp_under_autocast():
     half = torch.zeros(2, 3, dtype=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert dtype_of_formulas(half) == half.exp().dtype
+        assert formula_dtype(half) == half.exp().dtype
         with torch.library._scoped_library("aten", "IMPL") as overridden:  # as CUDA's autocast has it
             overridden.impl("exp", lambda given: torch.sigmoid(given).float(), "AutocastCPU")
-            assert dtype_of_formulas(half) == torch.float32
-    assert dtype_of_formulas(half) == torch.bfloat16
+            assert formula_dtype(half) == torch.float32
+    assert formula_dtype(half) == torch.bfloat16

@@ -135,7 +135,7 @@ def test_a_draw_and_its_kl_to_the_standard_normal_share_one_pass(patched):
         assert not kl_divergence(q, Normal(0.0, 1.0)).requires_grad
 
 
-def test_what_is_known_of_a_normal_ends_with_a_change_of_it(patched):
+def test_the_cache_of_a_normal_is_dropped_when_it_changes(patched):
     mu, std = computed(parameters())
     q, p = Normal(mu, std), Normal(torch.zeros(6, 5), torch.ones(6, 5))
     q.rsample()
@@ -157,7 +157,7 @@ def test_a_kl_may_be_changed_in_place(patched):
     torch.testing.assert_close(kl_divergence(q, p), before)
 
 
-def test_of_leaves_a_draw_and_its_kl_may_be_gone_back_through_one_after_the_other(patched):
+def test_backward_through_draw_and_kl_separately_works_for_leaves(patched):
     mu, std = parameters()
     q = Normal(mu, std)
     q.rsample().sum().backward()
@@ -206,7 +206,7 @@ def test_whether_arguments_are_validated_is_the_users_choice():
 
 
 @pytest.mark.usefixtures("patched")
-def test_what_does_not_fit_is_torchs_own():
+def test_unsupported_tensors_run_torchs_own_code():
     assert Normal(0.0, 1.0).rsample().shape == ()
     assert Normal(torch.zeros(3, dtype=torch.float64), 1.0).rsample().dtype == torch.float64
     assert Normal(torch.zeros(0, 3), torch.ones(0, 3)).rsample().shape == (0, 3)
@@ -223,7 +223,7 @@ def test_what_does_not_fit_is_torchs_own():
 
 
 @pytest.mark.usefixtures("patched")
-def test_subclasses_and_what_is_made_of_normals():
+def test_subclasses_and_derived_distributions_work():
     mu, std = parameters()
     assert LogNormal(mu, std).rsample().shape == (6, 5)
     assert TransformedDistribution(Normal(mu, std), [ExpTransform()]).rsample().min() > 0
@@ -270,12 +270,12 @@ def test_a_patched_training_run_has_the_same_losses():
     check_same_losses(make_vae_step, "torch")
 
 
-def test_with_its_own_noise_a_run_ends_where_others_end():
+def test_with_fastvaes_noise_the_final_loss_is_within_those_of_other_seeds():
     check_same_spread(make_vae_step, "torch", seeds=12)
 
 
 @pytest.mark.parametrize("independent", [False, True])
-def test_a_kl_that_is_asked_for_twice_is_two_tensors(patched, independent):
+def test_a_second_kl_is_a_new_tensor(patched, independent):
     loc, scale = torch.randn(4, 3, requires_grad=True) * 2, torch.rand(4, 3, requires_grad=True) + 0.5
     q, p = Normal(loc, scale), Normal(0.0, 1.0)
     if independent:

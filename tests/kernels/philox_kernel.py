@@ -32,5 +32,5 @@ def box_muller_kernel(word_ptr, out_ptr):
     even = tl.load(word_ptr + zero).to(tl.uint32)
     odd = tl.load(word_ptr + 1 + zero).to(tl.uint32)
     cosine, sine = cos_sin_of(odd)
-    radius = radius_of(even)
+    radius = radius_of(even, 1.0)
     tl.store(out_ptr + index, tl.where(index == 0, radius * cosine, radius * sine))

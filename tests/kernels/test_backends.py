@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import warnings
 
 import pytest
 import torch
 
 import fastvae
-from fastvae.kernels import selection
-
-
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    """A fresh interpreter, without the variables that this test process runs under."""
-    inherited = {
-        name: value for name, value in os.environ.items() if name not in ("FASTVAE_BACKEND", "TRITON_INTERPRET")
-    }
-    return subprocess.run(
-        [sys.executable, "-c", code], env=inherited | environment, capture_output=True, text=True, timeout=120
-    )
+from fastvae.kernels import backend
 
 
 def test_cpu_tensors_go_to_the_cpu_kernels_and_float64_to_the_reference():
@@ -30,10 +18,10 @@ def test_cpu_tensors_go_to_the_cpu_kernels_and_float64_to_the_reference():
 
 
 def test_a_device_of_another_maker_goes_to_the_reference():
-    assert selection.implementation("auto", torch.device("xpu"), torch.float32).__name__ == "fastvae.kernels.reference"
+    assert backend.implementation("auto", torch.device("xpu"), torch.float32).__name__ == "fastvae.kernels.reference"
 
 
-def test_backends_says_why_one_is_missing():
+def test_backends_says_why_one_is_missing(run_python):
     code = "import fastvae; print(fastvae.backends()['triton'])"
     assert "no GPU that PyTorch can use" in run_python(code).stdout or torch.cuda.is_available()
 
@@ -43,12 +31,12 @@ def test_use_backend_is_undone_after_errors_and_nests():
         with fastvae.use_backend("reference"):
             raise KeyError
 
-    before = selection.requested
+    before = backend.requested
     with fastvae.use_backend("cpu"):
         with pytest.raises(KeyError):
             fail()
-        assert selection.requested == "cpu"
-    assert selection.requested == before
+        assert backend.requested == "cpu"
+    assert backend.requested == before
 
 
 def test_use_backend_reports_what_is_chosen_within_it():
@@ -72,15 +60,15 @@ def test_a_device_that_a_named_backend_does_not_serve_is_refused():
     with pytest.raises(
         RuntimeError, match="backend 'cpu' cannot serve this call: it serves cpu tensors, not cuda tensors"
     ):
-        selection.implementation("cpu", torch.device("cuda"), torch.float32)
+        backend.implementation("cpu", torch.device("cuda"), torch.float32)
 
 
 def test_backward_runs_where_forward_ran(monkeypatch):
     from fastvae.kernels import reference
 
     calls = []
-    backward = reference.backward
-    monkeypatch.setattr(reference, "backward", lambda *arguments: calls.append(1) or backward(*arguments))
+    backward = reference.latent_backward
+    monkeypatch.setattr(reference, "latent_backward", lambda *arguments: calls.append(1) or backward(*arguments))
     mu = torch.zeros(2, 3, requires_grad=True)
     with fastvae.use_backend("reference"):
         kl = fastvae.gaussian_kl(mu, mu)
@@ -88,19 +76,19 @@ def test_backward_runs_where_forward_ran(monkeypatch):
     assert calls == [1]
 
 
-def test_the_environment_variable_chooses_the_backend():
+def test_the_environment_variable_chooses_the_backend(run_python):
     code = "import fastvae; print(fastvae.backends()['reference']['chosen_for'])"
     assert "cpu float32" in run_python(code, FASTVAE_BACKEND="reference").stdout
 
 
-def test_a_wrong_environment_variable_is_named_at_the_first_call_not_at_import():
+def test_a_wrong_environment_variable_is_named_at_the_first_call_not_at_import(run_python):
     code = "import fastvae, torch; print('imported'); fastvae.gaussian_kl(torch.zeros(1, 1), torch.zeros(1, 1))"
     result = run_python(code, FASTVAE_BACKEND="gpu")
     assert "imported" in result.stdout
     assert "FASTVAE_BACKEND is 'gpu', expected one of 'triton', 'cpu', 'reference'" in result.stderr
 
 
-def test_a_backend_that_this_machine_lacks_is_an_error_that_says_why():
+def test_a_backend_that_this_machine_lacks_is_an_error_that_says_why(run_python):
     code = "import fastvae\nwith fastvae.use_backend('triton'): pass"
     result = run_python(code)
     if torch.cuda.is_available():
@@ -120,7 +108,7 @@ import torch, fastvae
 """
 
 
-def test_without_triton_everything_else_works():
+def test_without_triton_everything_else_works(run_python):
     code = HIDE.format("triton") + "print(fastvae.backends()['triton']['reason']); "
     code += (
         "mu = torch.zeros(2, 3, requires_grad=True); fastvae.sample_and_kl(mu, mu)[1].sum().backward(); print(mu.grad)"
@@ -130,7 +118,7 @@ def test_without_triton_everything_else_works():
     assert "No module named 'triton'" in result.stdout
 
 
-def test_without_the_extension_the_reference_serves_and_backends_says_so():
+def test_without_the_extension_the_reference_serves_and_backends_says_so(run_python):
     code = HIDE.format("fastvae.kernels.cpu._kernels")
     code += "report = fastvae.backends(); print(report['cpu']['reason'], report['reference']['chosen_for']); "
     code += (
@@ -142,7 +130,7 @@ def test_without_the_extension_the_reference_serves_and_backends_says_so():
     assert "cpu float32" in result.stdout
 
 
-def test_import_loads_no_backend_and_starts_nothing():
+def test_import_loads_no_backend_and_starts_nothing(run_python):
     code = """
 import sys, torch
 before = set(sys.modules)
@@ -156,7 +144,7 @@ print(heavy, torch.cuda.is_initialized())
     assert result.stdout.strip() == "[] False", result.stdout + result.stderr
 
 
-def test_every_instruction_set_gives_the_contracts_noise():
+def test_every_instruction_set_gives_the_contracts_noise(run_python):
     """Those that this processor has; each in its own process, because the choice is made at load."""
     from fastvae.kernels.cpu import _kernels
 
@@ -183,7 +171,7 @@ print(_kernels.instruction_set())
         assert result.stdout.strip() == name, result.stderr
 
 
-def test_a_processor_with_no_known_instruction_set_uses_the_reference():
+def test_a_processor_with_no_known_instruction_set_uses_the_reference(run_python):
     code = "import fastvae; print(fastvae.backends()['cpu']['reason']); print(fastvae.noise(0, (1, 2)))"
     result = run_python(code, FASTVAE_CPU_ISA="none of these")
     assert "none of the instruction sets" in result.stdout
@@ -195,3 +183,14 @@ def test_the_cpu_kernels_run_in_the_thread_pool_of_torch():
 
     if torch.backends.openmp.is_available():
         assert _kernels.threaded()
+
+
+def test_a_gpu_without_its_kernels_is_warned_of_once(monkeypatch):
+    monkeypatch.setitem(backend._unavailable, "triton", "no C compiler")
+    backend._warn_of_slow_gpu.cache_clear()
+    with pytest.warns(RuntimeWarning, match="reference backend on this GPU.*no C compiler"):
+        assert backend._resolve("auto", "cuda", torch.float32) == "reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backend._resolve("auto", "cuda", torch.bfloat16) == "reference"
+    backend._warn_of_slow_gpu.cache_clear()

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 import fastvae
-from fastvae.arguments import seed_tensor
+from fastvae.checks import seed_tensor
 from fastvae.kernels.reference import philox as reference_philox
 from tests.conftest import BACKENDS, backend_device, interpreter_truncates
 
@@ -202,7 +202,7 @@ def test_empty_shapes_give_empty_noise(backend, device):
         assert fastvae.noise(0, shape, device=device).shape == shape
 
 
-@pytest.mark.parametrize("name", ["reference", "cpu"])
+@pytest.mark.parametrize("name", ["cpu", pytest.param("reference", marks=pytest.mark.slow)])
 def test_ten_million_draws_are_standard_normal(name):
     """A fixed seed: these either hold or do not. Bounds are five standard errors, or a p-value of one in a thousand."""
     rows, event = 2500, 4000

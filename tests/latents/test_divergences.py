@@ -82,7 +82,7 @@ def test_kl_of_other_dtypes_promotes_as_torch_does():
 
 @pytest.mark.parametrize("scale", ["logvar", "std", "softplus"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_loses_nothing_that_was_given(backend, device, dtype, scale):
+def test_half_precision_parameters_are_not_rounded(backend, device, dtype, scale):
     mu, raw = (tensor.detach().to(dtype).requires_grad_() for tensor in parameters((4, 3), device, scale))
     ours = DiagonalGaussian(mu, raw, scale=scale)
     for prior in (Normal(0.1, 0.3), Normal(torch.randn(3, device=device), torch.rand(3, device=device) + 0.1)):
@@ -166,7 +166,7 @@ def test_no_pair_is_ambiguous():
         (lambda z: Independent(Bernoulli(logits=z), 1), NotImplementedError, "expected a DiagonalGaussian, a Normal"),
     ],
 )
-def test_what_does_not_fit_is_named(other, error, message):
+def test_incompatible_shapes_are_named(other, error, message):
     z = torch.zeros(2, 3)
     with pytest.raises(error, match=message):
         kl_divergence(DiagonalGaussian(z, z), other(z))

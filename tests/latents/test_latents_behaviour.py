@@ -432,3 +432,26 @@ def test_the_opt_in_check_names_the_first_offending_index():
             call(mu, MU, check=True)
         call(mu, MU)  # off by default
         call(MU, MU, check=True)
+
+
+@pytest.mark.parametrize("num_samples", [None, 2])
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_the_gradient_of_z_is_right_where_std_is_0(backend, device, num_samples, with_prior):
+    """The KL has an infinite derivative there, which must not meet the 0 of a KL that has no part in the loss."""
+    mu = torch.zeros(1, 2, device=device)
+    std = torch.zeros(1, 2, device=device, requires_grad=True)
+    raw = torch.full((1, 2), -120.0, device=device, requires_grad=True)
+    eps = fastvae.noise(0, (1, 2), device=device)
+    if num_samples:
+        eps = eps + fastvae.noise(0, (1, 2), draw=1, device=device)
+
+    def z_of(given, scale):
+        arguments = {"seed": 0, "num_samples": num_samples, "scale": scale}
+        if with_prior:
+            return fastvae.sample_and_kl(mu, given, 0.0, 1.0, **arguments)[0]
+        return fastvae.reparameterize(mu, given, **arguments)
+
+    z_of(std, "std").sum().backward()
+    torch.testing.assert_close(std.grad, eps, rtol=1e-5, atol=1e-5)
+    z_of(raw, "softplus").sum().backward()
+    assert torch.equal(raw.grad, torch.zeros_like(raw))

@@ -61,7 +61,7 @@ def test_a_trained_vamp_prior_moves_encoder_and_pseudo_inputs():
         assert parameter.grad.any()
 
 
-def test_squash_is_done_to_the_pseudo_inputs():
+def test_squash_is_applied_to_the_pseudo_inputs():
     plain = VampPrior(Encoder(), 4, 3)
     squashed = VampPrior(plain.encoder, 4, 3, squash=torch.sigmoid)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_squash_is_done_to_the_pseudo_inputs():
     torch.testing.assert_close(squashed.log_prob(z), plain.log_prob(z), rtol=1e-5, atol=1e-5)
 
 
-def test_an_encoder_may_give_its_moments_in_one_tensor():
+def test_an_encoder_may_return_packed_moments():
     encoder = Encoder()
     packed = nn.Sequential(nn.Linear(4, 12), nn.Unflatten(1, (6, 2)))
     packed[0].load_state_dict(encoder.layer.state_dict())
@@ -133,7 +133,7 @@ class Laplace(Prior):
         return torch.distributions.Laplace(0.0, 1.0).sample((n, *self.latent_shape))
 
 
-def test_a_prior_of_ones_own_needs_log_prob_and_sample():
+def test_a_custom_prior_needs_log_prob_and_sample():
     prior = Laplace(2)
     mu, logvar = torch.randn(5, 2), torch.zeros(5, 2)
     z, kl = prior.sample_and_kl(mu, logvar, seed=0)
@@ -160,7 +160,7 @@ def test_a_prior_of_ones_own_needs_log_prob_and_sample():
             TypeError,
             "encoder is a builtin_function_or_method, expected a torch.nn.Module",
         ),
-        (lambda: VampPrior(nn.Linear(4, 2), 4, 3), ValueError, "latent_shape is None and encoder has neither"),
+        (lambda: VampPrior(nn.Linear(4, 2), 4, 3), ValueError, "latent_shape is None, and encoder has neither"),
         (lambda: VampPrior(Encoder(), 4, 0), ValueError, "components is 0, expected 1 or more"),
         (lambda: VampPrior(Encoder(), -4, 2), ValueError, "input_shape is -4, expected a positive int"),
         (lambda: VampPrior(Encoder(), 4, 2, squash=1), TypeError, "squash is a int, expected a function or None"),

@@ -130,7 +130,7 @@ def test_the_component_does_not_depend_on_where_in_it_z_falls():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_seed_and_generator_rule_the_draw_and_nothing_else_does(kind):
+def test_only_seed_and_generator_determine_the_draw(kind):
     prior = make(kind)
     state = torch.get_rng_state()
     assert torch.equal(prior.sample(5, seed=1), prior.sample(5, seed=torch.tensor([1])))

@@ -9,15 +9,20 @@ import torch
 from torch import Tensor
 
 from bench import eager_likelihoods as eager
-from fastvae.kernels.likelihoods import MIXTURE, Density, channels_of_mixture
+from fastvae.kernels.likelihood_spec import MIXTURE, NO_BOUNDS, Bounds, LikelihoodSpec, channels_of_mixture
 
 COMPONENTS = 3
 
 
 class Case(NamedTuple):
-    density: Density
+    spec: LikelihoodSpec
     formula: Callable[..., Tensor]  # of x and the parameters, log p of each coordinate
     shapes: tuple[str, ...] = ("full",)  # of the parameters: "full", "shared" or "one"
+    bounds: Bounds = NO_BOUNDS
+
+    def under(self, reduction: str) -> tuple[LikelihoodSpec, Bounds]:
+        """What a backend takes beside the tensors."""
+        return self.spec._replace(reduction=reduction), self.bounds
 
 
 def clamped_gaussian(x, mean, logvar):
@@ -50,31 +55,40 @@ def _mixture_of_bins(x, parameter):
 COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 UNIT = ("bernoulli", "continuous_bernoulli", MIXTURE)
 
+NEGATIVE_BINOMIAL = LikelihoodSpec("negative_binomial")
+ZERO_INFLATED = LikelihoodSpec("zero_inflated_negative_binomial")
+
 CASES = {
-    "bernoulli": Case(Density("bernoulli"), eager.bernoulli),
-    "continuous Bernoulli": Case(Density("continuous_bernoulli"), eager.continuous_bernoulli),
-    "Gaussian": Case(Density("gaussian"), eager.gaussian, ("full", "full")),
-    "Gaussian, shared variance": Case(Density("gaussian"), eager.gaussian, ("full", "shared")),
-    "Gaussian, one variance": Case(Density("gaussian"), eager.gaussian, ("full", "one")),
-    "Gaussian, clamped": Case(Density("gaussian", -1.0, 0.5), clamped_gaussian, ("full", "full")),
-    "Laplace": Case(Density("laplace"), eager.laplace, ("full", "full")),
-    "Laplace, one scale": Case(Density("laplace"), eager.laplace, ("full", "one")),
-    "Poisson": Case(Density("poisson"), eager.poisson),
-    "negative binomial": Case(Density("negative_binomial"), eager.negative_binomial, ("full", "shared")),
-    "negative binomial, theta of each": Case(Density("negative_binomial"), eager.negative_binomial, ("full", "full")),
+    "bernoulli": Case(LikelihoodSpec("bernoulli"), eager.bernoulli),
+    "continuous Bernoulli": Case(LikelihoodSpec("continuous_bernoulli"), eager.continuous_bernoulli),
+    "Gaussian": Case(LikelihoodSpec("gaussian"), eager.gaussian, ("full", "full")),
+    "Gaussian, shared variance": Case(LikelihoodSpec("gaussian"), eager.gaussian, ("full", "shared")),
+    "Gaussian, one variance": Case(LikelihoodSpec("gaussian"), eager.gaussian, ("full", "one")),
+    "Gaussian, clamped": Case(
+        LikelihoodSpec("gaussian", clamp=True), clamped_gaussian, ("full", "full"), Bounds(-1.0, 0.5)
+    ),
+    "Laplace": Case(LikelihoodSpec("laplace"), eager.laplace, ("full", "full")),
+    "Laplace, one scale": Case(LikelihoodSpec("laplace"), eager.laplace, ("full", "one")),
+    "Poisson": Case(LikelihoodSpec("poisson"), eager.poisson),
+    "negative binomial": Case(NEGATIVE_BINOMIAL, eager.negative_binomial, ("full", "shared")),
+    "negative binomial, theta of each": Case(NEGATIVE_BINOMIAL, eager.negative_binomial, ("full", "full")),
     "zero-inflated": Case(
-        Density("zero_inflated_negative_binomial"), eager.zero_inflated_negative_binomial, ("full", "shared", "full")
+        LikelihoodSpec("zero_inflated_negative_binomial"),
+        eager.zero_inflated_negative_binomial,
+        ("full", "shared", "full"),
     ),
     "zero-inflated, shared": Case(
-        Density("zero_inflated_negative_binomial"), eager.zero_inflated_negative_binomial, ("full", "one", "shared")
+        LikelihoodSpec("zero_inflated_negative_binomial"),
+        eager.zero_inflated_negative_binomial,
+        ("full", "one", "shared"),
     ),
-    "mixture": Case(Density(MIXTURE, -7.0, components=COMPONENTS), mixture),
+    "mixture": Case(LikelihoodSpec(MIXTURE, components=COMPONENTS), mixture, bounds=Bounds(low=-7.0)),
 }
 
 
 def draw(case: Case, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, tuple[Tensor, ...]]:
     """x in float32 and the parameters in ``dtype``."""
-    kind = case.density.kind
+    kind = case.spec.kind
     if kind == MIXTURE:
         x = torch.randint(0, 256, shape) / 255
         x[:, :, :1] = torch.randint(0, 2, x[:, :, :1].shape).float()  # the ends have a formula of their own
@@ -95,4 +109,4 @@ def draw(case: Case, shape: tuple[int, ...], dtype: torch.dtype = torch.float32)
 
 def shapes_of(case: Case) -> tuple[tuple[int, ...], ...]:
     """Of x: short rows, and an event of several dimensions."""
-    return ((2, 3, 4, 5), (3, 1, 6)) if case.density.kind == MIXTURE else ((9, 10), (2, 3, 4, 5))
+    return ((2, 3, 4, 5), (3, 1, 6)) if case.spec.kind == MIXTURE else ((9, 10), (2, 3, 4, 5))

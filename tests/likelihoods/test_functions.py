@@ -31,11 +31,11 @@ FUNCTIONS = {
 
 
 def log_prob_of(case, x, parameters, **arguments):
-    kind = case.density.kind
+    kind = case.spec.kind
     if kind not in FUNCTIONS:
         return discretized_logistic_mixture_log_prob(*parameters, x, components=COMPONENTS, **arguments)
-    if kind in ("gaussian", "laplace") and case.density.low > -10:
-        arguments["clamp"] = (case.density.low, case.density.high)
+    if kind in ("gaussian", "laplace") and case.spec.clamp:
+        arguments["clamp"] = tuple(case.bounds)
     return FUNCTIONS[kind](*parameters, x, **arguments)
 
 
@@ -147,16 +147,15 @@ def test_nothing_is_kept_but_the_inputs(case):
 def test_pytorch_sees_well_formed_operators(name):
     case = CASES[name]
     x, parameters = draw(case, shapes_of(case)[0])
-    given = (*parameters, None, None)[:3]
     ops = torch.ops.fastvae
     tests = ("test_schema", "test_faketensor")
     for reduction, size in (("none", None), ("sample", x.shape[:1]), ("sum", ())):
-        torch.library.opcheck(ops.likelihood, (x, *given, reduction, "auto", *case.density), test_utils=tests)
+        spec, bounds = case.under(reduction)
+        how = (spec.encode(), list(bounds), None, "auto")
+        torch.library.opcheck(ops.likelihood, (x, list(parameters), *how), test_utils=tests)
         grad = torch.randn(case.formula(x, *parameters).shape if size is None else size)
         wants = [True] * len(parameters)
-        torch.library.opcheck(
-            ops.likelihood_backward, (grad, x, *given, wants, reduction, "auto", *case.density), test_utils=tests
-        )
+        torch.library.opcheck(ops.likelihood_backward, (grad, x, list(parameters), wants, *how), test_utils=tests)
 
 
 @pytest.mark.parametrize("name", ["Gaussian, one variance", "zero-inflated"])

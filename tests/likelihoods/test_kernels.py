@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastvae.kernels.likelihoods import MIXTURE
-from fastvae.kernels.selection import implementation
+from fastvae.kernels.backend import implementation
+from fastvae.kernels.likelihood_spec import MIXTURE
 from tests.conftest import interpreter_truncates
 from tests.formulas import assert_no_worse_than_eager, reduce
 
@@ -17,9 +17,9 @@ REDUCTIONS = ("none", "sample", "sum", "batchmean")
 FLOOR = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 GRADIENT_FLOOR = 8e-6  # of float32: the terms of a sum over the batch may be larger than the sum
 
-ELEMENTWISE = [name for name, case in CASES.items() if case.density.kind != MIXTURE]
+ELEMENTWISE = [name for name, case in CASES.items() if case.spec.kind != MIXTURE]
 SHARING = [name for name, case in CASES.items() if set(case.shapes) != {"full"}]
-COUNTING = [name for name, case in CASES.items() if case.density.kind in COUNTS[1:]]
+COUNTING = [name for name, case in CASES.items() if case.spec.kind in COUNTS[1:]]
 
 
 @pytest.fixture(params=CASES)
@@ -38,14 +38,14 @@ def reduced(values, reduction):
     return reduce(values, reduction)
 
 
-def run(kernels, device, density, x, parameters, reduction, grad=None, wants=None):
+def run(kernels, device, case, x, parameters, reduction, grad=None, wants=None):
     """log p and the gradients of the parameters, on the CPU."""
     x, parameters = x.to(device), tuple(parameter.to(device) for parameter in parameters)
-    log_prob = kernels.likelihood_forward(x, parameters, reduction, density)
+    log_prob = kernels.likelihood_forward(x, parameters, *case.under(reduction))
     if grad is None:
         return log_prob.cpu(), ()
     wants = (True,) * len(parameters) if wants is None else wants
-    gradients = kernels.likelihood_backward(grad.to(device), x, parameters, reduction, density, wants)
+    gradients = kernels.likelihood_backward(grad.to(device), x, parameters, *case.under(reduction), wants)
     return log_prob.cpu(), tuple(None if gradient is None else gradient.cpu() for gradient in gradients)
 
 
@@ -63,7 +63,7 @@ def assert_close(case, kernels, device, x, parameters, reduction, floor=GRADIENT
     grad = grad_like(case, x, parameters, reduction)
     exact, exact_grads = expected(case, x, parameters, reduction, grad)
     eager, eager_grads = expected(case, x, parameters, reduction, grad, torch.float32)
-    log_prob, grads = run(kernels, device, case.density, x, parameters, reduction, grad)
+    log_prob, grads = run(kernels, device, case, x, parameters, reduction, grad)
     assert log_prob.dtype == torch.float32
     assert_no_worse_than_eager(log_prob, exact, eager, FLOOR[torch.float32])
     for one, parameter, exact_grad, eager_grad in zip(grads, parameters, exact_grads, eager_grads, strict=True):
@@ -84,7 +84,7 @@ def test_sums_over_the_dimensions_behind_the_second(case, kernels, device):
 
 
 def test_rows_longer_than_a_tile(case, kernels, device):
-    shape = (2, 1, 1500) if case.density.kind == MIXTURE else (3, 2600)
+    shape = (2, 1, 1500) if case.spec.kind == MIXTURE else (3, 2600)
     assert_close(case, kernels, device, *draw(case, shape), "sample")
 
 
@@ -105,15 +105,15 @@ def test_each_tensor_has_a_dtype_of_its_own(case, kernels, device):
 def test_integer_data(case, kernels, device):
     for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool):
         x, parameters = draw(case, shapes_of(case)[0])
-        if case.density.kind == MIXTURE:
+        if case.spec.kind == MIXTURE:
             integers = (x * (127 if dtype == torch.int8 else 255)).round().to(dtype)
             x = integers / 255
         else:
             integers = (x.abs() * 3).to(dtype)
             x = integers.float()
         grad = grad_like(case, x, parameters, "sample")
-        came = run(kernels, device, case.density, integers, parameters, "sample", grad)
-        as_floats = run(kernels, device, case.density, x, parameters, "sample", grad)
+        came = run(kernels, device, case, integers, parameters, "sample", grad)
+        as_floats = run(kernels, device, case, x, parameters, "sample", grad)
         torch.testing.assert_close(came, as_floats, rtol=2e-5, atol=2e-5)
 
 
@@ -121,25 +121,23 @@ def test_strided_data_parameters_and_gradients(case, kernels, device):
     shape = shapes_of(case)[0]
     x, parameters = draw(case, shape)
     grad = grad_like(case, x, parameters, "none")
-    dense = run(kernels, device, case.density, x, parameters, "none", grad)
+    dense = run(kernels, device, case, x, parameters, "none", grad)
 
     def backwards(tensor):
         """The same values, the memory running through the dimensions backwards."""
         dims = tuple(reversed(range(tensor.dim())))
         return tensor.permute(dims).contiguous().permute(dims)
 
-    strided = run(
-        kernels, device, case.density, backwards(x), tuple(map(backwards, parameters)), "none", backwards(grad)
-    )
+    strided = run(kernels, device, case, backwards(x), tuple(map(backwards, parameters)), "none", backwards(grad))
     torch.testing.assert_close(strided, dense, rtol=1e-6, atol=1e-6)
 
 
 def test_channels_last(case, kernels, device):
     x, parameters = draw(case, (2, 3, 4, 5))
     grad = grad_like(case, x, parameters, "sample")
-    dense = run(kernels, device, case.density, x, parameters, "sample", grad)
+    dense = run(kernels, device, case, x, parameters, "sample", grad)
     last = [tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, *parameters)]
-    came = run(kernels, device, case.density, last[0], tuple(last[1:]), "sample", grad)
+    came = run(kernels, device, case, last[0], tuple(last[1:]), "sample", grad)
     torch.testing.assert_close(came, dense, rtol=1e-5, atol=1e-5)
 
 
@@ -148,18 +146,18 @@ def test_expanded_data_and_gradients(case, kernels, device):
     one = x[:1].expand(x.shape)
     for reduction in ("none", "sample"):
         grad = torch.ones(()).expand(grad_like(case, x, parameters, reduction).shape)
-        came = run(kernels, device, case.density, one, parameters, reduction, grad)
-        dense = run(kernels, device, case.density, one.contiguous(), parameters, reduction, grad.contiguous())
+        came = run(kernels, device, case, one, parameters, reduction, grad)
+        dense = run(kernels, device, case, one.contiguous(), parameters, reduction, grad.contiguous())
         torch.testing.assert_close(came, dense, rtol=1e-6, atol=1e-6)
 
 
 def test_gradients_that_are_not_wanted_are_not_given(case, kernels, device):
     x, parameters = draw(case, shapes_of(case)[0])
     grad = grad_like(case, x, parameters, "sample")
-    _, every = run(kernels, device, case.density, x, parameters, "sample", grad)
+    _, every = run(kernels, device, case, x, parameters, "sample", grad)
     for index in range(len(parameters)):
         wants = tuple(other == index for other in range(len(parameters)))
-        _, grads = run(kernels, device, case.density, x, parameters, "sample", grad, wants)
+        _, grads = run(kernels, device, case, x, parameters, "sample", grad, wants)
         assert [gradient is not None for gradient in grads] == list(wants)
         torch.testing.assert_close(grads[index], every[index])
 
@@ -169,7 +167,7 @@ def test_nothing_to_compute(case, kernels, device, shape):
     x, parameters = draw(case, shape)
     for reduction, size in (("sample", shape[:1]), ("sum", ())):
         grad = torch.ones(size)
-        log_prob, grads = run(kernels, device, case.density, x, parameters, reduction, grad)
+        log_prob, grads = run(kernels, device, case, x, parameters, reduction, grad)
         assert log_prob.shape == size
         assert not log_prob.any()
         assert [gradient.shape for gradient in grads] == [parameter.shape for parameter in parameters]
@@ -181,7 +179,7 @@ def test_nan_stays_nan(case, kernels, device):
         x, parameters = draw(case, shapes_of(case)[0])
         tensors = [x, *parameters]
         tensors[poisoned][(0,) * tensors[poisoned].dim()] = torch.nan
-        log_prob, grads = run(kernels, device, case.density, x, parameters, "sample", torch.ones(len(x)))
+        log_prob, grads = run(kernels, device, case, x, parameters, "sample", torch.ones(len(x)))
         assert log_prob[0].isnan()
         if poisoned == 0 or case.shapes[poisoned - 1] == "full":
             assert not log_prob[1:].isnan().any()
@@ -189,14 +187,14 @@ def test_nan_stays_nan(case, kernels, device):
 
 
 def test_the_same_bits_again(case, kernels, device):
-    shape = (40, 3, 11) if case.density.kind == MIXTURE else (150, 33)
+    shape = (40, 3, 11) if case.spec.kind == MIXTURE else (150, 33)
     x, parameters = draw(case, shape)
     grad = grad_like(case, x, parameters, "sample")
-    first = run(kernels, device, case.density, x, parameters, "sample", grad)
+    first = run(kernels, device, case, x, parameters, "sample", grad)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        second = run(kernels, device, case.density, x, parameters, "sample", grad)
+        second = run(kernels, device, case, x, parameters, "sample", grad)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(first[0], second[0])

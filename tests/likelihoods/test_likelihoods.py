@@ -134,7 +134,7 @@ def test_gaussian_draws_have_the_mean_and_the_variance():
 
 
 @pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.5)])
-def test_the_generator_rules_the_draw(likelihood):
+def test_the_generator_determines_the_draw(likelihood):
     parameters = torch.zeros(4, 50)
 
     def draw(seed: int) -> torch.Tensor:
@@ -177,7 +177,7 @@ def test_log_prob_says_what_is_wrong(likelihood, parameters, x, error, message):
 
 
 @pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian()])
-def test_sample_refuses_what_is_no_generator(likelihood):
+def test_sample_refuses_a_generator_of_the_wrong_type(likelihood):
     with pytest.raises(TypeError, match=r"generator is a int, expected a torch\.Generator"):
         likelihood.sample(torch.zeros(2, 3), 0)
 

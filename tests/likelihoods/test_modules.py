@@ -51,7 +51,7 @@ MODULES = {
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_samples_have_the_mean_and_are_ruled_by_the_generator(name):
+def test_samples_have_the_mean_and_follow_the_generator(name):
     likelihood, parameters = MODULES[name]
     first = likelihood.sample(parameters, torch.Generator().manual_seed(0))
     assert torch.equal(first, likelihood.sample(parameters, torch.Generator().manual_seed(0)))
@@ -154,8 +154,8 @@ def test_they_pickle_and_copy(name):
     [
         (lambda: Laplace(0.0), ValueError, "scale is 0.0, expected a positive finite number"),
         (lambda: Laplace("1"), TypeError, "scale is a str"),
-        (lambda: Gaussian(None, learned=True), ValueError, "learned is True with the decoder's own logvar"),
-        (lambda: Gaussian(1.0, clamp=(-1, 1)), ValueError, "clamp was given without the decoder's own logvar"),
+        (lambda: Gaussian(None, learned=True), ValueError, "learned is True with a logvar from the decoder"),
+        (lambda: Gaussian(1.0, clamp=(-1, 1)), ValueError, "clamp was given without a logvar from the decoder"),
         (lambda: Gaussian(None, clamp=3), TypeError, "clamp is 3"),
         (lambda: NegativeBinomial(0), ValueError, "features is 0, expected a positive int"),
         (lambda: NegativeBinomial(2.5), TypeError, "features is 2.5"),

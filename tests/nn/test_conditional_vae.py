@@ -140,7 +140,7 @@ def test_generate_draws_z_from_the_prior_of_its_condition(prior):
     assert not torch.allclose(came, vae.generate(BATCH, condition=LABELS.flip(0), seed=9))
 
 
-def test_every_method_hands_the_condition_on():
+def test_every_method_passes_the_condition_on():
     vae, x = _vae(), _x()
     other = (LABELS + 1) % CLASSES
     for call in (
@@ -221,7 +221,7 @@ CALLS = {
         (LABELS.to("meta"), ValueError, "condition is on meta, expected it on cpu"),
     ],
 )
-def test_classes_that_are_none_are_refused(call, condition, error, message):
+def test_invalid_classes_are_refused(call, condition, error, message):
     with pytest.raises(error, match=message):
         call(_vae(_conditional_prior()), condition)
 
@@ -238,7 +238,7 @@ def test_classes_that_are_none_are_refused(call, condition, error, message):
         (torch.zeros(8, 4), ValueError, r"condition has shape \(\d+, 4\), expected \(batch, 3\)"),
     ],
 )
-def test_vectors_that_do_not_fit_are_refused(call, condition, error, message):
+def test_vectors_of_the_wrong_shape_or_dtype_are_refused(call, condition, error, message):
     with pytest.raises(error, match=message):
         call(_vae(num_classes=None), condition)
 
@@ -251,7 +251,7 @@ def test_vectors_that_do_not_fit_are_refused(call, condition, error, message):
         (lambda: _vae(prior=lambda condition: condition), TypeError, r"prior is a function, expected a torch\.nn"),
     ],
 )
-def test_the_model_says_what_it_is_made_of(make, error, message):
+def test_invalid_constructor_arguments_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
@@ -259,11 +259,11 @@ def test_the_model_says_what_it_is_made_of(make, error, message):
 def test_a_prior_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"prior_mu has shape \(8, 5\), mu has \(8, 6\)"):
         _vae(MLPEncoder(CLASSES, 8, 5)).elbo(_x(), condition=LABELS)
-    with pytest.raises(TypeError, match="prior returned Tensor, expected the pair"):
+    with pytest.raises(TypeError, match=r"prior returned a Tensor of shape .*, expected the pair"):
         _vae(nn.Linear(CLASSES, 5)).elbo(_x(), condition=LABELS)
 
 
-def test_pseudo_inputs_without_a_condition_are_refused():
+def test_a_vamp_prior_of_the_conditional_encoder_is_refused():
     encoder = MLPEncoder(4, 8, 3, condition_dim=2)
-    with pytest.raises(ValueError, match="prior is a VampPrior of the model's encoder, which takes a condition"):
+    with pytest.raises(ValueError, match="prior is a VampPrior of the model's encoder, which needs a condition"):
         ConditionalVAE(encoder, MLPDecoder(3, 8, 4, condition_dim=2), Bernoulli(), prior=VampPrior(encoder, 4, 2))

@@ -65,7 +65,7 @@ def test_the_bound_is_that_of_the_ops_in_any_memory_format(latent, memory_format
 
 
 @pytest.mark.parametrize("latent", [FLAT, SPATIAL])
-def test_a_condition_stands_beside_every_position(latent):
+def test_the_condition_is_concatenated_at_every_position(latent):
     encoder, decoder = _convs(latent, condition_dim=2)
     x, condition = torch.rand(7, *SHAPE), torch.randn(7, 2)
     other = condition.clone()
@@ -140,12 +140,12 @@ def test_activations_are_the_callers_choice():
         (lambda: ConvEncoder(SHAPE, 4, 5, condition_dim=0), ValueError, "condition_dim is 0, expected a positive"),
     ],
 )
-def test_they_say_what_they_are_made_of(make, error, message):
+def test_invalid_constructor_arguments_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
 
-def test_they_say_what_they_take():
+def test_inputs_of_the_wrong_shape_are_named():
     encoder, decoder = _convs(SPATIAL, condition_dim=2)
     x, z, condition = torch.zeros(7, *SHAPE), torch.zeros(7, 2, 2, 3), torch.zeros(7, 2)
     with pytest.raises(ValueError, match=r"x has shape \(7, 3, 8, 8\), expected \(batch, 3, 8, 12\)"):

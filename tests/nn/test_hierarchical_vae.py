@@ -161,7 +161,7 @@ def test_encode_and_reconstruct_follow_the_means(options):
 # What makes it hierarchical
 
 
-def test_residual_zeros_are_the_prior():
+def test_a_residual_of_zero_is_the_prior():
     """NVAE's reason for residuals: a posterior that adds nothing costs nothing."""
     vae = _vae()
     for level in vae.levels[1:]:
@@ -184,7 +184,7 @@ def test_a_level_depends_on_the_draws_above_it():
         torch.testing.assert_close(eps, rows[:, k], rtol=1e-3, atol=1e-3)
 
 
-def test_levels_draw_from_streams_of_their_own():
+def test_each_level_has_its_own_noise_stream():
     vae = _vae(dims=(4, 4, 4), residual=False)
     for level in vae.levels:
         for module in (level.posterior, level.prior):
@@ -285,7 +285,7 @@ def _images(**options) -> HierarchicalVAE:
 
 
 @pytest.mark.parametrize("residual", [True, False])
-def test_levels_may_keep_positions(residual):
+def test_levels_may_be_spatial(residual):
     vae = _images(residual=residual)
     x = torch.rand(BATCH, 1, 8, 8).round()
     output = vae(x, seed=0)
@@ -332,13 +332,15 @@ def _of(levels: list, bottom_up: int | None = None, **options) -> HierarchicalVA
         (lambda: HierarchicalVAE.of_mlps(4, (8, 8), (2, 2), Bernoulli()), TypeError, r"hidden is \(8, 8\), expected a"),
     ],
 )
-def test_the_model_says_what_it_is_made_of(make, error, message):
+def test_invalid_constructor_arguments_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
 
 def test_dreg_is_refused_with_its_reason():
-    with pytest.raises(ValueError, match=r"hold_posterior is True, expected False: .* for one level of latents"):
+    with pytest.raises(
+        ValueError, match=r"hold_posterior is True, expected False: .* supports one level of latents only"
+    ):
         _vae().log_weights(_x(), 2, hold_posterior=True)
 
 
@@ -347,7 +349,7 @@ def test_an_unreduced_kl_is_refused():
         _vae().terms(_x(), reduction="none")
 
 
-def test_decode_says_what_it_takes():
+def test_decode_names_an_invalid_z():
     with pytest.raises(TypeError, match="z is a Tensor, expected 3 tensors, one for each level"):
         _vae().decode(torch.zeros(2, 3))
     with pytest.raises(TypeError, match="z is 2 tensors, expected 3 tensors"):
@@ -364,5 +366,5 @@ def test_data_of_another_shape_is_refused():
 def test_generate_needs_a_known_shape_at_the_top():
     vae = _images()
     vae.levels[0].latent_shape = None
-    with pytest.raises(RuntimeError, match="the shape of the top level's z is not known"):
+    with pytest.raises(RuntimeError, match="the shape of the top level's z is unknown"):
         vae.generate(2)

@@ -212,7 +212,7 @@ class _PlainLikelihood(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["vae", "classes", "conditional prior", "two levels"])
-def test_a_likelihood_that_knows_no_draws_gives_the_same(name):
+def test_a_likelihood_without_a_draws_dimension_gives_the_same(name):
     model, (x, given) = _make(name), _given(name)
     plain = copy.deepcopy(model)
     plain.likelihood = _PlainLikelihood()
@@ -276,7 +276,7 @@ DRAWS = {
 
 
 @pytest.mark.parametrize("what", list(DRAWS))
-def test_the_generator_rules_every_draw_and_nothing_else_does(name, what):
+def test_only_the_generator_determines_every_draw(name, what):
     model, (x, given) = _make(name), _given(name)
     state = torch.get_rng_state()
     first = DRAWS[what](model, x, given, generator=torch.Generator().manual_seed(1))
@@ -393,14 +393,14 @@ def test_shaped_terms_and_importance_weights_compile_as_one_graph(name):
 
 
 @pytest.mark.parametrize("method", ["elbo", "terms", "encode", "reconstruct"])
-def test_data_that_is_none_is_refused_by_name(name, method):
+def test_invalid_data_is_refused_by_name(name, method):
     _, given = _given(name)
     with pytest.raises(TypeError, match=r"x is a list, expected a torch\.Tensor"):
         getattr(_make(name), method)([[1.0]], **given)
 
 
 @pytest.mark.parametrize("method", ["log_weights", "log_likelihood_under_prior"])
-def test_a_number_of_draws_that_is_none_is_refused(name, method):
+def test_an_invalid_number_of_draws_is_refused(name, method):
     model, (x, given) = _make(name), _given(name)
     with pytest.raises(ValueError, match="num_samples is 0, expected 1 or more"):
         getattr(model, method)(x, 0, **given)
@@ -412,7 +412,7 @@ def test_a_number_of_draws_that_is_none_is_refused(name, method):
 
 def test_a_wrong_argument_of_the_kl_is_named(name):
     model, (x, given) = _make(name), _given(name)
-    with pytest.raises(TypeError, match="free_bit is no argument of the KL, expected one of reduction, beta"):
+    with pytest.raises(TypeError, match="free_bit is not an argument of the KL, expected one of reduction, beta"):
         model.terms(x, free_bit=1.0, **given)
     with pytest.raises(ValueError, match=r"beta is -1\.0, expected a finite number of 0 or more"):
         model.terms(x, beta=-1.0, **given)
@@ -433,5 +433,5 @@ def test_a_condition_for_a_model_without_one_is_refused(name):
         lambda: model.reconstruct(x, condition=condition),
         lambda: model.generate(BATCH, condition=condition),
     ):
-        with pytest.raises(TypeError, match=r"condition was given to a \w+, expected it for a ConditionalVAE only"):
+        with pytest.raises(TypeError, match=r"condition was given to a \w+, expected None: it is unconditional"):
             call()

@@ -67,7 +67,7 @@ def test_estimate_and_errors_are_those_of_the_weights():
     assert not came.estimate.requires_grad
 
 
-def test_at_the_exact_posterior_all_draws_count_alike():
+def test_at_the_exact_posterior_all_weights_are_equal():
     model, x = model_and_data(mean=0.0, logvar=0.0)
     came = log_marginal(model, x, 100)
     torch.testing.assert_close(came.estimate.double(), model.exact_log_prob(x), rtol=0, atol=2e-5)
@@ -77,7 +77,7 @@ def test_at_the_exact_posterior_all_draws_count_alike():
 
 @ESTIMATES
 @pytest.mark.parametrize("chunk", [1, 7, 64, 100, 200, 10_000])
-def test_the_model_is_never_asked_for_more_than_a_chunk(estimate, chunk):
+def test_the_model_is_never_called_with_more_than_a_chunk(estimate, chunk):
     model, x = model_and_data()
     estimate(model, x, 130, chunk=chunk)
     assert max(model.asked) <= chunk
@@ -95,14 +95,14 @@ def test_the_chunk_changes_nothing_but_the_rounding(estimate, chunk):
 
 
 @ESTIMATES
-def test_small_chunks_have_draws_of_their_own(estimate):
+def test_small_chunks_change_the_draws(estimate):
     model, x = model_and_data()
     exact, came = model.exact_log_prob(x), estimate(model, x, 3000, chunk=20, seed=3)
     assert ((came.estimate.double() - exact).abs() < 4.5 * came.standard_error).all()
 
 
 @pytest.mark.parametrize("chunk", [64, 1024])
-def test_no_draw_comes_twice(chunk):
+def test_no_draw_is_repeated(chunk):
     model, x = model_and_data(2)
     seen = []
 
@@ -118,7 +118,7 @@ def test_no_draw_comes_twice(chunk):
     assert len(torch.unique(z)) > 0.999 * z.numel()
 
 
-def test_levels_of_latents_draw_nothing_twice_and_do_not_feel_the_chunk():
+def test_hierarchical_draws_are_never_repeated_nor_changed_by_the_chunk():
     vae = HierarchicalVAE.of_mlps(4, 8, latent_dims=(2, 3, 2), likelihood=Bernoulli())
     log_weights, seeds = vae.log_weights, []
 
@@ -144,7 +144,7 @@ def test_parts_of_a_batch_give_what_the_whole_gives():
 
 
 @ESTIMATES
-def test_seed_and_generator_rule_the_draw_and_nothing_else_does(estimate):
+def test_only_seed_and_generator_determine_the_draw(estimate):
     model, x = model_and_data()
     state = torch.get_rng_state()
     seeded = estimate(model, x, 100, seed=1)
@@ -163,7 +163,7 @@ def test_sampling_from_the_prior_is_right_for_a_short_code():
     assert error.max() < 0.15
 
 
-def test_sampling_from_the_prior_fails_for_a_long_one_without_a_sign():
+def test_sampling_from_the_prior_fails_silently_for_a_long_one():
     model = LinearGaussian(data_dim=60, latent_dim=30, variance=0.01)
     x = model.draw(10, generator=torch.Generator().manual_seed(0))
     exact = model.exact_log_prob(x)

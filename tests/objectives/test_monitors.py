@@ -69,7 +69,7 @@ def test_nothing_of_the_graph_is_kept():
     assert not units.compute().variance.requires_grad
 
 
-def test_update_waits_for_no_value():
+def test_update_does_not_synchronise():
     # A meta tensor has no values to look at: whatever asked for one would fail.
     units = ActiveUnits()
     for rows in (3, 4):
@@ -150,9 +150,9 @@ def test_each_level_has_its_own_and_the_batches_are_rows_of_one_stream():
     ("call", "error", "message"),
     [
         (lambda vae, x: kl_per_latent(nn.Linear(2, 2), x), TypeError, "model is a Linear, expected .* terms"),
-        (lambda vae, x: kl_per_latent(vae, []), ValueError, "batches gave no data, expected one sample or more"),
-        (lambda vae, x: kl_per_latent(vae, [(x[0], x[0], x[0])]), ValueError, "batches gave 3 values at once"),
-        (lambda vae, x: kl_per_latent(vae, ["x"]), TypeError, "batches gave a str, expected tensors x or pairs"),
+        (lambda vae, x: kl_per_latent(vae, []), ValueError, "batches yielded no data, expected one sample or more"),
+        (lambda vae, x: kl_per_latent(vae, [(x[0], x[0], x[0])]), ValueError, "batches yielded 3 values at once"),
+        (lambda vae, x: kl_per_latent(vae, ["x"]), TypeError, "batches yielded a str, expected tensors x or pairs"),
         (
             lambda vae, x: kl_per_latent(vae_and_batches(prior=GaussianMixture(3, 2))[0], x),
             ValueError,
@@ -168,7 +168,7 @@ def test_bad_arguments_of_kl_per_latent_are_named(call, error, message):
 # The warning
 
 
-def test_collapsed_latents_are_named_and_warned_of():
+def test_collapsed_latents_are_returned_and_warned_about():
     with pytest.warns(PosteriorCollapseWarning, match=r"KL of 2 of 4 latents is below 0\.01 nats.*\(0, 1\), \(0, 3\)$"):
         assert posterior_collapse(torch.tensor([0.02, 0.001, 1.0, 0.0])) == [(0, 1), (0, 3)]
 
@@ -195,9 +195,9 @@ def test_no_collapse_no_warning():
     ("arguments", "error", "message"),
     [
         (([],), ValueError, "kl_per_latent is empty, expected one tensor or more"),
-        (([None],), TypeError, "kl_per_latent holds a NoneType, expected tensors of nats"),
+        (([None],), TypeError, "kl_per_latent holds a NoneType, expected tensors, one for each level"),
         ((torch.ones(3), -1.0), ValueError, "threshold is -1.0, expected a finite number of 0 or more"),
-        ((3.0,), TypeError, "kl_per_latent is a float, expected a tensor of nats, or one a level"),
+        ((3.0,), TypeError, "kl_per_latent is a float, expected a tensor, or one for each level"),
     ],
 )
 def test_bad_arguments_of_the_warning_and_the_plot_are_named(function, arguments, error, message):
@@ -233,7 +233,7 @@ def test_the_plot_of_active_units_counts_them():
     (axis,) = plot_active_units(units.compute()).axes
     assert axis.get_title() == "2 of 3 latents are active"
     assert heights(axis) == pytest.approx([18.0, 2.0, 0.0])
-    with pytest.raises(TypeError, match=r"activity is a Tensor, expected what ActiveUnits\.compute gives"):
+    with pytest.raises(TypeError, match=r"activity is a Tensor, expected the result of ActiveUnits\.compute"):
         plot_active_units(torch.ones(3))
 
 

@@ -140,28 +140,28 @@ def test_gradient_of_the_shaped_loss():
     torch.testing.assert_close(came, torch.autograd.grad(loss, parameters))
 
 
-def test_schedules_are_asked_at_the_step():
+def test_schedules_are_called_with_the_step():
     model, x = model_and_data()
     objective = ELBO(beta=linear_warmup(10), capacity=cyclical(10, ratio=1.0, end=2.0))
     for step in (0, 3, 10):
         beta, capacity = min(step / 10, 1.0), 2.0 * (step % 10) / 10
         expected = ELBO(beta=beta, capacity=capacity)(model, x, seed=0)
         torch.testing.assert_close(objective(model, x, seed=0, step=step).loss, expected.loss)
-    with pytest.raises(ValueError, match="step is None and beta is a schedule, expected the step"):
+    with pytest.raises(ValueError, match="step is None, expected an int: beta is a schedule"):
         objective(model, x)
-    with pytest.raises(ValueError, match="step is None and capacity is a schedule"):
+    with pytest.raises(ValueError, match="step is None, expected an int: capacity is a schedule"):
         ELBO(capacity=constant(1.0))(model, x)
     with pytest.raises(ValueError, match=r"beta is -1\.0, expected a finite number of 0 or more"):
         ELBO(beta=lambda step: -1.0)(model, x, step=0)
 
 
-def test_beta_and_capacity_of_a_call_take_the_place_of_the_objectives():
+def test_beta_and_capacity_of_a_call_override_the_objectives():
     model, x = model_and_data()
     came = ELBO(beta=linear_warmup(10), capacity=5.0)(model, x, seed=0, beta=2.0, capacity=1.0)
     torch.testing.assert_close(came.loss, ELBO(beta=2.0, capacity=1.0)(model, x, seed=0).loss)
 
 
-def test_the_kl_of_each_latent_if_asked_for():
+def test_per_coordinate_returns_the_kl_of_each_latent():
     model, x = model_and_data()
     assert ELBO()(model, x).kl_per_latent is None
     came = ELBO(beta=3.0, free_bits=0.5, per_coordinate=True)(model, x)
@@ -300,7 +300,7 @@ def test_objectives_are_plain_values(objective):
 
 
 @pytest.mark.parametrize("objective", [ELBO(), IWAE(3), IWAE(3, "dreg")])
-def test_seeds_rule_the_draw(objective):
+def test_seeds_determine_the_draw(objective):
     model, x = model_and_data()
     state = torch.get_rng_state()
     whole = objective(model, x, seed=1).bound
@@ -325,7 +325,7 @@ def test_conditions_reach_conditional_models():
     torch.testing.assert_close(mixed[digits == 1], alike[digits == 1])
     assert (mixed != alike)[digits != 1].all()
     assert naive_log_marginal(vae, x, 70, chunk=128, condition=digits).estimate.shape == (6,)
-    with pytest.raises(ValueError, match=r"condition has shape \(5,\), x has \(6, 4\); expected as many rows"):
+    with pytest.raises(ValueError, match=r"condition has shape \(5,\), x has \(6, 4\); expected equal rows"):
         log_marginal(vae, x, 10, condition=digits[:5])
 
 

@@ -84,7 +84,12 @@ def test_an_interrupted_run_says_how_to_go_on(data, tmp_path):
 
 @pytest.mark.parametrize(
     ("kills", "more"),
-    [(10, ()), (4, ("--workers=1",)), (4, ("--trainer.accumulate_grad_batches=3", "--checkpoint-every=1"))],
+    [
+        (4, ()),
+        pytest.param(10, (), marks=pytest.mark.slow),
+        pytest.param(4, ("--workers=1",), marks=pytest.mark.slow),
+        pytest.param(4, ("--trainer.accumulate_grad_batches=3", "--checkpoint-every=1"), marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path, kills, more):
     """SIGKILL at any moment, and every other time while a checkpoint is being written."""

@@ -40,7 +40,7 @@ def _train_in_processes(number, data, output, *options):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("number", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_run_in_several_processes_is_that_in_one(number, data, alone, tmp_path):
     came = _train_in_processes(number, data, tmp_path / "together", *SPLIT)
     assert came.returncode == 0, came.stdout + came.stderr
@@ -54,6 +54,7 @@ def test_a_run_in_several_processes_is_that_in_one(number, data, alone, tmp_path
     assert min(kl_before_and_after_the_capacity) < 1.5
 
 
+@pytest.mark.slow
 def test_a_run_on_importance_weights_is_taken_up_by_more_processes(data, tmp_path):
     options = ("--model=iwae", "--iwae-samples=3", "--batch-size=57", "--schedule=constant")
     assert train(data, tmp_path / "alone", *options, "--max-epochs=2") == 0

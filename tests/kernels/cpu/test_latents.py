@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastvae.kernels import reference, selection
-from fastvae.kernels.family import PLAIN, SCALES, Options
+from fastvae.kernels import backend, reference
+from fastvae.kernels.latent_spec import SCALES, LatentInputs, LatentOutputs, LatentScalars, LatentSpec
 
-if selection.reason_unavailable("cpu"):
-    pytest.skip(f"no CPU kernels here: {selection.reason_unavailable('cpu')}", allow_module_level=True)
+if backend.reason_unavailable("cpu"):
+    pytest.skip(f"no CPU kernels here: {backend.reason_unavailable('cpu')}", allow_module_level=True)
 
 from fastvae.kernels import cpu
 from fastvae.kernels.cpu import _kernels
@@ -23,15 +23,18 @@ def permuted(*shape: int) -> torch.Tensor:
     return torch.randn(shape[::-1]).permute(*reversed(range(len(shape))))
 
 
+# Every output, the KL as a sum over each channel.
+ALL = LatentSpec(free_bits="channel", per_coordinate=True, log_probs=True)
+
+
 def step(kernels, mu, scale, prior_mu, prior_scale, draws=2, out=None):
     """Everything forward and backward give, with gradients of the shapes of what forward gave."""
-    latents = kernels.latent_forward(mu, scale, prior_mu, prior_scale, SEED, 3, draws, "channel", True, True, PLAIN)
+    inputs, scalars = LatentInputs(mu, scale, prior_mu, prior_scale, SEED), LatentScalars(3, draws)
+    outputs = kernels.latent_forward(inputs, ALL, scalars)
     torch.manual_seed(1)
-    grads = [torch.randn_like(output) for output in (latents.z, latents.kl, latents.log_q, latents.log_p)]
-    gradients = kernels.latent_backward(
-        *grads, mu, scale, prior_mu, prior_scale, SEED, 3, draws, "channel", PLAIN, True, out
-    )
-    return (*latents, *gradients)
+    z, kl, log_q, log_p = [torch.randn_like(outputs[i]) for i in (0, 1, 3, 4)]
+    grads = LatentOutputs(z, kl, None, log_q, log_p)
+    return (*outputs, *kernels.latent_backward(grads, inputs, ALL, scalars, True, out))
 
 
 def assert_all_close(came, expected):
@@ -84,29 +87,76 @@ def test_sums_over_the_batch_have_the_same_bits_on_any_number_of_threads(shape, 
 
 
 def test_bad_arguments_of_the_extension_are_errors():
-    with pytest.raises(TypeError, match="expected 16 arguments, got 2"):
-        _kernels.latent_forward(None, None)
-    with pytest.raises(TypeError, match="expected 19 arguments, got 0"):
-        _kernels.latent_backward()
-    with pytest.raises(TypeError, match="expected 7 arguments, got 1"):
-        _kernels.noise(None)
-    mu, rest = torch.zeros(2, 3), (0, None, 0, 0, 0, 1)
-    with pytest.raises(ValueError, match="not packed options"):
-        _kernels.latent_forward(mu, mu, None, None, None, None, None, None, None, b"options", *rest)
+    mu = torch.zeros(2, 3)
+    inputs, outputs, scalars = LatentInputs(mu, mu, seed=SEED), LatentOutputs(mu), LatentScalars()
+    for function, expected in ((_kernels.latent_forward, 4), (_kernels.latent_backward, 5), (_kernels.noise, 4)):
+        with pytest.raises(TypeError, match=f"expected {expected} arguments, got 1"):
+            function(None)
+    with pytest.raises(ValueError, match="the code has 4 bytes, expected 20"):
+        _kernels.latent_forward(inputs, outputs, b"code", scalars)
     with pytest.raises(TypeError, match="expected bytes"):
-        _kernels.latent_forward(mu, mu, None, None, None, None, None, None, None, "options", *rest)
+        _kernels.latent_forward(inputs, outputs, "code", scalars)
+    code = bytes(20)
+    with pytest.raises(TypeError, match="expected a tuple of 5 items, got None"):
+        _kernels.latent_forward(None, outputs, code, scalars)
+    with pytest.raises(TypeError, match="expected a tuple of 5 items"):
+        _kernels.latent_forward(inputs, (mu,), code, scalars)
+    with pytest.raises(TypeError, match="expected a tuple of 7 items"):
+        _kernels.latent_forward(inputs, outputs, code, (0, None))
+    with pytest.raises(TypeError, match="must be real number, not str"):
+        _kernels.latent_forward(inputs, outputs, code, LatentScalars(temperature="warm"))
+
+
+def test_a_latent_that_cannot_be_computed_is_refused():
+    mu = torch.zeros(2, 3)
+    inputs, spec, scalars = LatentInputs(mu, mu, seed=SEED), LatentSpec(), LatentScalars()
+    for missing in ("mu", "scale"):
+        with pytest.raises(ValueError, match=f"{missing} is None"):
+            _kernels.latent_forward(inputs._replace(**{missing: None}), LatentOutputs(mu), bytes(20), scalars)
+    with pytest.raises(ValueError, match="z is wanted, and seed is None"):
+        cpu.latent_forward(inputs._replace(seed=None), spec, scalars)
+    with pytest.raises(ValueError, match="log_q and log_p are wanted without z"):
+        cpu.latent_forward(inputs, LatentSpec(sample=False, log_probs=True), scalars)
+    of_z, of_kl, of_mean = LatentOutputs(mu), LatentOutputs(kl=mu[:, 0]), LatentOutputs(kl_mean=mu[0])
+    with pytest.raises(ValueError, match="z or log_p has a gradient, and seed is None"):
+        cpu.latent_backward(of_z, inputs._replace(seed=None), spec, scalars, False)
+    with pytest.raises(ValueError, match="kl_mean has a gradient"):
+        cpu.latent_backward(of_mean, inputs, spec, scalars, False)
+    without_mu = inputs._replace(mu=None)
+    for grads, of_spec, of_scalars in (
+        (of_kl, spec, scalars),
+        (of_z, LatentSpec(residual=True), scalars),
+        (LatentOutputs(mu.expand(2, 2, 3)), spec, LatentScalars(num_samples=2)),
+    ):
+        with pytest.raises(ValueError, match="mu is None, which does where z alone has a gradient"):
+            cpu.latent_backward(grads, without_mu, of_spec, of_scalars, False)
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("clamp", ["none", "hard"])
+def test_the_gradient_of_z_alone_needs_no_mu(scale, clamp, with_prior):
+    mu, given, prior_mu, prior_given = 0.3 + torch.rand(4, 7, 203)
+    prior = (prior_mu, prior_given) if with_prior else (None, None)
+    inputs, grads = LatentInputs(mu, given, *prior, SEED), LatentOutputs(torch.randn(7, 203))
+    spec, scalars = LatentSpec(scale, clamp), LatentScalars(row_offset=2, low=0.5, high=1.0)
+    expected = cpu.latent_backward(grads, inputs, spec, scalars, with_prior)
+    found = cpu.latent_backward(grads, inputs._replace(mu=None), spec, scalars, with_prior)
+    assert torch.equal(expected.mu, grads.z)
+    assert found.mu is None
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        assert one is other is None or torch.equal(one, other)
 
 
 @pytest.mark.parametrize("length", [1, 3, 10, 15, 16, 17, 31, 33, 64, 65, 127, 200])
 def test_a_row_has_the_same_bits_whatever_rows_are_computed_with_it(length):
     mu, logvar, prior_mu, prior_logvar = torch.randn(4, 39, length)
+    spec = LatentSpec(log_probs=True)
     for prior in ((None, None), (prior_mu, prior_logvar)):
+        all_rows = cpu.latent_forward(LatentInputs(mu, logvar, *prior, SEED), spec, LatentScalars())
         for row in range(0, 39, 7):
-            rows = [tensor if tensor is None else tensor[row : row + 1] for tensor in prior]
-            alone = cpu.latent_forward(
-                mu[row : row + 1], logvar[row : row + 1], *rows, SEED, row, None, "sample", False, True, PLAIN
-            )
-            all_rows = cpu.latent_forward(mu, logvar, *prior, SEED, 0, None, "sample", False, True, PLAIN)
+            tensors = [tensor if tensor is None else tensor[row : row + 1] for tensor in (mu, logvar, *prior)]
+            alone = cpu.latent_forward(LatentInputs(*tensors, SEED), spec, LatentScalars(row))
             for name in ("kl", "log_q", "log_p"):
                 assert torch.equal(getattr(all_rows, name)[row : row + 1], getattr(alone, name)), (name, prior is None)
 
@@ -115,15 +165,22 @@ def test_a_row_has_the_same_bits_whatever_rows_are_computed_with_it(length):
 def test_a_prior_of_the_posteriors_shape_is_as_good_as_one_with_other_options(scale):
     """Without free bits such a prior has kernels of its own; with some that cut nothing off it has not."""
     mu, given, prior_mu, prior_given = 0.3 + torch.rand(4, 7, 203)
-    grad_z, grad_kl = torch.randn(7, 203), torch.randn(7)
+    inputs = LatentInputs(mu, given, prior_mu, prior_given, SEED)
+    grads = LatentOutputs(torch.randn(7, 203), torch.randn(7))
     found = []
     for free_bits in (0.0, 1e-38):
-        options = Options(scale=scale, free_bits=free_bits, temperature=0.7)
-        latents = cpu.latent_forward(mu, given, prior_mu, prior_given, SEED, 2, None, "sample", False, False, options)
-        gradients = cpu.latent_backward(
-            grad_z, grad_kl, None, None, mu, given, prior_mu, prior_given, SEED, 2, None, "sample", options, True
-        )
-        found.append((latents.z, latents.kl, *gradients))
+        spec = LatentSpec(scale, free_bits="coordinate" if free_bits else "none")
+        scalars = LatentScalars(row_offset=2, temperature=0.7, free_bits=free_bits)
+        outputs = cpu.latent_forward(inputs, spec, scalars)
+        found.append((*outputs[:2], *cpu.latent_backward(grads, inputs, spec, scalars, True)))
     assert torch.equal(found[0][0], found[1][0])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_numbers_that_the_spec_does_not_ask_for_have_no_effect():
+    inputs = LatentInputs(*torch.randn(2, 5, 20), seed=SEED)
+    plain = cpu.latent_forward(inputs, LatentSpec(), LatentScalars())
+    others = cpu.latent_forward(inputs, LatentSpec(), LatentScalars(low=-0.1, high=0.1, floor=1.0, free_bits=2.0))
+    assert torch.equal(plain.z, others.z)
+    assert torch.equal(plain.kl, others.kl)

@@ -7,12 +7,12 @@ import pytest
 import scipy.special
 import torch
 
-from fastvae.kernels import reference, selection
-from fastvae.kernels.likelihoods import Density
+from fastvae.kernels import backend, reference
+from fastvae.kernels.likelihood_spec import NO_BOUNDS, LikelihoodSpec
 from tests.likelihoods.cases import CASES, draw, shapes_of
 
-if selection.reason_unavailable("cpu"):
-    pytest.skip(f"no CPU kernels here: {selection.reason_unavailable('cpu')}", allow_module_level=True)
+if backend.reason_unavailable("cpu"):
+    pytest.skip(f"no CPU kernels here: {backend.reason_unavailable('cpu')}", allow_module_level=True)
 
 from fastvae.kernels import cpu
 from fastvae.kernels.cpu import _kernels
@@ -68,9 +68,9 @@ def test_few_counts_and_many_have_the_log_likelihood_and_gradients_of_the_formul
     def exactly(dtype):
         return _negative_binomial(x.to(dtype), mean.to(dtype), theta.to(dtype))
 
-    density = Density("negative_binomial")
-    came = cpu.likelihood_forward(x, (mean, theta), "none", density)
-    of_mean, of_theta = cpu.likelihood_backward(torch.ones_like(x), x, (mean, theta), "none", density, (True, True))
+    spec, parameters = LikelihoodSpec("negative_binomial", "none"), (mean, theta)
+    came = cpu.likelihood_forward(x, parameters, spec, NO_BOUNDS)
+    of_mean, of_theta = cpu.likelihood_backward(torch.ones_like(x), x, parameters, spec, NO_BOUNDS, (True, True))
     expected, eager = exactly(torch.float64), exactly(torch.float32)
     for one, exact, usual in zip((came, of_mean, of_theta), expected, eager, strict=True):
         error, allowed = (one.double() - exact).abs(), 2 * (usual.double() - exact).abs() + 3e-6 * (1 + exact.abs())
@@ -95,13 +95,12 @@ def test_strides_that_two_event_indices_cannot_say_are_copied(name):
         dims = tuple(reversed(range(tensor.dim())))
         return tensor.permute(dims).contiguous().permute(dims)
 
-    mixed = (x, tuple(map(backwards, parameters)))
+    mixed = (x, tuple(map(backwards, parameters)), *case.under("sample"))
     grad = torch.randn(2)
     wants = (True,) * len(parameters)
-    came = cpu.likelihood_forward(*mixed, "sample", case.density)
-    torch.testing.assert_close(came, reference.likelihood_forward(*mixed, "sample", case.density), rtol=1e-5, atol=1e-4)
-    came = cpu.likelihood_backward(grad, *mixed, "sample", case.density, wants)
-    expected = reference.likelihood_backward(grad, *mixed, "sample", case.density, wants)
+    came, expected = cpu.likelihood_forward(*mixed), reference.likelihood_forward(*mixed)
+    torch.testing.assert_close(came, expected, rtol=1e-5, atol=1e-4)
+    came, expected = (kernels.likelihood_backward(grad, *mixed, wants) for kernels in (cpu, reference))
     torch.testing.assert_close(came, expected, rtol=1e-4, atol=1e-4)
     assert [one.stride() for one in came] == [one.stride() for one in expected]
 
@@ -114,8 +113,8 @@ def test_tensors_are_seen_alike_by_either_way_of_looking(name):
     grad, wants = torch.randn(len(x)), (True,) * len(parameters)
 
     def step():
-        log_prob = cpu.likelihood_forward(x, parameters, "sample", case.density)
-        return log_prob, *cpu.likelihood_backward(grad, x, parameters, "sample", case.density, wants)
+        arguments = (x, parameters, *case.under("sample"))
+        return cpu.likelihood_forward(*arguments), *cpu.likelihood_backward(grad, *arguments, wants)
 
     by_exchange = step()
     try:
@@ -126,9 +125,24 @@ def test_tensors_are_seen_alike_by_either_way_of_looking(name):
     assert all(torch.equal(one, other) for one, other in zip(by_exchange, by_methods, strict=True))
 
 
-def test_what_is_no_density_is_refused():
-    x = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match="packed density"):
-        _kernels.likelihood_forward(x, x, None, None, torch.zeros(2), b"", None, 0, 0, 2, 1)
-    with pytest.raises(TypeError, match="expected 11 arguments"):
-        _kernels.likelihood_forward(x, x)
+def test_bad_arguments_of_the_extension_are_errors():
+    x, code = torch.zeros(2, 3), bytes(16)
+    for function, expected in ((_kernels.likelihood_forward, 5), (_kernels.likelihood_backward, 6)):
+        with pytest.raises(TypeError, match=f"expected {expected} arguments, got 2"):
+            function(x, x)
+    with pytest.raises(ValueError, match="the code has 0 bytes, expected 16"):
+        _kernels.likelihood_forward(x, (x,), torch.zeros(2), b"", NO_BOUNDS)
+    with pytest.raises(TypeError, match="expected a tuple of 3 items, got"):
+        _kernels.likelihood_forward(x, (), torch.zeros(2), code, NO_BOUNDS)
+    with pytest.raises(TypeError, match="expected a tuple of 2 items, got None"):
+        _kernels.likelihood_forward(x, (x,), torch.zeros(2), code, None)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "laplace"])
+def test_bounds_have_no_effect_without_a_clamp(kind):
+    x, *parameters = torch.randn(3, 4, 7)
+    free, bounded = (
+        cpu.likelihood_forward(x, tuple(parameters), LikelihoodSpec(kind), bounds)
+        for bounds in (NO_BOUNDS, NO_BOUNDS._replace(low=-0.1, high=0.1))
+    )
+    assert torch.equal(free, bounded)

@@ -44,6 +44,7 @@ def test_the_kernels_compile_without_warnings(built):
     assert built[1] == ""
 
 
+@pytest.mark.slow
 def test_every_instruction_set_of_this_machine_is_right_without_python(built):
     program = built[0]
     available = instruction_sets(program)
@@ -55,6 +56,7 @@ def test_every_instruction_set_of_this_machine_is_right_without_python(built):
         assert result.stdout.startswith(f"{name}: ")
 
 
+@pytest.mark.slow
 def test_the_kernels_for_64_bit_arm_are_right_and_compile_without_warnings(tmp_path):
     compiler, emulator = or_skip(for_aarch64)
     program, said = build(tmp_path / "check", compiler)
@@ -64,6 +66,7 @@ def test_the_kernels_for_64_bit_arm_are_right_and_compile_without_warnings(tmp_p
     assert result.stdout.startswith("aarch64: ")
 
 
+@pytest.mark.slow
 def test_an_instruction_set_that_the_processor_lacks_is_an_error(built):
     result = check([built[0]], BRIEF, "x86-64-v1")
     assert result.returncode == 2

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 
 import fastvae
-from fastvae.kernels import selection
+from fastvae.kernels import backend
 
-if selection.reason_unavailable("cpu"):
-    pytest.skip(f"no CPU kernels here: {selection.reason_unavailable('cpu')}", allow_module_level=True)
+if backend.reason_unavailable("cpu"):
+    pytest.skip(f"no CPU kernels here: {backend.reason_unavailable('cpu')}", allow_module_level=True)
 
 from fastvae.kernels.cpu import _kernels
 from fastvae.likelihoods import gaussian_log_prob
@@ -94,6 +94,7 @@ def test_an_expanded_gradient_of_each_kl_or_log_probability_is_read_as_a_dense_o
 def test_more_dimensions_than_any_tensor_has_are_refused_when_asked_by_methods():
     class Odd:
         shape = (1,) * 65
+        dtype = torch.float32
 
         def data_ptr(self):
             return 0
@@ -104,15 +105,16 @@ def test_more_dimensions_than_any_tensor_has_are_refused_when_asked_by_methods()
     _kernels.use_exchange(None)
     try:
         with pytest.raises(ValueError, match="more than 64 dimensions"):
-            _kernels.forward(Odd(), None, None, None, None, 0, 0, 0, 1)
+            _kernels.noise(Odd(), None, 0, 0)
         with pytest.raises(AttributeError, match="data_ptr"):
-            _kernels.forward(1, None, None, None, None, 0, 0, 0, 1)
-        with pytest.raises(TypeError, match="expected 9 arguments, got 2"):
-            _kernels.forward(None, None)
-        with pytest.raises(TypeError, match="expected 11 arguments, got 0"):
-            _kernels.backward()
+            _kernels.noise(1, None, 0, 0)
     finally:
         _kernels.use_exchange(EXCHANGE)
+
+
+def test_dtypes_without_kernels_are_refused(access):
+    with pytest.raises(TypeError, match="a dtype that there are no kernels for"):
+        _kernels.noise(torch.zeros(2, 3, dtype=torch.float64), torch.tensor([1]), 0, 0)
 
 
 @pytest.mark.skipif(EXCHANGE is None, reason="this PyTorch has no DLPack exchange interface")

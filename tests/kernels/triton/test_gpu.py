@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 import fastvae
-from fastvae.kernels.selection import implementation
+from fastvae.kernels.backend import implementation
 from tests import formulas
 from tests.gpu_marker import WITHOUT_GPU
 
@@ -213,20 +213,20 @@ def test_a_step_is_one_kernel_forward_and_one_backward(gpu, profiler_that_sees, 
     def backward():
         return torch.autograd.grad(outputs, (mu, logvar), grads, retain_graph=True)
 
-    assert kernels_of(forward) == ["forward_kernel"]
-    assert kernels_of(backward) == ["backward_kernel"]
+    assert kernels_of(forward) == ["latent_forward_kernel"]
+    assert kernels_of(backward) == ["latent_backward_kernel"]
     for drawn_or_put_there in (None, 5):
         names = kernels_of(lambda seed=drawn_or_put_there: forward(seed))
         assert len(names) == 2
-        assert names[-1] == "forward_kernel"
+        assert names[-1] == "latent_forward_kernel"
 
 
 @pytest.mark.parametrize("reduction", ["sample", "sum", "batchmean"])
 def test_split_rows_and_sums_over_the_batch_are_finished_by_small_kernels(gpu, profiler_that_sees, reduction):
     mu, logvar, _grad_z = leaves(gpu, 3, 50_000)
     names = kernels_of(lambda: fastvae.gaussian_kl(mu, logvar, reduction=reduction))
-    assert names[0] == "forward_kernel"
-    assert names.count("forward_kernel") == 1
+    assert names[0] == "latent_forward_kernel"
+    assert names.count("latent_forward_kernel") == 1
     assert len(names) <= 3
 
 

@@ -17,10 +17,16 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import fastvae
-from fastvae.arguments import seed_tensor
-from fastvae.kernels.triton import launch
-from tests.conftest import backend_device
+from fastvae.checks import seed_tensor
+from fastvae.kernels.latent_spec import LatentInputs, LatentOutputs, LatentScalars, LatentSpec
+from fastvae.kernels.triton import latent_backward, latent_forward, launch, noise
+from fastvae.kernels.triton.latent_backward_kernel import latent_backward_kernel
+from fastvae.kernels.triton.latent_forward_kernel import latent_forward_kernel
+from fastvae.kernels.triton.launch import Work, tiling_of
+from fastvae.kernels.triton.noise import noise_kernel
+from tests.conftest import backend_device, broken_interpreter
 
+pytestmark = pytest.mark.skipif(bool(broken_interpreter()), reason=broken_interpreter())
 ROOT = Path(__file__).parents[3]
 REDUCTIONS = ("none", "sample", "sum", "batchmean")
 
@@ -32,15 +38,17 @@ SHAPES = [(1, 1), (7, 1), (5, 3), (33, 20), (130, 33), (1, 2051), (9, 1024), (2,
 def launches(monkeypatch):
     """The launches that were started, in order; each still runs."""
     started: list[launch.Launch] = []
-    run = launch.Launch.run
+    start = launch.Template.start
 
-    def recorded(self, device):
-        started.append(self)
-        run(self, device)
+    def recorded(self, pointers, numbers, device):
+        started.append(self.launch(pointers, numbers))
+        start(self, pointers, numbers, device)
 
-    monkeypatch.setattr(launch.Launch, "run", recorded)
+    monkeypatch.setattr(launch.Template, "start", recorded)
+    launch.forget()
     with fastvae.use_backend("triton"):
         yield started
+    launch.forget()
 
 
 def leaves(*shape, dtype=torch.float32):
@@ -59,12 +67,12 @@ def ops(reduction):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("op", ["sample_and_kl", "reparameterize", "gaussian_kl"])
 def test_every_op_is_one_kernel_forward_and_one_backward(launches, op, reduction, shape):
-    assert (launch.shares(*shape, torch.float32).grid[1] > 1) is (shape == (2, 1100))
+    assert (tiling_of(Work(*shape, torch.float32)).grid[1] > 1) is (shape == (2, 1100))
     mu, logvar = leaves(*shape)
     outputs = ops(reduction)[op](mu, logvar)
-    assert [one.kernel for one in launches] == [launch.forward_kernel]
+    assert [one.kernel for one in launches] == [latent_forward_kernel]
     torch.autograd.grad(outputs, (mu, logvar), [torch.ones_like(output) for output in outputs])
-    assert [one.kernel for one in launches] == [launch.forward_kernel, launch.backward_kernel]
+    assert [one.kernel for one in launches] == [latent_forward_kernel, latent_backward_kernel]
 
 
 @pytest.mark.parametrize("used", ["z", "kl"])
@@ -72,7 +80,7 @@ def test_using_one_output_alone_is_one_kernel_backward(launches, used):
     mu, logvar = leaves(6, 10)
     outputs = dict(zip(("z", "kl"), fastvae.sample_and_kl(mu, logvar), strict=True))
     torch.autograd.grad(outputs[used].sum(), (mu, logvar))
-    assert [one.kernel for one in launches] == [launch.forward_kernel, launch.backward_kernel]
+    assert [one.kernel for one in launches] == [latent_forward_kernel, latent_backward_kernel]
 
 
 def test_columns_counted_in_64_bits_give_the_same_bits(launches, monkeypatch):
@@ -81,6 +89,7 @@ def test_columns_counted_in_64_bits_give_the_same_bits(launches, monkeypatch):
     narrow = fastvae.sample_and_kl(mu, logvar, seed=1)
     narrow_grads = torch.autograd.grad(narrow[0].sum() + narrow[1].sum(), (mu, logvar))
     monkeypatch.setattr(launch, "WIDE_EVENT", 1)
+    launch.forget()
     wide = fastvae.sample_and_kl(mu, logvar, seed=1)
     wide_grads = torch.autograd.grad(wide[0].sum() + wide[1].sum(), (mu, logvar))
     assert [one.constants["WIDE"] for one in launches] == [False, False, True, True]
@@ -90,7 +99,7 @@ def test_columns_counted_in_64_bits_give_the_same_bits(launches, monkeypatch):
 
 def test_noise_is_one_kernel(launches):
     fastvae.noise(0, (5, 7), device=backend_device("triton"))
-    assert [one.kernel for one in launches] == [launch.forward_kernel]
+    assert [one.kernel for one in launches] == [noise_kernel]
 
 
 def test_packed_and_expanded_tensors_take_one_kernel_each_way_too(launches):
@@ -135,11 +144,16 @@ def test_a_kernel_is_started_with_the_tensors_gpu_as_the_current_one(monkeypatch
 def fake_gpu(monkeypatch):
     """Tensors of a GPU that is not there, without values; launches are recorded with their device and not run."""
     started: list[tuple[launch.Launch, torch.device]] = []
-    monkeypatch.setattr(launch.Launch, "run", lambda self, device: started.append((self, device)))
+    monkeypatch.setattr(
+        launch.Template,
+        "start",
+        lambda self, pointers, numbers, device: started.append((self.launch(pointers, numbers), device)),
+    )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with FakeTensorMode():
         yield started
-    launch._hardware_of.cache_clear()  # it has met a GPU that is not there
+    launch._ptx_level_of.cache_clear()  # it has met a GPU that is not there
+    launch.forget()
 
 
 @pytest.mark.parametrize("reduction", [*REDUCTIONS, None])
@@ -150,9 +164,11 @@ def test_launching_looks_at_no_value_and_names_the_tensors_device(fake_gpu, shap
     mu, logvar, grad_z = (torch.empty(shape, device=device) for _ in range(3))
     seed = seed_tensor(None, None, device)
     assert seed.device == device
-    z, kl = launch.forward(mu, logvar, seed, 0, reduction)
-    launch.backward(grad_z, kl, mu if reduction else None, logvar, seed, 0, reduction)
-    launch.noise(seed, shape, 0, torch.float32)
+    spec, scalars = LatentSpec(reduction=reduction), LatentScalars()
+    z, kl, *_ = latent_forward(LatentInputs(mu, logvar, seed=seed), spec, scalars)
+    inputs = LatentInputs(mu if reduction else None, logvar, seed=seed)
+    latent_backward(LatentOutputs(grad_z, kl), inputs, spec, scalars, False)
+    noise(seed, shape, 0, torch.float32, 0)
     assert [one for _, one in fake_gpu] == [device] * 3
     assert z.device == device
     assert kl is None or kl.device == device
@@ -160,31 +176,75 @@ def test_launching_looks_at_no_value_and_names_the_tensors_device(fake_gpu, shap
         z.sum().item()
 
 
-@given(
-    rows=st.integers(1, 2**31),
-    event=st.integers(1, 300) | st.integers(1, 2**31 - 1),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+works = st.builds(
+    Work,
+    st.integers(1, 2**31 - 1),
+    st.integers(1, 300) | st.integers(1, 2**31 - 1) | st.integers(0, 40).map(lambda power: 3 * 2 ** min(power, 29)),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    tile_elements=st.sampled_from([256, 1024, 2048]),
+    draws=st.sampled_from([1, 50]),
+    shares_draws=st.booleans(),
+    shares_row=st.booleans(),
+    reduce_rows=st.booleans(),
+    channel=st.none(),
 )
-def test_every_coordinate_is_in_exactly_one_tile_of_one_program(rows, event, dtype):
+
+
+@given(work=works)
+def test_every_coordinate_is_in_exactly_one_tile_of_one_program(work):
     """Programs stand one after another on both axes: together they reach the end, and the last one begins before it."""
-    shared = launch.shares(rows, event, dtype)
-    share = shared.tiles_a_program * shared.columns
-    assert (shared.grid[0] - 1) * shared.rows_a_program < rows <= shared.grid[0] * shared.rows_a_program
-    assert (shared.grid[1] - 1) * share < event <= shared.grid[1] * share
+    tiling = tiling_of(work)
+    tile, share = tiling.tile, tiling.tiles_a_program
+    assert (tiling.tiles_a_row - 1) * tile.columns < work.event <= tiling.tiles_a_row * tile.columns
+    if work.reduce_rows:
+        ways = (tiling.grid[0], tile.columns, work.event), (tiling.grid[1], tile.rows * share, work.rows)
+    else:
+        ways = (tiling.grid[0], tile.rows, work.rows), (tiling.grid[1], tile.columns * share, work.event)
+    for programs, each, size in ways:
+        assert (programs - 1) * each < size <= programs * each
+    assert tile.mask_rows or work.rows % tile.rows == 0
 
 
-@given(rows=st.integers(1, 2**33), event=st.integers(1, 2**31 - 1))
-def test_grids_and_tiles_are_what_a_gpu_accepts(rows, event):
-    if rows * event > 2**40:  # terabytes
-        event = max(1, 2**40 // rows)
-    for dtype in (torch.float32, torch.bfloat16):
-        shared = launch.shares(rows, event, dtype)
-        assert 1 <= shared.grid[0] < 2**31
-        assert 1 <= shared.grid[1] <= 65535
-        assert shared.rows_a_program & (shared.rows_a_program - 1) == 0
-        assert shared.columns & (shared.columns - 1) == 0
-        assert shared.columns % shared.group == 0
-        assert shared.rows_a_program * shared.columns <= launch.TILE_ELEMENTS
+@given(work=works)
+def test_grids_and_tiles_are_what_a_gpu_accepts(work):
+    if work.rows * work.event > 2**40:  # terabytes
+        work = work._replace(event=max(1, 2**40 // work.rows))
+    channels = [channel for channel in (1, 2, 16) if work.event % channel == 0]
+    for channel in (None, *(work.event // channel for channel in channels)):
+        if channel is not None:
+            shape = torch.Size((work.rows, work.event // channel, channel))
+            if launch.channel_to_sum(shape, work) is None:
+                continue
+        tiling = tiling_of(work._replace(channel=channel))
+        rows, columns, *_ = tiling.tile
+        assert 1 <= tiling.grid[0] < 2**31
+        assert 1 <= tiling.grid[1] <= 65535
+        assert rows & (rows - 1) == 0
+        assert columns & (columns - 1) == 0
+        assert columns % tiling.vec == 0 or channel is not None
+        assert rows * columns <= max(work.tile_elements, 2 * launch.columns_loaded_at_once(work.dtype))
+
+
+def test_channels_of_an_event_too_long_for_the_second_axis_of_a_grid_are_summed_after_the_kernel():
+    """A prior that the batch shares makes tiles narrow, and so the programs of a row many."""
+    shape = torch.Size((1, 2, 2**24 + 1024))
+    work = Work(1, 2 * shape[2], torch.float32, 1024, shares_row=True)
+    assert launch.channel_to_sum(shape, work) is None
+    assert launch.channel_to_sum(shape, work._replace(shares_row=False)) == shape[2]
+
+
+@given(
+    event=st.integers(1, 5000) | st.integers(0, 16).map(lambda power: 2**power),
+    rows=st.lists(st.integers(1, 2**21), min_size=20, max_size=60),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    shares_row=st.booleans(),
+)
+def test_batches_of_all_sizes_take_two_kernels(event, rows, dtype, shares_row):
+    kernels = set()
+    for count in (*rows, 1, 2, 2**20):
+        tiling = tiling_of(Work(count, event, dtype, shares_row=shares_row))
+        kernels.add((tiling.tile[:2], tiling.tile.mask_rows, tiling.unroll, tiling.tiles_a_row == 1))
+    assert len(kernels) <= 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -203,7 +263,7 @@ def test_the_shares_depend_on_shape_and_dtype_alone(launches):
         torch.autograd.grad(z.sum() + kl.sum(), moments)
         return [(one.grid, one.constants["ROWS"], one.constants["COLUMNS"]) for one in launches], z, kl
 
-    moments = torch.randn(3, 8, 40, 40, device=backend_device("triton"), requires_grad=True)
+    moments = torch.randn(3, 8, 24, 24, device=backend_device("triton"), requires_grad=True)
     first, z, kl = started(moments, seed=1, row_offset=3)
     for other in (moments.detach().to(memory_format=torch.channels_last), torch.cat(moments.detach().chunk(2, 1), 1)):
         shares, other_z, other_kl = started(other.requires_grad_(), seed=1, row_offset=3)
@@ -235,7 +295,7 @@ with fastvae.use_backend("triton"):
 COMPILE = """
 import json
 import torch
-from bench.compiled import OPS, compile_for, op_launch, shape_and_layout
+from bench.roofline.compiled import OPS, compile_for, op_launch, shape_and_layout
 
 def compiled(op, shape, like=None):
     return compile_for(op_launch(op, shape, torch.float32, like), "sm_90").asm["ttir"]

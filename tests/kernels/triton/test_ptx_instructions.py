@@ -282,6 +282,22 @@ def test_matrices_are_loaded_a_row_a_lane_and_given_out_four_bytes_a_lane():
     np.testing.assert_array_equal(compute(body + one, LANES), LANES ^ 4)
 
 
+def test_matrices_are_stored_four_bytes_a_lane_into_rows():
+    """Lane l gives l of a first matrix and 100 + l of a second, and reads the word l // 2 + 32 (l % 2) of both."""
+    body = """
+    mov.u32 %r0, global_smem;
+    mad.lo.u32 %r1, %thread, 16, %r0;
+    add.u32 %r2, %thread, 100;
+    stmatrix.sync.aligned.m8n8.x2.shared.b16 [%r1], {%thread, %r2};
+    bar.sync 0;
+    shr.u32 %r3, %thread, 1; and.b32 %r4, %thread, 1; mad.lo.u32 %r3, %r4, 32, %r3;
+    mad.lo.u32 %r3, %r3, 4, %r0;
+    ld.shared.b32 %out, [%r3];
+    """
+    expected = np.where(LANES % 2 == 0, LANES // 2, 100 + LANES // 2)
+    np.testing.assert_array_equal(compute(body, LANES), expected)
+
+
 def test_a_guard_keeps_what_was_there():
     body = "setp.lt.s32 %p, %a, 2; mov.b32 %out, 7; @%p mov.b32 %out, 1; @!%p add.s32 %out, %out, 1;"
     assert list(compute(body, u32(0, 1, 2, 3))) == [1, 1, 8, 8]

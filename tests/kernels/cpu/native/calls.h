@@ -157,7 +157,7 @@ static void check_forward(const problem *p, kind k) {
     c.z = z.view;
     c.kl = kl.view;
     describe("forward", p, k, (tensor *const[]){&mu, &logvar, &z, &kl}, 4);
-    run(&c, isa->forward, 2, (tensor *const[]){&z, &kl});
+    run(&c, isa->latent_forward, 2, (tensor *const[]){&z, &kl});
     double *sums = calloc((size_t)p->shape.rows + 1, sizeof *sums);
     FOR_EACH_ELEMENT(p, row, d) {
         double m = get(&mu, row, d);
@@ -226,7 +226,7 @@ static void check_backward(const problem *p, kind k) {
     c.grad_mu = grad_mu.view;
     c.grad_scale = grad_logvar.view;
     describe("backward", p, k, (tensor *const[]){&logvar, &grad_logvar, &grad_z, &mu, &grad_mu, &grad_kl}, 6);
-    run(&c, isa->backward, 2, (tensor *const[]){&grad_mu, &grad_logvar});
+    run(&c, isa->latent_backward, 2, (tensor *const[]){&grad_mu, &grad_logvar});
     FOR_EACH_ELEMENT(p, row, d) {
         exact_scale s = exact_scale_of(get(&logvar, row, d));
         double of_mu = 0.0, of_mu_size = 0.0, of_logvar = 0.0, tolerance = 0.0;

@@ -1,5 +1,5 @@
-/* The C kernels without Python: every shape, dtype, reduction, memory layout and number of threads of the lists below,
-   against plain double arithmetic.
+/* A test program in C that calls the kernels without Python: every shape, dtype, reduction, memory layout and number of
+   threads of the lists below, compared with plain double arithmetic.
 
      check list              the instruction sets that this processor can run, one a line
      check [effort [near]]   checks the one that FASTVAE_CPU_ISA names, else the best. Effort: elements computed for
@@ -13,7 +13,7 @@
 
 #include "likelihoods.h"
 #include "parameters.h"
-#include "singled_out.h"
+#include "corner_cases.h"
 
 static const shape shapes[] = {
     {0, 1, 5},

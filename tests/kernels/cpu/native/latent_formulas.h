@@ -1,4 +1,4 @@
-/* The family of latents as family.py words it, for one coordinate, with the error that float32 may have. */
+/* The formulas of latent_spec.py for one coordinate, with the error that float32 may have. */
 #ifndef LATENT_FORMULAS_H
 #define LATENT_FORMULAS_H
 

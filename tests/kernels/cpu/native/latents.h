@@ -51,8 +51,8 @@ static options random_options(int with_prior) {
     return o;
 }
 
-/* One draw, against N(0, I): what has kernels of its own. */
-static void make_usual(latent_problem *l) {
+/* A latent of standard_prior.h, but for its clamp. */
+static void make_standard(latent_problem *l) {
     l->draws = one_of(2);
     l->prior_mu = l->prior_scale = ABSENT;
     l->kl_mean = l->log_probs = 0;
@@ -60,10 +60,9 @@ static void make_usual(latent_problem *l) {
     l->options.free_bits = 0.0f;
 }
 
-/* One draw, against a prior for each coordinate, which has other kernels of its own; or but for one thing, which they are
-   not for. */
-static void make_own_prior(latent_problem *l) {
-    make_usual(l);
+/* A latent of elementwise_prior.h, or one that differs from those in one thing. */
+static void make_elementwise_prior(latent_problem *l) {
+    make_standard(l);
     l->prior_mu = l->prior_scale = FULL;
     if (one_of(4)) l->options.clamp = CLAMP_NONE;
     switch (one_of(12)) {
@@ -84,7 +83,7 @@ static latent_problem new_latent_problem(const problem *p) {
     if (one_of(3)) l.prior_mu = 1 + one_of(3), l.prior_scale = 1 + one_of(3);
     l.log_probs = l.with_z && one_of(2);
     l.options = random_options(l.prior_mu != ABSENT);
-    if (!is_large(p) && one_of(2)) one_of(2) ? make_usual(&l) : make_own_prior(&l);
+    if (!is_large(p) && one_of(2)) one_of(2) ? make_standard(&l) : make_elementwise_prior(&l);
     l.mu = input(p->shape, p->dtype, 0);
     l.scale = input(p->shape, p->dtype, 1);
     l.prior_mu_tensor = shared_tensor(p, p->dtype, l.prior_mu, 2);

@@ -1,4 +1,4 @@
-/* The family of likelihoods as likelihoods.py words it, for one coordinate, with the error that float32 may have: the
+/* The formulas of likelihood_spec.py for one coordinate, with the error that float32 may have: the
    log-probability, and its derivative by each parameter. */
 #ifndef LIKELIHOOD_FORMULAS_H
 #define LIKELIHOOD_FORMULAS_H
@@ -22,11 +22,11 @@ static approximate normalizer_gradient_of(double l) {
     return (approximate){1.0 / l - 1.0 / sinh(l), fabs(l) < 0.5 ? FUNCTION * fabs(l) / 6 : FUNCTION / fabs(l)};
 }
 
-static approximate bounded(double raw, const density *d) {
+static approximate bounded(double raw, const likelihood *d) {
     return exactly(raw < d->low ? d->low : raw > d->high ? d->high : raw); /* NaN stays */
 }
 
-static approximate inside_bounds(approximate grad, double raw, const density *d) {
+static approximate inside_bounds(approximate grad, double raw, const likelihood *d) {
     return raw < d->low || raw > d->high ? exactly(0.0) : grad;
 }
 
@@ -40,7 +40,7 @@ static exact_likelihood of_bernoulli(int kind, double x, double l) {
     return e;
 }
 
-static exact_likelihood of_gaussian(double x, const double *values, const density *d) {
+static exact_likelihood of_gaussian(double x, const double *values, const likelihood *d) {
     approximate logvar = bounded(values[1], d), distance = difference(exactly(x), exactly(values[0]));
     approximate by_mean = product(distance, exp_of(scaled(-1.0, logvar))), squared = product(distance, by_mean);
     approximate constant = with_rounding(log(2.0 * acos(-1.0)), 0.0);
@@ -50,7 +50,7 @@ static exact_likelihood of_gaussian(double x, const double *values, const densit
     };
 }
 
-static exact_likelihood of_laplace(double x, const double *values, const density *d) {
+static exact_likelihood of_laplace(double x, const double *values, const likelihood *d) {
     approximate logscale = bounded(values[1], d), distance = difference(exactly(x), exactly(values[0]));
     approximate inverse = exp_of(scaled(-1.0, logscale));
     double sign = isnan(distance.value) ? NAN : (distance.value > 0.0) - (distance.value < 0.0);
@@ -120,7 +120,7 @@ static exact_likelihood of_zero_inflated(double x, double mean, double theta, do
     return e;
 }
 
-static exact_likelihood likelihood_of(const density *d, double x, const double *values) {
+static exact_likelihood likelihood_of(const likelihood *d, double x, const double *values) {
     switch (d->kind) {
     case GAUSSIAN: return of_gaussian(x, values, d);
     case LAPLACE: return of_laplace(x, values, d);

@@ -76,12 +76,12 @@ static void fill_location(tensor *t, const problem *p, const tensor *x) {
         if (count++ % 9 == 4) set_bits(t, row, d, encode(fmax(fmin(get(x, row, d), 60000.0), -60000.0), t->dtype));
 }
 
-static void fill_bounded(tensor *t, const problem *p, const density *density) {
+static void fill_bounded(tensor *t, const problem *p, const likelihood *likelihood) {
     fill(t, p, 3.0, extreme_scales, COUNT(extreme_scales), 7);
     int64_t count = 0;
     FOR_EACH_ELEMENT(t, row, d)
-        if (isfinite(density->low) && count++ % 9 == 4)
-            set_bits(t, row, d, encode(one_of(2) ? density->low : density->high, t->dtype));
+        if (isfinite(likelihood->low) && count++ % 9 == 4)
+            set_bits(t, row, d, encode(one_of(2) ? likelihood->low : likelihood->high, t->dtype));
 }
 
 static void fill_positive(tensor *t, const problem *p) {
@@ -113,7 +113,7 @@ static void fill_mixture(tensor *t, const problem *p, int channels, int componen
     }
 }
 
-static void fill_parameter(tensor *t, const problem *p, const density *d, int i, const tensor *x) {
+static void fill_parameter(tensor *t, const problem *p, const likelihood *d, int i, const tensor *x) {
     switch (d->kind) {
     case GAUSSIAN:
     case LAPLACE:

@@ -14,7 +14,7 @@ static const int parameters_of[KINDS] = {1, 1, 2, 2, 1, 2, 3, 1};
 
 typedef struct {
     const problem *p;
-    density density;
+    likelihood likelihood;
     int reduction, channels; /* channels: of a mixture's image, else 1 */
     int sharing[MOST_PARAMETERS];
     tensor x, parameters[MOST_PARAMETERS];
@@ -24,7 +24,7 @@ typedef struct {
 static shape with_channels(shape s, int channels) { return (shape){s.rows, channels * s.outer, s.inner}; }
 
 static int channels_of_parameter(const likelihood_problem *l) {
-    return l->density.kind == MIXTURE ? channels_of_mixture(l->channels, l->density.components) : 1;
+    return l->likelihood.kind == MIXTURE ? channels_of_mixture(l->channels, l->likelihood.components) : 1;
 }
 
 static strided view_of_channels(const tensor *t, shape s) {
@@ -33,8 +33,8 @@ static strided view_of_channels(const tensor *t, shape s) {
     return view;
 }
 
-static density random_density(int kind) {
-    density d = {kind, -INFINITY, INFINITY, 0};
+static likelihood random_likelihood(int kind) {
+    likelihood d = {kind, -INFINITY, INFINITY, 0};
     if ((kind == GAUSSIAN || kind == LAPLACE) && one_of(2)) d.low = -1.0f, d.high = 0.5f;
     if (kind == MIXTURE) d.low = -7.0f, d.components = 1 + one_of(MOST_COMPONENTS);
     return d;
@@ -43,7 +43,7 @@ static density random_density(int kind) {
 static int random_dtype(int usual, int how_many) { return one_of(2) ? usual : one_of(how_many); }
 
 static likelihood_problem new_likelihood_problem(const problem *p, int kind) {
-    likelihood_problem l = {.p = p, .density = random_density(kind), .channels = 1};
+    likelihood_problem l = {.p = p, .likelihood = random_likelihood(kind), .channels = 1};
     l.reduction = ELEMENTWISE + one_of(5);
     if (kind == MIXTURE && one_of(2)) l.channels = 3;
     l.x = input(with_channels(p->shape, l.channels), random_dtype(FLOAT32, INT64 + 1), 0);
@@ -52,7 +52,7 @@ static likelihood_problem new_likelihood_problem(const problem *p, int kind) {
         l.sharing[0] = FULL;
         shape of_parameter = with_channels(p->shape, channels_of_parameter(&l));
         l.parameters[0] = input(of_parameter, random_dtype(p->dtype, FLOAT16 + 1), 1);
-        fill_mixture(&l.parameters[0], p, l.channels, l.density.components);
+        fill_mixture(&l.parameters[0], p, l.channels, l.likelihood.components);
         return l;
     }
     for (int i = 0; i < parameters_of[kind]; i++) {
@@ -61,7 +61,7 @@ static likelihood_problem new_likelihood_problem(const problem *p, int kind) {
         else /* of large problems the second by column, the third by all */
             l.sharing[i] = is_large(p) ? SHARED + i - 1 : FULL + one_of(3);
         l.parameters[i] = shared_tensor(p, random_dtype(p->dtype, FLOAT16 + 1), l.sharing[i], 1 + i);
-        fill_parameter(&l.parameters[i], p, &l.density, i, &l.x);
+        fill_parameter(&l.parameters[i], p, &l.likelihood, i, &l.x);
     }
     return l;
 }
@@ -75,7 +75,7 @@ static call likelihood_call(const likelihood_problem *l) {
     const shape s = l->p->shape;
     call c = call_of(l->p, NULL, (kind){0, l->reduction});
     plan_channels(&c, s);
-    c.density = l->density;
+    c.likelihood = l->likelihood;
     c.image_channels = l->channels;
     c.x = view_of_channels(&l->x, s);
     c.x_dtype = l->x.dtype;
@@ -83,7 +83,7 @@ static call likelihood_call(const likelihood_problem *l) {
         if (l->sharing[i]) c.parameters[i] = shared_view(&l->parameters[i], l->sharing[i]);
         c.parameter_dtypes[i] = l->parameters[i].dtype;
     }
-    if (l->density.kind == MIXTURE) {
+    if (l->likelihood.kind == MIXTURE) {
         c.draws = channels_of_parameter(l);
         c.parameters[0] = view_of_channels(&l->parameters[0], s);
     }
@@ -92,7 +92,7 @@ static call likelihood_call(const likelihood_problem *l) {
 
 static void describe_likelihood(const char *direction, const likelihood_problem *l) {
     const shape s = l->p->shape;
-    const density *d = &l->density;
+    const likelihood *d = &l->likelihood;
     int end = snprintf(subject, sizeof subject,
                        "%s %s %s %lldx(%lldx%lld)%s, %s, bounds %g and %g, %d channels of %d components; x %s %s",
                        isa->name, likelihood_names[d->kind], direction, (long long)s.rows, (long long)s.outer,
@@ -109,17 +109,17 @@ static approximate likelihood_at(const likelihood_problem *l, int64_t row, int64
                                  approximate *by) {
     int64_t event = event_of(l->p->shape);
     double values[MOST_VALUES];
-    if (l->density.kind != MIXTURE) {
-        for (int i = 0; i < parameters_of[l->density.kind]; i++)
+    if (l->likelihood.kind != MIXTURE) {
+        for (int i = 0; i < parameters_of[l->likelihood.kind]; i++)
             values[i] = shared_at(&l->parameters[i], l->sharing[i], row, d);
-        exact_likelihood e = likelihood_of(&l->density, as_float(get(&l->x, row, d)), values);
-        for (int i = 0; i < parameters_of[l->density.kind]; i++) by[i] = product(given, e.by[i]);
+        exact_likelihood e = likelihood_of(&l->likelihood, as_float(get(&l->x, row, d)), values);
+        for (int i = 0; i < parameters_of[l->likelihood.kind]; i++) by[i] = product(given, e.by[i]);
         return e.log_prob;
     }
     approximate y[MOST_CHANNELS];
     for (int i = 0; i < l->channels; i++) y[i] = level_of(get(&l->x, row, d + i * event), l->x.dtype);
     for (int i = 0; i < channels_of_parameter(l); i++) values[i] = get(&l->parameters[0], row, d + i * event);
-    return mixture_of(&l->density, l->channels, y, values, given, by);
+    return mixture_of(&l->likelihood, l->channels, y, values, given, by);
 }
 
 static void check_likelihood_forward(const likelihood_problem *l) {
@@ -139,7 +139,7 @@ static void check_likelihood_forward(const likelihood_problem *l) {
 
 /* A mixture's gradient is one tensor of many channels, those of other likelihoods are as many as the parameters. */
 static tensor new_gradient(const likelihood_problem *l, int i) {
-    if (l->density.kind == MIXTURE && i == 0)
+    if (l->likelihood.kind == MIXTURE && i == 0)
         return output(with_channels(l->p->shape, channels_of_parameter(l)), l->parameters[0].dtype, 5);
     if (!l->sharing[i] || (!is_large(l->p) && one_of(4) == 0)) return (tensor){0}; /* not wanted */
     return output(shape_of_shared(l->p->shape, l->sharing[i]), l->parameters[i].dtype, 5 + i);
@@ -167,9 +167,9 @@ static void check_likelihood_backward(const likelihood_problem *l) {
     FOR_EACH_ELEMENT(l->p, row, d) {
         approximate given = with_rounding(grad_kl_at(l->p, &grad, l->reduction, row, d), 0.0);
         likelihood_at(l, row, d, given, by);
-        for (int i = 0; l->density.kind == MIXTURE && i < channels_of_parameter(l); i++)
+        for (int i = 0; l->likelihood.kind == MIXTURE && i < channels_of_parameter(l); i++)
             expect_approximately(&grads[0], GRAD_PARAMETER, row, d + i * event_of(s), by[i]);
-        for (int i = 0; l->density.kind != MIXTURE && i < MOST_PARAMETERS; i++)
+        for (int i = 0; l->likelihood.kind != MIXTURE && i < MOST_PARAMETERS; i++)
             if (grads[i].block)
                 check_gradient(&grads[i], GRAD_PARAMETER, l->sharing[i], row, d, by[i], sums[i]);
     }

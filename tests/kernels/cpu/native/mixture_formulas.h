@@ -76,7 +76,7 @@ typedef struct {
     approximate factors[MOST_CHANNELS];
 } exact_component;
 
-static exact_component component_of(const density *d, int channels, const approximate *y, const double *values, int m) {
+static exact_component component_of(const likelihood *d, int channels, const approximate *y, const double *values, int m) {
     exact_component one = {0};
     for (int channel = 0; channel < channels; channel++) {
         int n = d->components;
@@ -91,7 +91,7 @@ static exact_component component_of(const density *d, int channels, const approx
 }
 
 /* The log-probability, and the derivatives of `given` times it: what is too small for float32 depends on the order. */
-static approximate mixture_of(const density *d, int channels, const approximate *y, const double *values,
+static approximate mixture_of(const likelihood *d, int channels, const approximate *y, const double *values,
                               approximate given, approximate *by) {
     int n = d->components;
     exact_component components[MOST_COMPONENTS];

@@ -4,48 +4,44 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fastvae.kernels.family import PLAIN, Options
-
-OPS = (
-    "noise",
-    "sample_and_kl",
-    "reparameterize",
-    "gaussian_kl",
-    "sample_and_kl_backward",
-    "reparameterize_backward",
-    "gaussian_kl_backward",
-)
+from fastvae.kernels.latent_spec import LatentScalars, LatentSpec
 
 
 class Latent(NamedTuple):
-    """What of the family of latents an op is. Backward it wants all gradients that it can have."""
+    """What a latent op is. Backward it wants all gradients that it can have."""
 
-    options: Options = PLAIN
+    spec: LatentSpec = LatentSpec()
+    scalars: LatentScalars = LatentScalars()
     prior: str | None = None  # "full", "shared" or "one"
-    num_samples: int | None = None
-    kl_mean: bool = False
-    log_probs: bool = False
 
 
-LATENTS = {
-    "full prior": Latent(prior="full", log_probs=True),
-    "shared prior": Latent(prior="shared", kl_mean=True),
-    "one prior": Latent(prior="one", num_samples=2, log_probs=True),
-    "std": Latent(Options(scale="std", temperature=0.5)),
-    "std with prior": Latent(Options(scale="std"), prior="shared"),
-    "var with prior": Latent(Options(scale="var"), prior="full"),
-    "softplus": Latent(Options(scale="softplus", floor=0.01)),
-    "free bits": Latent(Options(scale="logstd", free_bits=0.2), kl_mean=True),
-    "hard clamp": Latent(Options(clamp="hard", low=-0.4, high=0.3), prior="one"),
-    "soft clamp": Latent(Options(clamp="soft", high=1.5), num_samples=3, log_probs=True),
-    "residual": Latent(Options(scale="logstd", clamp="soft", high=2.0, residual=True), prior="shared"),
+PLAIN = {
+    "sample_and_kl": Latent(),
+    "reparameterize": Latent(LatentSpec(reduction=None)),
+    "gaussian_kl": Latent(LatentSpec(sample=False)),
 }
-LATENT_OPS = (*LATENTS, *(f"{name}_backward" for name in LATENTS))
+OPS = ("noise", *PLAIN, *(f"{name}_backward" for name in PLAIN))
+OTHERS = {
+    "full prior": Latent(LatentSpec(log_probs=True), prior="full"),
+    "shared prior": Latent(LatentSpec(per_coordinate=True), prior="shared"),
+    "one prior": Latent(LatentSpec(log_probs=True), LatentScalars(num_samples=2), "one"),
+    "std": Latent(LatentSpec("std"), LatentScalars(temperature=0.5)),
+    "std with prior": Latent(LatentSpec("std"), prior="shared"),
+    "var with prior": Latent(LatentSpec("var"), prior="full"),
+    "softplus": Latent(LatentSpec("softplus"), LatentScalars(floor=0.01)),
+    "free bits": Latent(
+        LatentSpec("logstd", free_bits="coordinate", per_coordinate=True), LatentScalars(free_bits=0.2)
+    ),
+    "hard clamp": Latent(LatentSpec(clamp="hard"), LatentScalars(low=-0.4, high=0.3), "one"),
+    "soft clamp": Latent(LatentSpec(clamp="soft", log_probs=True), LatentScalars(num_samples=3, high=1.5)),
+    "residual": Latent(LatentSpec("logstd", "soft", True), LatentScalars(high=2.0, temperature=1.5), "shared"),
+}
+LATENTS = PLAIN | OTHERS
+LATENT_OPS = (*OTHERS, *(f"{name}_backward" for name in OTHERS))
 
 
-def latent_of(op: str) -> Latent | None:
-    """None for an op that is not of the family."""
-    return LATENTS.get(op.removesuffix("_backward"))
+def latent_of(op: str) -> Latent:
+    return LATENTS[op.removesuffix("_backward")]
 
 
 DTYPES = ("float32", "bfloat16")

@@ -15,17 +15,18 @@ import torch
 
 import fastvae
 from fastvae.kernels import reference
+from fastvae.kernels.latent_spec import LatentInputs, LatentOutputs
 from tests import formulas
 
-from .cases import Case, latent_of
+from .cases import OPS, Case, latent_of
 from .floats import Accuracy, from_bfloat16, to_bfloat16
 from .machine import launch
 from .memory import Memory
 from .parse import Kernel, parse
 
 ROOT = Path(__file__).parents[4]
-OUTPUTS = ("z", "kl", "kl_columns", "log_q", "log_p")
-OUTPUTS += ("grad_mu", "grad_logvar", "grad_scale", "grad_prior_mu", "grad_prior_scale")
+OUTPUTS = ("eps", "z", "kl", "kl_columns", "log_q", "log_p")
+OUTPUTS += ("grad_mu", "grad_scale", "grad_prior_mu", "grad_prior_scale")
 # Parameters that Triton adds at the end, at most: scratch memory, which our kernels have no use for.
 SCRATCH_PARAMETERS = 2
 
@@ -76,7 +77,7 @@ def execute(
     inputs, outputs, arguments = {}, {}, []
     for argument in description["arguments"]:
         if "value" in argument:
-            arguments.append(argument["value"])
+            arguments.append(word_of(argument["value"]))
             continue
         name, dtype, shape = argument["name"], argument["dtype"], tuple(argument["shape"])
         size = getattr(torch, dtype).itemsize
@@ -91,10 +92,8 @@ def execute(
             memory.put(positions, np.full(shape, seed))
             continue
         values = random.standard_normal(shape) if fixed is None or name not in fixed else np.full(shape, fixed[name])
-        if name in ("scale", "prior_scale"):
-            values = scale_values(values, case)
-        if name == "logvar" and fixed is None:
-            values = np.where(random.random(shape) < 0.1, values * 1e-3, 1.5 * values - 0.5)
+        if name in ("scale", "prior_scale") and (fixed is None or case.op not in OPS):
+            values = scale_values(values, case, random)
         memory.put(positions, to_dtype(values, dtype))
         inputs[name] = from_dtype(memory.get(positions, np.uint16 if size == 2 else np.float32)).astype(np.float64)
     if kernel is None:
@@ -111,11 +110,16 @@ def execute(
     return Executed(case, inputs, written, seed)
 
 
-def scale_values(values: np.ndarray, case: Case) -> np.ndarray:
+def word_of(value: float) -> int:
+    """An argument as the machine takes it: a float32 by its bits."""
+    return int(np.float32(value).view(np.uint32)) if isinstance(value, float) else value
+
+
+def scale_values(values: np.ndarray, case: Case, random: np.random.Generator) -> np.ndarray:
     """Scales around that of a standard normal, whatever they are scales of."""
-    latent = latent_of(case.op)
-    assert latent is not None
-    return np.exp(0.3 * values) if latent.options.scale in ("std", "var") else 0.5 * values
+    if case.op in OPS:
+        return np.where(random.random(values.shape) < 0.1, values * 1e-3, 1.5 * values - 0.5)
+    return np.exp(0.3 * values) if latent_of(case.op).spec.scale in ("std", "var") else 0.5 * values
 
 
 def to_dtype(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -145,13 +149,13 @@ class Right(NamedTuple):
 
 def right_answers(executed: Executed) -> dict[str, Right]:
     """What each output should be, by the formulas and autograd in float64."""
-    if latent_of(executed.case.op) is not None:
-        return latent_answers(executed)
     case, eps = executed.case, noise(executed)
-    given = {name: torch.from_numpy(values) for name, values in executed.inputs.items()}
     if case.op == "noise":
-        return {"z": Right(eps, np.ones_like(eps), np.zeros_like(eps))}
-    logvar = given["logvar"].requires_grad_()
+        return {"eps": Right(eps, np.ones_like(eps), np.zeros_like(eps))}
+    if case.op not in OPS:
+        return latent_answers(executed)
+    given = {name: torch.from_numpy(values) for name, values in executed.inputs.items()}
+    logvar = given["scale"].requires_grad_()
     mu = given.get("mu", torch.zeros_like(logvar)).requires_grad_()
     z, kl = formulas.sample_and_kl(mu, logvar, torch.from_numpy(eps), case.reduction)
     m, lv = mu.detach().numpy(), logvar.detach().numpy()
@@ -168,14 +172,14 @@ def right_answers(executed: Executed) -> dict[str, Right]:
         return {name: found[name] for name in executed.outputs}
     grad_z = given.get("grad_z", torch.zeros_like(z))
     grad_kl = given.get("grad_kl", torch.zeros_like(kl)).reshape(kl.shape)
-    grad_mu, grad_logvar = torch.autograd.grad([z, kl], [mu, logvar], [grad_z, grad_kl])
+    grad_mu, grad_scale = torch.autograd.grad([z, kl], [mu, logvar], [grad_z, grad_kl])
     per_kl = np.abs(grad_kl.numpy()) / (len(m) if case.reduction == "batchmean" else 1)
     per_kl = per_kl.reshape(-1, *[1] * (m.ndim - 1)) if case.reduction == "sample" else per_kl
     from_z = np.abs(grad_z.numpy())
     found = {
         "grad_mu": Right(grad_mu.numpy(), np.zeros_like(m), from_z + per_kl * np.abs(m)),
-        "grad_logvar": Right(
-            grad_logvar.numpy(), from_z * std / 2, from_z * std * np.abs(eps) / 2 + per_kl * (variance + 1) / 2
+        "grad_scale": Right(
+            grad_scale.numpy(), from_z * std / 2, from_z * std * np.abs(eps) / 2 + per_kl * (variance + 1) / 2
         ),
     }
     return {name: found[name] for name in executed.outputs}
@@ -201,35 +205,35 @@ def assert_right(executed: Executed) -> None:
 
 def finished(executed: Executed, name: str) -> np.ndarray:
     """An output, or, of one that consists of the sums of each program, in float64 what they add up to."""
-    got, case, latent = executed.outputs[name], executed.case, latent_of(executed.case.op)
+    got, case = executed.outputs[name], executed.case
     if name == "kl" and case.reduction != "none":
         return got.reshape(len(got), -1).astype(np.float64).sum(1)
     if name in ("log_q", "log_p"):
-        return got.astype(np.float64).sum(2)
+        got = got.astype(np.float64)
+        if got.ndim == 3:  # of rows of several tiles
+            got = got.sum(2) if latent_of(case.op).scalars.num_samples else got.sum(2)[0]
+        return got
     if name == "kl_columns":
         return got.astype(np.float64).sum(0) / case.shape[0]
-    if name.startswith("grad_prior") and latent is not None and latent.prior != "full":
+    if name.startswith("grad_prior") and latent_of(case.op).prior != "full":
         columns = got.astype(np.float64).sum(0)
-        return columns.sum(keepdims=True) if latent.prior == "one" else columns
+        return columns.sum(keepdims=True) if latent_of(case.op).prior == "one" else columns
     return got
 
 
 def latent_answers(executed: Executed) -> dict[str, Right]:
-    """What the outputs of the family should be, by the reference in float64; good to 2e-5 of the largest."""
-    case, latent, given = executed.case, latent_of(executed.case.op), executed.inputs
-    assert latent is not None
+    """What the outputs of other latents should be, by the reference in float64; good to 2e-5 of the largest."""
+    case, given = executed.case, executed.inputs
+    spec, scalars, prior = latent_of(case.op)
+    spec, scalars = spec._replace(reduction=case.reduction), scalars._replace(row_offset=case.row_offset)
     tensors = {name: torch.from_numpy(values) for name, values in given.items()}
-    draws, seed = latent.num_samples, torch.tensor([executed.seed])
-    if latent.prior in ("shared", "one"):  # the kernel was given the whole of what it stands for
-        part = slice(1) if latent.prior == "shared" else (slice(1),) * len(case.shape)
-        tensors |= {name: tensors[name][part] for name in ("prior_mu", "prior_scale")}
     parameters = [tensors.get(name) for name in ("mu", "scale", "prior_mu", "prior_scale")]
+    inputs = LatentInputs(*parameters, torch.tensor([executed.seed]))
     found: dict[str, torch.Tensor | None]
     if not case.op.endswith("_backward"):
-        per_row = "none" if case.reduction == "none" else "sample"
-        z, kl, mean, log_q, log_p = reference.latent_forward(
-            *parameters, seed, case.row_offset, draws, per_row, latent.kl_mean, latent.log_probs, latent.options
-        )
+        if case.reduction != "none":
+            spec = spec._replace(reduction="sample")
+        z, kl, mean, log_q, log_p = reference.latent_forward(inputs, spec, scalars)
         found = {
             "z": z,
             "kl": kl,
@@ -237,15 +241,10 @@ def latent_answers(executed: Executed) -> dict[str, Right]:
             "log_q": log_q,
             "log_p": log_p,
         }
-        if draws is None and log_q is not None and log_p is not None:
-            found |= {"log_q": log_q[None], "log_p": log_p[None]}
     else:
-        gradients = [tensors.get(name) for name in ("grad_z", "grad_kl", "grad_log_q", "grad_log_p")]
-        wants_prior = latent.prior is not None
-        grad_mu, grad_scale, *of_prior = reference.latent_backward(
-            *gradients, *parameters, seed, case.row_offset, draws, case.reduction, latent.options, wants_prior
-        )
-        of_prior = [one if one is None or latent.prior == "full" else one.flatten() for one in of_prior]
+        grads = LatentOutputs(*[tensors.get(f"grad_{name}") for name in LatentOutputs._fields])
+        grad_mu, grad_scale, *of_prior = reference.latent_backward(grads, inputs, spec, scalars, prior is not None)
+        of_prior = [one if one is None or prior == "full" else one.flatten() for one in of_prior]
         found = {"grad_mu": grad_mu, "grad_scale": grad_scale, "grad_prior_mu": of_prior[0]}
         found["grad_prior_scale"] = of_prior[1]
     answers = {}

@@ -21,6 +21,7 @@ from tests.likelihoods.cases import CASES, COUNTS, draw
 
 from .dump import describe
 from .floats import Accuracy, from_bfloat16, to_bfloat16
+from .launched import word_of
 from .machine import launch
 from .memory import Memory
 from .parse import parse
@@ -41,7 +42,7 @@ class Inputs(NamedTuple):
 def inputs(name: str, dtype: str) -> Inputs:
     """The same for every call. Counts and pixels are integers, pixels' log p has no channels."""
     case, narrow = CASES[name], getattr(torch, dtype)
-    is_mixture = case.density.components > 0
+    is_mixture = case.spec.components > 0
     with torch.random.fork_rng():
         torch.manual_seed(len(name))
         x, parameters = draw(case, IMAGES if is_mixture else SHAPE)
@@ -50,14 +51,15 @@ def inputs(name: str, dtype: str) -> Inputs:
         grad = torch.randn(x[:, 0].shape if is_mixture else x.shape)
     if is_mixture:
         x = (255 * x).round().to(torch.uint8)
-    elif case.density.kind in COUNTS:
+    elif case.spec.kind in COUNTS:
         x = x.to(torch.int32)
     return Inputs(x, parameters, grad)
 
 
 def main() -> None:
-    from bench.compiled import compile_for
-    from fastvae.kernels.triton.likelihood_launch import describe_backward, describe_forward
+    from bench.roofline.compiled import compile_for
+    from fastvae.kernels.triton import likelihood_backward, likelihood_forward
+    from fastvae.kernels.triton.launch import collected_launches
 
     folder, target = Path(sys.argv[1]), sys.argv[2]
     found = []
@@ -65,9 +67,10 @@ def main() -> None:
         for dtype in DTYPES:
             x, parameters, grad = inputs(name, dtype)
             wants = (True,) * len(parameters)
-            forward = describe_forward(x, parameters, "none", case.density)
-            backward = describe_backward(grad, x, parameters, "none", case.density, wants)
-            for direction, started in (("forward", forward.launch), ("backward", backward.launch)):
+            with collected_launches() as launches:
+                likelihood_forward(x, parameters, *case.under("none"))
+                likelihood_backward(grad, x, parameters, *case.under("none"), wants)
+            for direction, started in zip(("forward", "backward"), launches, strict=True):
                 kernel = compile_for(started, target)
                 assembly = kernel.asm["ptx" if "ptx" in kernel.asm else "amdgcn"]
                 entry = {
@@ -104,15 +107,13 @@ def execute(description: dict[str, Any], accuracy: Accuracy) -> dict[str, Tensor
     arguments, outputs = [], {}
     for argument in description["arguments"]:
         if "value" in argument:
-            arguments.append(argument["value"])
+            arguments.append(word_of(argument["value"]))
             continue
         name, shape, strides = argument["name"], tuple(argument["shape"]), tuple(argument["strides"])
         dtype = getattr(torch, argument["dtype"])
         arguments.append(bases[argument["storage"]] + argument["offset"] * dtype.itemsize)
         positions = memory.view(arguments[-1], shape, strides, dtype.itemsize)
         if name in values:
-            # Of an expanded dimension only the first is there.
-            positions = positions[tuple(slice(1) if stride == 0 else slice(None) for stride in strides)]
             memory.put(positions, _words(values[name]).reshape(positions.shape[:-1]))
         else:
             memory.expect(positions)

@@ -102,6 +102,26 @@ def _load_matrices(d: Decoded) -> Action:
     return act
 
 
+@instruction("stmatrix", "sync aligned m8n8 x1 x2 x4 shared shared::cta")
+def _store_matrices(d: Decoded) -> Action:
+    """The way back from ldmatrix: lane 8 i + r has the address of row r of matrix i; each lane gives 4 bytes."""
+    address, source = d.operands
+    items = source.items if isinstance(source, Vector) else (source,)
+    if not isinstance(address, Address) or f"x{len(items)}" not in d.flags or d.kind != "b16":
+        raise d.unknown()
+
+    def act(block: Any) -> None:
+        if not block.mask.all() or block.threads % 32:
+            raise PtxError("not all threads of a warp take part")
+        addresses = block.read(address.base, "u32").astype(np.int64) + address.offset
+        pointing = block.thread % 32 < 8 * len(items)
+        words = np.stack([block.read(item, "b32").reshape(-1, 8, 4) for item in items], axis=1)
+        rows = np.ascontiguousarray(words).view(np.uint8).reshape(-1, 16)
+        block.shared.store(addresses[pointing], rows, block.number, block.thread[pointing])
+
+    return act
+
+
 @instruction("createpolicy", "fractional L2::evict_first L2::evict_last L2::evict_normal L2::evict_unchanged")
 def _policy(d: Decoded) -> Action:
     return lambda block: block.write(d.operands[0], np.zeros(block.threads, np.uint64), "b64")

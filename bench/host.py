@@ -1,0 +1,253 @@
+"""What an op costs on the host before a GPU computes anything, measured without a GPU.
+
+python -m bench host [--shape 128x10] [--compilations]
+
+Triton launches through a driver of functions that do nothing (`bench.stub_driver`), with CPU tensors in place of a
+GPU's. Compared with it is eager PyTorch's step on the CPU, of the same shape and in the same process. Times are the
+least of many rounds: anything else that runs on the machine only adds to them.
+
+With --compilations: how many kernels a training run asks Triton for, with every last batch and annealed numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import eager, eager_likelihoods, stub_driver
+
+ROUNDS, CALLS = 200, 20
+
+
+def least(function: Callable[[], object]) -> float:
+    """Microseconds of a call."""
+    function()
+    best = float("inf")
+    for _ in range(ROUNDS):
+        begin = time.perf_counter()
+        for _ in range(CALLS):
+            function()
+        best = min(best, time.perf_counter() - begin)
+    return 1e6 * best / CALLS
+
+
+def install() -> stub_driver.StubDriver:
+    """The stub driver, with CPU tensors served by the Triton backend; once a process."""
+    if "TRITON_INTERPRET" in os.environ:
+        raise RuntimeError("TRITON_INTERPRET is set: nothing is launched in this process. Unset it.")
+    driver = stub_driver.install()
+    from fastvae.kernels import backend, triton
+
+    triton.device_types = lambda: ("cpu",)
+    triton.unavailable = lambda: ""
+    backend._unavailable.pop("triton", None)
+    return driver
+
+
+class Call(NamedTuple):
+    """One op: the backend's two functions with their arguments."""
+
+    forward: Callable[[], Any]
+    backward: Callable[[], Any]
+
+
+def calls(rows: int, event: int) -> dict[str, Call]:
+    """Every op of the backend, by a name."""
+    from fastvae.kernels import triton as backend
+    from fastvae.kernels.latent_spec import LatentInputs, LatentOutputs, LatentScalars, LatentSpec
+    from fastvae.kernels.likelihood_spec import NO_BOUNDS, LikelihoodSpec
+
+    def latent(spec: LatentSpec, scalars: LatentScalars, prior: Sequence[Tensor] = ()) -> Call:
+        inputs = LatentInputs(mu, logvar, *(prior or (None, None)), seed if spec.sample else None)
+        outputs = backend.latent_forward(inputs, spec, scalars)
+        grads = LatentOutputs(*[None if output is None else torch.randn_like(output) for output in outputs])
+        return Call(
+            lambda: backend.latent_forward(inputs, spec, scalars),
+            lambda: backend.latent_backward(grads, inputs, spec, scalars, False),
+        )
+
+    def likelihood(kind: str, *parameters: Tensor) -> Call:
+        spec, wants = LikelihoodSpec(kind), (True,) * len(parameters)
+        grad = torch.randn_like(backend.likelihood_forward(data, parameters, spec, NO_BOUNDS))
+        return Call(
+            lambda: backend.likelihood_forward(data, parameters, spec, NO_BOUNDS),
+            lambda: backend.likelihood_backward(grad, data, parameters, spec, NO_BOUNDS, wants),
+        )
+
+    mu, logvar = torch.randn(rows, event), torch.randn(rows, event)
+    seed, data = torch.zeros(1, dtype=torch.int64), torch.rand(rows, event)
+    prior = torch.randn(1, event), torch.randn(1, event)
+
+    def draw() -> Tensor:
+        return backend.noise(seed, (rows, event), 0, torch.float32, 0)
+
+    return {
+        "latent": latent(LatentSpec(), LatentScalars()),
+        "latent, prior, 8 draws, free bits": latent(
+            LatentSpec(free_bits="coordinate"), LatentScalars(num_samples=8, free_bits=0.1), prior
+        ),
+        "Bernoulli": likelihood("bernoulli", logvar),
+        "Gaussian": likelihood("gaussian", mu, logvar),
+        "negative binomial": likelihood("negative_binomial", mu.exp(), logvar[:1].exp()),
+        "noise": Call(draw, draw),
+    }
+
+
+def parts(call: Callable[[], Any]) -> dict[str, float]:
+    """Microseconds of a call and of what it consists of, and of what it would take by Triton's own launch."""
+    from fastvae.kernels.triton.launch import Template
+
+    started: list[tuple[Any, ...]] = []
+    start = Template.start
+    Template.start = lambda *arguments: started.append(arguments)  # type: ignore[method-assign]
+    try:
+        call()
+        rest = least(call)
+    finally:
+        Template.start = start  # type: ignore[method-assign]
+    template, pointers, numbers, device = started[0]
+    launch = template.launch(pointers, numbers)
+    addresses = [None if pointer is None else pointer.data_ptr() for pointer in pointers]
+    compiled = launch.run(device)[template.grid]
+    arguments = (*addresses, *numbers, *template.arguments)
+    return {
+        "call": least(call),
+        "look-up, outputs": rest,
+        "start": least(lambda: template.start(pointers, numbers, device)),
+        "of which Triton's launcher": least(lambda: compiled(*arguments, stream=0)),
+        "by Triton alone": least(lambda: launch.run(device)),
+    }
+
+
+def steps(rows: int, event: int) -> Iterator[tuple[str, float, float]]:
+    """The public op forward and backward, and eager PyTorch's on the CPU."""
+    import fastvae
+    from fastvae import likelihoods
+
+    mu, logvar = (torch.randn(rows, event).requires_grad_() for _ in range(2))
+    data = torch.rand(rows, event)
+
+    def both(function: Callable[[], Sequence[Tensor]]) -> float:
+        grads = [torch.ones_like(output) for output in function()]
+        return least(lambda: torch.autograd.grad(function(), (mu, logvar), grads, allow_unused=True))
+
+    def eager_latent() -> Sequence[Tensor]:
+        return eager.sample_and_kl(mu, logvar)
+
+    ours = {
+        "latent": lambda: fastvae.sample_and_kl(mu, logvar),
+        "Gaussian": lambda: (likelihoods.gaussian_log_prob(data, mu, logvar),),
+    }
+    theirs = {
+        "latent": eager_latent,
+        "Gaussian": lambda: (eager_likelihoods.gaussian(data, mu, logvar).sum(1),),
+    }
+    with fastvae.use_backend("triton"):
+        measured = {name: both(function) for name, function in ours.items()}
+    for name, function in theirs.items():
+        yield name, measured[name], both(function)
+
+
+class Asked(NamedTuple):
+    """What a run asked Triton for."""
+
+    kernels: int
+    launchers: int  # that Triton up to 3.6 compiles in C, one a signature
+
+
+def asked_for(run: Callable[[], Any]) -> dict[str, Asked]:
+    """By kernel, what a run of backend calls would have Triton compile; nothing is compiled."""
+    import triton
+
+    from fastvae.kernels.triton import launch
+
+    found: dict[str, set[tuple[str, str]]] = {}
+
+    def hook(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
+        signature = str(tuple([kind for kind in compile["signature"].values() if kind != "constexpr"]))
+        found.setdefault(fn.name.rpartition(".")[2], set()).add((str(compile["key"]), signature))
+        return True  # do not compile it
+
+    before, triton.knobs.runtime.jit_cache_hook = triton.knobs.runtime.jit_cache_hook, hook
+    launch.forget()
+    try:
+        run()
+    finally:
+        triton.knobs.runtime.jit_cache_hook = before
+        launch.forget()
+    return {
+        name: Asked(len(asked), len({signature for _, signature in asked})) for name, asked in sorted(found.items())
+    }
+
+
+def training_run(rows: int, event: int) -> None:
+    """Batches of one event with every last batch, annealed numbers, and rows of other ranks' batches before them."""
+    from fastvae.kernels import triton as backend
+    from fastvae.kernels.latent_spec import LatentInputs, LatentOutputs, LatentScalars, LatentSpec
+    from fastvae.kernels.likelihood_spec import Bounds, LikelihoodSpec
+
+    spec, seeds = LatentSpec(clamp="hard", free_bits="coordinate"), torch.zeros(3, dtype=torch.int64)
+    of_data = LikelihoodSpec("gaussian", clamp=True)
+    for step, batch in enumerate((rows, *range(1, rows))):
+        mu, logvar, grad_z = (torch.randn(batch, event) for _ in range(3))
+        grad, seed = torch.randn(batch), seeds[step % 3 :][:1]
+        for offset in (0, 1, 2, 16, 2**31, 2**31 + 1) if batch == rows else (step * rows,):
+            part = step / rows
+            scalars = LatentScalars(offset, None, 0.5 + part, -5 - part, 5 + part, 0.0, 0.1 * part)
+            inputs = LatentInputs(mu, logvar, seed=seed)
+            backend.latent_forward(inputs, spec, scalars)
+            backend.latent_backward(LatentOutputs(grad_z, grad), inputs, spec, scalars, False)
+            backend.noise(seed, (batch, event), offset, torch.float32, step)
+        bounds = Bounds(-5 - step, 5 + step)
+        backend.likelihood_forward(grad_z, (mu, logvar), of_data, bounds)
+        backend.likelihood_backward(grad, grad_z, (mu, logvar), of_data, bounds, (True, True))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench host", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", default="128x10", help="rows x event, such as 128x10")
+    parser.add_argument("--compilations", action="store_true", help="count kernels instead of measuring times")
+    options = parser.parse_args(arguments)
+    try:
+        rows, event = map(int, options.shape.split("x"))
+    except ValueError:
+        parser.error(f"--shape is {options.shape}, expected rows x event, such as 128x10")
+    torch.set_num_threads(1)
+    try:
+        install()
+    except RuntimeError as error:
+        print(f"bench host: {error}", file=sys.stderr)
+        return 2
+    if options.compilations:
+        print(f"Batches of 1 to {rows} rows of {event}, annealed temperature, free bits and bounds, other row offsets:")
+        for name, asked in asked_for(lambda: training_run(rows, event)).items():
+            print(f"  {name:<28} {asked.kernels} kernels, {asked.launchers} launchers")
+        return 0
+    print(f"{options.shape}, microseconds of the host")
+    print(
+        "| backend's call | | "
+        + " | ".join(("whole", "look-up, outputs", "start", "launcher", "by Triton alone"))
+        + " |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, call in calls(rows, event).items():
+        for direction, function in call._asdict().items():
+            if name != "noise" or direction == "forward":
+                numbers = " | ".join(f"{value:.1f}" for value in parts(function).values())
+                print(f"| {name} | {direction} | {numbers} |", flush=True)
+    print("\n| step, forward and backward | fastvae | eager PyTorch on the CPU | part of it |")
+    print("|---|---|---|---|")
+    for name, ours, theirs in steps(rows, event):
+        print(f"| {name} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.2f} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

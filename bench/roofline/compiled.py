@@ -1,0 +1,265 @@
+"""Compile the Triton kernels for GPUs that need not be there, exactly as the launch code would start them.
+
+python -m bench.roofline.compiled [sm_80 sm_90 gfx942 ...]      what was compiled for each target, as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastvae.kernels.latent_spec import LatentInputs, LatentOutputs, LatentScalars, LatentSpec
+from fastvae.kernels.likelihood_spec import Bounds, LikelihoodSpec
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_89": GPUTarget("cuda", 89, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx90a": GPUTarget("hip", "gfx90a", 64),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+    "gfx1100": GPUTarget("hip", "gfx1100", 32),
+}
+
+_POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+}
+
+
+def source(launch: Any) -> ASTSource:
+    """The kernel of a `fastvae.kernels.triton.launch.Launch`, specialised to its arguments.
+
+    As at a real launch: None is a constant, and so is an integer 1; integers are 32 bits wide where they fit; pointers
+    and integers divisible by 16 are known to be so. The last two but for what the kernel is not to be specialised on.
+    """
+    signature: dict[str, Any] = {}
+    constants: dict[Any, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+
+    def specialise(value: Any, place: tuple[int, ...], parameter: Any) -> Any:
+        """The type of an argument, or of a part of one that is a tuple."""
+        if isinstance(value, tuple):
+            return tuple([specialise(part, (*place, at), parameter) for at, part in enumerate(value)])
+        specialises = not parameter.do_not_specialize
+        if value is None or parameter.is_constexpr or (specialises and type(value) is int and value == 1):
+            constants[place] = value
+            return "constexpr"
+        if isinstance(value, float):
+            return "fp32"
+        if isinstance(value, torch.Tensor):
+            specialises = specialises and not parameter.do_not_specialize_on_alignment
+            kind, divisible = _POINTERS[value.dtype], value.data_ptr() % 16 == 0
+        else:
+            kind, divisible = "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
+        if specialises and divisible:
+            attributes[place] = [["tt.divisibility", 16]]
+        return parameter.annotation_type or kind
+
+    values = (*launch.arguments, *[launch.constants[name] for name in launch.kernel.arg_names[len(launch.arguments) :]])
+    for parameter, value in zip(launch.kernel.params, values, strict=True):
+        signature[parameter.name] = specialise(value, (parameter.num,), parameter)
+    return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def compile_for(launch: Any, target: str) -> Any:
+    """Triton's compiled kernel of ``launch`` for one of TARGETS; its ``asm`` holds every stage down to the binary."""
+    from fastvae.kernels.triton.launch import ptx_level
+
+    # The launch was described on a machine that need not be the target's.
+    gpu = TARGETS[target]
+    capability = gpu.arch if gpu.backend == "cuda" else None
+    launch = launch._replace(constants=launch.constants | {"PTX_LEVEL": ptx_level(capability)})
+    return triton.compile(source(launch), target=TARGETS[target], options={"num_warps": launch.num_warps})
+
+
+class Latent(NamedTuple):
+    """What a latent op is."""
+
+    spec: LatentSpec = LatentSpec()
+    scalars: LatentScalars = LatentScalars()
+    prior: str | None = None  # "full": of every row; "shared" by the rows
+
+
+KL_ALONE = LatentSpec(sample=False)
+LATENTS = {
+    "sample_and_kl": Latent(),
+    "reparameterize": Latent(LatentSpec(reduction=None)),
+    "gaussian_kl": Latent(KL_ALONE),
+    "gaussian_kl_two": Latent(KL_ALONE, prior="full"),
+    "gaussian_kl_shared_prior": Latent(KL_ALONE, prior="shared"),
+    "sample_and_kl_prior": Latent(prior="full"),
+    "sample_and_kl_shared_prior": Latent(prior="shared"),
+    "sample_and_kl_std": Latent(LatentSpec(scale="std")),
+    "sample_and_kl_softplus": Latent(LatentSpec(scale="softplus"), LatentScalars(floor=1e-4)),
+    "sample_and_kl_soft_clamp": Latent(LatentSpec(clamp="soft"), LatentScalars(high=5.0)),
+    # With log probabilities, as an importance-weighted bound needs them.
+    "iwae_50": Latent(LatentSpec(reduction=None, log_probs=True), LatentScalars(num_samples=50)),
+}
+
+# Of a likelihood, how much there is of each parameter: "full", of every row, or "shared" by the rows.
+LIKELIHOODS = {
+    "bernoulli": ("full",),
+    "gaussian": ("full", "full"),
+    "negative_binomial": ("full", "shared"),
+}
+
+
+def _backward_of(op: str) -> tuple[str, bool]:
+    return op.removesuffix("_backward"), op.endswith("_backward")
+
+
+def op_launch(op: str, shape: tuple[int, ...], dtype: torch.dtype, like: torch.Tensor | None = None) -> Any:
+    """The launch that one of OPS would start for tensors of this shape and dtype.
+
+    ``like`` gives the memory layout of the tensors; contiguous if None.
+    """
+    from fastvae.kernels import triton as backend
+    from fastvae.kernels.triton.launch import collected_launches
+
+    strides = torch.empty(shape, device="meta").stride() if like is None else like.stride()
+
+    def tensor() -> torch.Tensor:
+        return torch.empty_strided(shape, strides, dtype=dtype)
+
+    name, backward = _backward_of(op)
+    with collected_launches() as launches:
+        if name == "noise":
+            backend.noise(torch.zeros(1, dtype=torch.int64), shape, 0, dtype, 0)
+        elif name in LATENTS:
+            _call_latent(LATENTS[name], backward, tensor)
+        else:
+            _call_likelihood(name, backward, tensor)
+    (launch,) = launches
+    return launch
+
+
+def _call_latent(latent: Latent, backward: bool, tensor: Callable[[], torch.Tensor]) -> None:
+    from fastvae.kernels.triton import latent_backward, latent_forward
+
+    spec, scalars, prior = latent
+    mu = tensor()
+    priors = (None, None) if prior is None else (tensor(), tensor())
+    if prior == "shared":
+        priors = tuple([of_row[:1] for of_row in priors])
+    seed = torch.zeros(1, dtype=torch.int64) if spec.sample else None
+    inputs = LatentInputs(mu, tensor(), *priors, seed)
+    if not backward:
+        latent_forward(inputs, spec, scalars)
+        return
+    rows, draws = mu.shape[0], scalars.num_samples
+    grad_z = torch.empty((draws, *mu.shape), dtype=mu.dtype) if draws else torch.empty_like(mu)
+    grad_kl = None if spec.reduction is None else torch.empty(rows)
+    grad_log_q, grad_log_p = (torch.empty(draws, rows) if spec.log_probs else None for _ in range(2))
+    grads = LatentOutputs(grad_z if spec.sample else None, grad_kl, None, grad_log_q, grad_log_p)
+    if grad_kl is None and not spec.log_probs:  # z alone: its gradient is that of mu
+        inputs = inputs._replace(mu=None)
+    latent_backward(grads, inputs, spec, scalars, prior is not None)
+
+
+def _call_likelihood(name: str, backward: bool, tensor: Callable[[], torch.Tensor]) -> None:
+    from fastvae.kernels.triton import likelihood_backward, likelihood_forward
+
+    x, spec, bounds = tensor(), LikelihoodSpec(name), Bounds()
+    parameters = tuple([tensor() if given == "full" else tensor()[:1] for given in LIKELIHOODS[name]])
+    if not backward:
+        likelihood_forward(x, parameters, spec, bounds)
+        return
+    likelihood_backward(torch.empty(x.shape[0]), x, parameters, spec, bounds, (True,) * len(parameters))
+
+
+PLAIN = ("sample_and_kl", "reparameterize", "gaussian_kl")
+PLAIN_OPS = ("noise", *PLAIN, *(f"{name}_backward" for name in PLAIN))
+OTHER_LATENTS = tuple([name for name in LATENTS if name not in PLAIN])
+LATENT_OPS = (*OTHER_LATENTS, *(f"{name}_backward" for name in OTHER_LATENTS))
+LIKELIHOOD_OPS = (*LIKELIHOODS, *(f"{name}_backward" for name in LIKELIHOODS))
+OPS = (*PLAIN_OPS, *LATENT_OPS, *LIKELIHOOD_OPS)
+
+# A short latent, a long one, packed ones: an image's in channels_last, and rows of two halves; rows so long that only
+# the loop counts; two of which many draws are made; and two kinds of data, images of digits and counts of genes.
+SHAPES = {
+    "4096x16": (4096, 16),
+    "512x4096": (512, 4096),
+    "16x4x64x64 channels_last halves": (16, 4, 64, 64),
+    "512x4096 halves": (512, 4096),
+    "64x65536": (64, 65536),
+    "1024x50": (1024, 50),
+    "1024x256": (1024, 256),
+    "1024x784": (1024, 784),
+    "1024x4000": (1024, 4000),
+}
+
+
+def is_shipped(op: str, shape_name: str) -> bool:
+    """Whether an op is looked at in one of SHAPES: what is unlike the other ops in it."""
+    name, _ = _backward_of(op)
+    if name in LIKELIHOODS or shape_name in ("1024x784", "1024x4000"):
+        return name in LIKELIHOODS and shape_name in ("1024x784", "1024x4000", "64x65536")
+    of_draws = name in LATENTS and LATENTS[name].scalars.num_samples is not None
+    if shape_name in ("1024x50", "1024x256") or of_draws:
+        return of_draws and shape_name in ("1024x50", "1024x256")
+    if shape_name == "512x4096 halves":
+        return name == "sample_and_kl"
+    if op == "noise":
+        return "halves" not in shape_name
+    return op in PLAIN_OPS or shape_name in ("4096x16", "64x65536")
+
+
+def shape_and_layout(shape_name: str) -> tuple[tuple[int, ...], torch.Tensor | None]:
+    """The shape of one of SHAPES, and a tensor whose memory layout is meant (None: contiguous)."""
+    shape = SHAPES[shape_name]
+    if "halves" not in shape_name:
+        return shape, None
+    packed = torch.empty(shape[0], 2 * shape[1], *shape[2:])
+    if "channels_last" in shape_name:
+        packed = packed.to(memory_format=torch.channels_last)
+    return shape, packed.chunk(2, 1)[0]
+
+
+def shipped_launches() -> Iterator[tuple[str, str, torch.dtype, Any]]:
+    """Every op in its shapes, in float32 and bfloat16: op, shape's name, dtype, launch."""
+    for shape_name in SHAPES:
+        shape, like = shape_and_layout(shape_name)
+        for dtype in (torch.float32, torch.bfloat16):
+            for op in OPS:
+                if is_shipped(op, shape_name):
+                    yield op, shape_name, dtype, op_launch(op, shape, dtype, like)
+
+
+def main() -> None:
+    """Compile every shipped launch for the targets named on the command line; print what was made, as JSON."""
+    report = []
+    for target in sys.argv[1:] or TARGETS:
+        for op, shape_name, dtype, launch in shipped_launches():
+            kernel = compile_for(launch, target)
+            assembly = kernel.asm["ptx" if TARGETS[target].backend == "cuda" else "amdgcn"]
+            report.append(
+                {
+                    "target": target,
+                    "op": op,
+                    "shape": shape_name,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "wide_accesses": len(
+                        re.findall(r"(?:ld|st)\.global\.v4\.b32|global_(?:load|store)_\w*x4|b128", assembly)
+                    ),
+                    "local_memory": bool(re.search(r"\b(?:ld|st)\.local|scratch_(?:load|store)", assembly)),
+                    "binary_bytes": len(kernel.asm["cubin" if "cubin" in kernel.asm else "hsaco"]),
+                }
+            )
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+/* A CUDA driver of functions that do nothing, for measuring the host side of a launch without a GPU. It says of itself
+ * what Triton asks for before it launches, and counts what it was asked to do. */
+
+#include <stddef.h>
+#include <stdint.h>
+
+static long long launches, modules, last;
+
+long long stub_launches(void) { return launches; }
+long long stub_modules(void) { return modules; }
+long long stub_last(void) { return last; } /* which module the last launch was of */
+
+#define DOES_NOTHING(name) int name(void) { return 0; }
+
+DOES_NOTHING(cuInit)
+DOES_NOTHING(cuModuleUnload)
+DOES_NOTHING(cuCtxSetCurrent)
+DOES_NOTHING(cuFuncSetCacheConfig)
+DOES_NOTHING(cuFuncSetAttribute)
+DOES_NOTHING(cuOccupancyMaxActiveClusters)
+DOES_NOTHING(cuTensorMapEncodeTiled)
+DOES_NOTHING(cuTensorMapEncodeIm2col)
+DOES_NOTHING(cuCtxGetLimit)
+DOES_NOTHING(cuCtxSetLimit)
+DOES_NOTHING(cuDriverGetVersion) /* too old for whatever is new, if it is asked */
+DOES_NOTHING(cuPointerGetAttribute)  /* leaves the pointer as it is */
+
+int cuCtxGetCurrent(void **context) {
+  *context = (void *)1;
+  return 0;
+}
+
+int cuCtxGetDevice(int *device) {
+  *device = 0;
+  return 0;
+}
+
+int cuDevicePrimaryCtxRetain(void **context, int device) {
+  (void)device;
+  *context = (void *)1;
+  return 0;
+}
+
+int cuDeviceGet(int *device, int ordinal) {
+  *device = ordinal;
+  return 0;
+}
+
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+  (void)attribute, (void)device;
+  *value = 232448; /* bytes of shared memory, which is what is compared with */
+  return 0;
+}
+
+int cuGetErrorString(int error, const char **text) {
+  (void)error;
+  *text = "no error";
+  return 0;
+}
+
+int cuModuleLoadData(void **module, const void *image) {
+  (void)image;
+  *module = (void *)(intptr_t)++modules;
+  return 0;
+}
+
+int cuModuleGetFunction(void **function, void *module, const char *name) {
+  (void)name;
+  *function = module;
+  return 0;
+}
+
+int cuFuncGetAttribute(int *value, int attribute, void *function) {
+  (void)function;
+  *value = attribute == 0 ? 1024 : 0; /* threads a block */
+  return 0;
+}
+
+int cuLaunchKernelEx(const void *config, void *function, void **parameters, void **extra) {
+  (void)config, (void)parameters, (void)extra;
+  last = (intptr_t)function;
+  launches++;
+  return 0;
+}
+
+int cuLaunchKernel(void *function) {
+  last = (intptr_t)function;
+  launches++;
+  return 0;
+}

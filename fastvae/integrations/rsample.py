@@ -1,0 +1,106 @@
+"""Draws from Normals in which backward may go through the draw and its KL one after the other, as in torch.
+
+The Function of `fastvae.autograd` saves tensors by autograd's own means, which frees them after the first backward.
+Here a draw and its KL are two results of the library's own calls, whose backwards come separately: so this Function
+keeps its inputs itself, until both backwards, or with the graph.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .. import ops
+from ..autograd import backward_of_latent
+from ..checks import requested_backend, seed_on_cpu, seed_tensor
+from ..fast_path import direct_kernels
+from ..functional import reparameterize
+from ..kernels.latent_spec import LatentInputs, LatentOutputs, LatentScalars, LatentSpec
+from ..ops import LatentRun
+from ..torch_internals import fast_apply, has_saved_tensor_hooks, is_graph_kept
+
+_DRAW_ALONE = LatentSpec(scale="std", reduction=None)
+_DRAW_AND_KL = LatentSpec(scale="std", reduction="none")
+_SCALARS = LatentScalars()
+_DRAW, _KL = 1, 2  # the backwards that have yet to come
+_NAMES = {_DRAW: "draw", _KL: "KL", _DRAW | _KL: "draw and the KL"}
+
+_is_grad_enabled = torch.is_grad_enabled
+
+
+def draw(loc: Tensor, scale: Tensor, kernels: ModuleType | None, draws: int | None = None) -> Tensor:
+    """loc + scale eps; with ``draws`` that many, stacked in front. ``kernels``: those that `support` has found."""
+    if not _is_recorded(loc, scale):
+        return reparameterize(loc, scale, scale="std", num_samples=draws)
+    scalars = _SCALARS if draws is None else LatentScalars(num_samples=draws)
+    return _record(loc, scale, kernels, _DRAW_ALONE, scalars)[0]
+
+
+def draw_and_kl(loc: Tensor, scale: Tensor, kernels: ModuleType | None) -> tuple[Tensor, Tensor | None]:
+    """A draw, and the KL of each coordinate to N(0, 1), in nats; None without a backward that both would share."""
+    if not _is_recorded(loc, scale):
+        return reparameterize(loc, scale, scale="std"), None
+    z, kl = _record(loc, scale, kernels, _DRAW_AND_KL, _SCALARS)
+    return z, kl
+
+
+def _is_recorded(loc: Tensor, scale: Tensor) -> bool:
+    """Whether there is a backward to keep things for, and no hook offloads or recomputes what autograd saves."""
+    return (
+        _is_grad_enabled()
+        and (loc.requires_grad or scale.requires_grad)
+        and not (loc.is_inference() or scale.is_inference())
+        and not has_saved_tensor_hooks(True)
+    )
+
+
+def _record(
+    loc: Tensor, scale: Tensor, kernels: ModuleType | None, spec: LatentSpec, scalars: LatentScalars
+) -> tuple[Tensor, ...]:
+    backend = requested_backend()
+    seed = seed_tensor(None, None, loc.device) if kernels is None else seed_on_cpu()
+    if kernels is None:
+        kernels = direct_kernels(backend, loc, scale)
+    return _apply(loc, scale, seed, LatentRun(spec, scalars, backend, kernels))
+
+
+class _Draw(Function):
+    @staticmethod
+    def forward(ctx: Any, loc: Tensor, scale: Tensor, seed: Tensor, run: LatentRun) -> tuple[Tensor, ...]:
+        ctx.kept = LatentInputs(loc, scale, None, None, seed), loc._version, scale._version
+        ctx.run = run
+        ctx.ahead = _DRAW if run.spec.reduction is None else _DRAW | _KL
+        ctx.set_materialize_grads(False)
+        z, kl, *_ = ops.latent(ctx.kept[0], run)
+        return (z,) if kl is None else (z, kl)  # type: ignore[return-value]
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        through = (0 if grad_z is None else _DRAW) | (0 if grad_kl is None else _KL)
+        if not through:
+            return None, None, None, None
+        if through & ~ctx.ahead:
+            raise RuntimeError(
+                f"backward goes through the {_NAMES[through & ~ctx.ahead]} of a Normal a second time, expected"
+                " retain_graph=True the first time"
+            )
+        inputs, loc_version, scale_version = ctx.kept
+        # The gradient of a draw is eps, whatever has become of loc and scale since.
+        if grad_kl is not None and (loc_version != inputs.mu._version or scale_version != inputs.scale._version):
+            raise RuntimeError(
+                "loc or scale of a Normal was changed in place after a draw and before backward through its KL,"
+                " expected both as they were"
+            )
+        if not is_graph_kept():
+            ctx.ahead &= ~through
+            if not ctx.ahead:
+                del ctx.kept
+        of_loc, of_scale, *_ = backward_of_latent(LatentOutputs(grad_z, grad_kl), inputs, ctx.run, wants_prior=False)
+        return of_loc, of_scale, None, None
+
+
+_apply = fast_apply(_Draw)

@@ -1,0 +1,32 @@
+"""Whether a library's call may be replaced by a fused op, and the dtype that its result must have."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ..fast_path import alike_on_cpu
+from ..kernels import backend
+from ..kernels.backend import has_kernels, kernels_for
+from ..torch_internals import is_transformed
+
+
+def is_supported(tensor: Tensor) -> bool:
+    """Whether its device and dtype have kernels, and no compiler, transform or forward-mode AD is active."""
+    return has_kernels(tensor.device, tensor.dtype) and not is_transformed()
+
+
+def fast_path_kernels(loc: Tensor, scale: Tensor) -> ModuleType | None:
+    """The kernels for plain CPU parameters of equal shape and dtype that no mode or tracer observes; else None."""
+    if not alike_on_cpu(loc, scale) or is_transformed():
+        return None
+    return kernels_for(backend.requested, loc) if has_kernels(loc.device, loc.dtype) else None
+
+
+def formula_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype that exp and pow of it have: the tensor's, or a wider one under autocast."""
+    if tensor.dtype == torch.float32 or not torch.is_autocast_enabled(tensor.device.type):
+        return tensor.dtype
+    return tensor.detach().new_empty(0).exp().dtype

@@ -1,0 +1,43 @@
+"""What is left of a KL after the kernel: free bits on groups of coordinates, capacity and weight.
+
+Free bits count on a group of coordinates at a time, and on each sample's KL or on its mean over the batch. A group of
+one coordinate is cut off inside the kernel. Of larger groups, and of means over the batch, the kernel gives the sums,
+and what follows are operations on tensors of that size, which autograd differentiates.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .kernels.latent_spec import LatentSpec
+from .kernels.reference.bounds import at_least
+from .latent_options import DescribedLatent, is_one
+
+
+def finish_kl(kl: Tensor | None, kl_mean: Tensor | None, described: DescribedLatent, batch: int) -> Tensor:
+    """The KL under ``spec.reduction``, from the kernel's outputs under ``spec.kernel_reduction``."""
+    spec, free_bits = described.spec, described.scalars.free_bits
+    if spec.free_bits_over_batch:
+        assert kl_mean is not None
+        kl = _free_bits_over_batch(kl_mean, spec, free_bits)
+        if spec.reduction == "sum":
+            kl = kl * batch
+    elif spec.free_bits in ("channel", "latent"):
+        assert kl is not None
+        kl = at_least(kl, free_bits)
+        if spec.free_bits == "channel":
+            kl = kl.sum(1)
+        if spec.reduction != "sample":
+            kl = kl.sum() if spec.reduction == "sum" else kl.mean()
+    assert kl is not None
+    if described.capacity is not None:
+        kl = (kl - described.capacity).abs()
+    return kl if is_one(described.beta) else described.beta * kl
+
+
+def _free_bits_over_batch(kl_mean: Tensor, spec: LatentSpec, free_bits: float) -> Tensor:
+    if spec.free_bits == "channel":
+        kl_mean = kl_mean.flatten(1).sum(1)
+    elif spec.free_bits == "latent":
+        kl_mean = kl_mean.sum()
+    return at_least(kl_mean, free_bits).sum()

@@ -1,0 +1,124 @@
+"""Every private name of PyTorch that fastvae uses, what it is for, and what happens where a release lacks it.
+
+All are shortcuts: without one, calls take a slower, public way to the same results. The tests take each away.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+is_compiling = torch.compiler.is_compiling  # public; here because each call asks it beside the private ones
+
+
+def _find(path: str) -> Any:
+    """The object at a dotted path, or None."""
+    module, _, names = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for name in names.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError):
+        return None
+    return found
+
+
+def _yes(*arguments: object) -> bool:
+    return True
+
+
+# Whether somebody looks at the operators that are called. Without one of these nobody can be ruled out: every call goes
+# through PyTorch's dispatcher.
+_dispatch_modes = _find("torch:_C._len_torch_dispatch_stack") or _yes
+_function_modes = _find("torch:_C._len_torch_function_stack") or _yes  # torch.set_default_device is one
+_transforms_are_active = _find("torch:_C._are_functorch_transforms_active") or _yes
+_profiler_is_on = _find("torch.autograd:_profiler_enabled") or _yes
+_tracing_state = _find("torch:_C._get_tracing_state") or _yes
+
+
+def is_observed() -> object:
+    """True in effect if a compiler, mode, transform, profiler or tracer is active."""
+    return (
+        is_compiling()
+        or _dispatch_modes()
+        or _function_modes()
+        or _transforms_are_active()
+        or _profiler_is_on()
+        or _tracing_state()
+    )
+
+
+def is_transformed() -> bool:
+    """Whether torch.compile, torch.func or forward-mode differentiation is active. Without the names: assumed to be."""
+    level = getattr(forward_ad, "_current_level", 0)
+    return bool(is_compiling() or _transforms_are_active() or level >= 0)
+
+
+def fast_apply(function: type[Function]) -> Callable[..., Any]:
+    """``function.apply`` where no transform of torch.func is active: to prepare for one takes longer than a kernel."""
+    return super(Function, function).apply  # type: ignore[misc]
+
+
+# Tensors that stand for many: of is_grads_batched, of torch.func.vmap. Without the names any gradient may be one, and
+# backward is computed in plain PyTorch.
+_is_batch_of_gradients = _find("torch:_C._functorch.is_legacy_batchedtensor") or _yes
+_is_batch = _find("torch:_C._functorch.is_batchedtensor") or _yes
+
+
+def any_is_batched(tensors: Iterable[Tensor | None]) -> bool:
+    for tensor in tensors:  # noqa: SIM110 - a generator would take as long as all else here
+        if tensor is not None and (_is_batch_of_gradients(tensor) or _is_batch(tensor)):
+            return True
+    return False
+
+
+# Hooks on saved tensors (offloading, checkpointing). Without the name they are assumed to be there.
+has_saved_tensor_hooks: Callable[[bool], object] = _find("torch:_C._autograd._top_saved_tensors_default_hooks") or _yes
+
+# ``retain_graph`` of the backward that is running. Without the name every graph is kept as long as its outputs are.
+is_graph_kept: Callable[[], bool] = _find("torch:_C._autograd._get_current_graph_task_keep_graph") or _yes
+
+# Results of operations on a subclass of Tensor come out as plain tensors. Without the name: by a context, slower.
+_disabled_torch_function = _find("torch:_C._disabled_torch_function_impl")
+
+
+def _without_subclass(cls: type, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    with torch._C.DisableTorchFunctionSubclass():
+        return function(*args, **(kwargs or {}))
+
+
+disabled_torch_function = _disabled_torch_function or classmethod(_without_subclass)
+
+# Draws Gamma(concentration, 1) from a generator. Without the name: torch.distributions, which has none, from a copy of
+# the generator's state.
+_standard_gamma = _find("torch:_standard_gamma")
+
+
+def standard_gamma(concentration: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    if _standard_gamma is not None:
+        return _standard_gamma(concentration, generator=generator)
+    gamma = torch.distributions.Gamma(concentration, torch.ones_like(concentration))
+    if generator is None:
+        return gamma.sample()
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(generator.get_state())
+        drawn = gamma.sample()
+        generator.set_state(torch.get_rng_state())
+    return drawn
+
+
+# Whether torch.compile knows a number when it traces. Without the name: it is asked to treat every number as unknown.
+_statically_known_true = _find("torch.fx.experimental.symbolic_shapes:statically_known_true")
+
+
+def is_static(number: float) -> bool:
+    """Whether ``number`` is a constant of the graph that is being traced, not one of its inputs."""
+    if _statically_known_true is None:
+        return False
+    bound = 1234.5  # that no check compares with: what is known of an input are the checks that it has passed
+    return _statically_known_true(number <= bound) or _statically_known_true(number > bound)

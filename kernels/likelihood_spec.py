@@ -1,0 +1,95 @@
+"""What a likelihood log p(x|z) is, and what the backends compute for it. Every backend follows these formulas.
+
+Of each coordinate, with x the data, the decoder's parameters as named, and eps = 1e-8:
+
+    "bernoulli"             logits l              x l - softplus(l)
+    "continuous_bernoulli"  logits l              x l - softplus(l) + log(l / tanh(l/2)); the last log is log 2 at l = 0
+    "gaussian"              mean f, logvar v      -1/2 ((x - f)^2 exp(-v) + v + log 2 pi)
+    "laplace"               mean f, logscale v    -|x - f| exp(-v) - v - log 2
+    "poisson"               lograte r             x r - exp(r) - lgamma(x + 1)
+    "negative_binomial"     mean m, theta t       n + x log((m + eps) / (t + m + eps))
+                                                  + lgamma(x + t) - lgamma(t) - lgamma(x + 1),
+                                                  n = -t log1p(m / (t + eps)): all that there is at x = 0
+    "zero_inflated_negative_binomial"
+                            mean m, theta t, logits l of a zero that is not the negative binomial's
+                                                  x = 0: softplus(n - l) - softplus(-l)
+                                                  else:  that negative binomial - softplus(l)
+
+(Kingma & Welling, arXiv 1312.6114; Loaiza-Ganem & Cunningham, arXiv 1907.06845, for the continuous Bernoulli; the last
+two as in scVI, Lopez et al. 2018, whose eps keeps logarithms finite where a decoder gives 0.) The v of a Gaussian or
+Laplace may be clamped to (low, high), with a gradient of 1 on the bounds.
+
+Of each pixel, over its C = 1 or 3 channels and M mixture components:
+
+    "discretized_logistic_mixture"                log sum_m exp(log_softmax(l)_m + sum_c log P_cm)
+
+        P_cm = sigmoid(a) - sigmoid(b), the part of a logistic that falls on the level x of 0..255
+        a = (y + 1/255 - mean_cm) exp(-s_cm), but infinite at level 255     y = 2 x / 255 - 1
+        b = (y - 1/255 - mean_cm) exp(-s_cm), but -infinite at level 0      s = max(log scale, -7)
+        log P = log(1 - exp(b - a)) - softplus(-a) + -softplus(b), wherever neither is infinite
+        mean_1m = m_1m + tanh(k_0m) y_0     mean_2m = m_2m + tanh(k_1m) y_0 + tanh(k_2m) y_1     (red, green, blue)
+
+(Salimans et al., arXiv 1701.05517, PixelCNN++.) Its one parameter has the channels l (M), then for each of the C means,
+log scales and, with C = 3, coefficients k (M each): 3 M or 10 M of them. x is in [0, 1], or of an integer dtype
+in 0..255; ``low`` is the bound of s.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+from .latent_spec import decode, encode
+
+# Numbers that a kind takes as parameters.
+PARAMETERS = {
+    "bernoulli": 1,
+    "continuous_bernoulli": 1,
+    "gaussian": 2,
+    "laplace": 2,
+    "poisson": 1,
+    "negative_binomial": 2,
+    "zero_inflated_negative_binomial": 3,
+    "discretized_logistic_mixture": 1,
+}
+KINDS = tuple(PARAMETERS)
+MIXTURE = "discretized_logistic_mixture"
+
+# Counts below it are zero, and what keeps logarithms of means finite.
+EPS = 1e-8
+
+
+class LikelihoodSpec(NamedTuple):
+    """What a likelihood is: hashable, the key of everything that is remembered."""
+
+    kind: str
+    reduction: str = (
+        "sample"  # "none", "sample", "sum", "batchmean", or "channel": over all dimensions behind the second
+    )
+    clamp: bool = False  # the logvar or logscale is clamped to `Bounds`
+    components: int = 0  # of a mixture
+
+    def encode(self) -> str:
+        """As a string, for the schema of a registered op."""
+        return encode(self)
+
+
+@functools.lru_cache(maxsize=1024)
+def decode_likelihood_spec(text: str) -> LikelihoodSpec:
+    return LikelihoodSpec(*decode(text))
+
+
+class Bounds(NamedTuple):
+    """The numbers of a call: run-time arguments of every kernel, never part of a compile key."""
+
+    low: float = -math.inf  # of the clamp; of the log scale of a mixture
+    high: float = math.inf
+
+
+NO_BOUNDS = Bounds()
+
+
+def channels_of_mixture(channels: int, components: int) -> int:
+    """Channels of the parameter of a discretized logistic mixture over 1 or 3 channels."""
+    return components * (1 + (3 if channels == 3 else 2) * channels)

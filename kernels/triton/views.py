@@ -1,0 +1,56 @@
+"""How kernels see their tensors: rows of an event, in which a tensor that the batch shares is expanded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..layout import RowsView, rows_view
+from .launch import Tiling, columns_loaded_at_once
+from .tiles import ABSENT, FULL, ONE, SHARED
+
+Plan = TypeVar("Plan")
+
+
+class _NeedsCopies(Exception):
+    """Rows of an (outer, inner) event do not describe the strides of these tensors."""
+
+
+def without_copies(plan: Callable[..., Plan], *arguments: Any) -> Plan | None:
+    """``plan(*arguments)``, or None if a tensor must be copied before a kernel can read it."""
+    try:
+        return plan(*arguments)
+    except _NeedsCopies:
+        return None
+
+
+def uncopied_view(*tensors: Tensor | None) -> RowsView:
+    view = rows_view(*tensors)
+    if any(seen is not given for seen, given in zip(view.tensors, tensors, strict=True)):
+        raise _NeedsCopies
+    return view
+
+
+def contiguous(*tensors: Tensor | None) -> tuple[Any, ...]:
+    return tuple([None if tensor is None else tensor.contiguous() for tensor in tensors])
+
+
+def expanded(tensor: Tensor | None, shape: torch.Size) -> Tensor | None:
+    return None if tensor is None else tensor.expand(shape)
+
+
+def extent_of(tensor: Tensor | None, shape: torch.Size) -> int:
+    """How much there is of a tensor that the batch may share."""
+    if tensor is None:
+        return ABSENT.value
+    if tensor.shape == shape:
+        return FULL.value
+    return (ONE if tensor.numel() == 1 else SHARED).value
+
+
+def as_loaded(extent: int, tiling: Tiling, dtype: torch.dtype) -> int:
+    """A row that a narrow tile's rows share is loaded for each of them."""
+    return FULL.value if extent == SHARED.value and tiling.tile.columns < columns_loaded_at_once(dtype) else extent

@@ -1,0 +1,84 @@
+"""Each private name of PyTorch, taken away before fastvae is imported: the same results, by a slower way."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import fastvae
+
+SOURCES = Path(fastvae.__file__).parent
+NAMES = re.findall(r'_find\("(.+?)"\)', (SOURCES / "torch_internals.py").read_text())
+
+# Draws, gradients, batches of gradients, second derivatives, patched distributions, counts, compiled code.
+OPS = """
+import warnings
+import torch, fastvae
+from fastvae import likelihoods
+
+warnings.simplefilter("ignore")
+torch.manual_seed(0)
+results = []
+mu, logvar = (torch.linspace(-1, 1, 12).reshape(3, 4).requires_grad_() for _ in range(2))
+z, kl = fastvae.sample_and_kl(mu, logvar, seed=1)
+results += [z, kl, *torch.autograd.grad((z.sum(), kl.sum()), (mu, logvar), retain_graph=True)]
+results += torch.autograd.grad(kl, mu, torch.eye(3), is_grads_batched=True, retain_graph=True)
+(first,) = torch.autograd.grad(kl.sum(), logvar, create_graph=True)
+results += torch.autograd.grad(first.sum(), logvar)
+results.append(fastvae.noise(7, (2, 3)))
+posterior = fastvae.DiagonalGaussian(mu, logvar)
+results += [posterior.mode + 0, posterior.sample_and_kl(seed=3)[1]]
+counts = likelihoods.NegativeBinomial(4)
+drawn = counts.sample(torch.zeros(2, 4), generator=torch.Generator().manual_seed(0))
+assert drawn.shape == (2, 4) and type(results[-2]) is torch.Tensor
+results.append(likelihoods.bernoulli_log_prob(mu, torch.ones(3, 4)))
+with fastvae.patch("torch"):
+    normal = torch.distributions.Normal(mu * 1, logvar.exp())
+    drawn = normal.rsample()
+    kl = torch.distributions.kl_divergence(normal, torch.distributions.Normal(torch.zeros(4), torch.ones(4)))
+    (drawn.sum() * 0 + kl.sum()).backward()
+results += [kl, mu.grad]
+annealed = torch.compile(lambda x, t: fastvae.reparameterize(x, x, seed=1, temperature=t), backend="eager")
+results += [annealed(mu.detach(), t) for t in (0.5, 0.6, 0.7)]
+print([result.detach().double().sum().item() for result in results])
+"""
+
+WITHOUT = """
+import importlib
+module, _, names = {path!r}.partition(":")
+*owners, name = names.split(".")
+owner = importlib.import_module(module)
+for part in owners:
+    owner = getattr(owner, part)
+kept = getattr(owner, name)
+delattr(owner, name)
+import fastvae
+from fastvae import torch_internals
+assert torch_internals._find({path!r}) is None
+setattr(owner, name, kept)
+"""
+
+
+@pytest.fixture(scope="module")
+def expected(run_python):
+    return numbers(run_python(OPS))
+
+
+def numbers(process):
+    assert process.returncode == 0, process.stderr
+    return [float(number) for number in process.stdout.strip()[1:-1].split(",")]
+
+
+@pytest.mark.parametrize("path", NAMES)
+def test_the_ops_work_without_a_private_name(run_python, expected, path):
+    came = numbers(run_python(WITHOUT.format(path=path) + OPS))
+    assert came == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_private_names_are_in_one_file():
+    private = re.compile(r"torch\._C\b|_functorch|forward_ad\._|torch\._[a-z]|autograd\._[a-z]")
+    for source in SOURCES.rglob("*.py"):
+        if source.name != "torch_internals.py":
+            assert not private.search(source.read_text()), source
