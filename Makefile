@@ -69,7 +69,7 @@ bench-compare: $(VENV)/installed
 
 $(VENV)/installed: $(SOURCES)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet -c constraints.txt -e ".[train,test,lint,bench]"
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[train,cells,test,lint,bench]"
 	touch $@
 
 $(CLIENTS)/installed: $(SOURCES) constraints-clients.txt

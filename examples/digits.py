@@ -24,7 +24,7 @@ from bench.measure import measure
 from bench.timing import Plan, interleaved_medians
 from bench.training import CONTENDERS, training_steps
 from fastvae.nn import VAE
-from fastvae.training import pictures
+from fastvae.training import figures
 
 from .common import BATCH, binarize, load_digits, make_vae, negative_elbo, parser, split, train
 from .figures import images, save_curve, save_figure, save_map
@@ -58,12 +58,12 @@ def draw(
     names = ("reconstructions.png", "samples.png", "traversals.png", "map.png", "training.png")
     paths = [output / name for name in names]
     shown = held_out[:40]
-    save_figure(pictures.reconstructions(images(shown), images(vae.reconstruct(shown)), ink=True), paths[0])
-    save_figure(pictures.samples(images(vae.generate(100, seed=seed)), ink=True), paths[1])
-    walked = pictures.walk_latents(vae, held_out, pictures.WALK, 10, start=int((labels == 3).nonzero()[0]))
+    save_figure(figures.reconstructions(images(shown), images(vae.reconstruct(shown)), ink=True), paths[0])
+    save_figure(figures.samples(images(vae.generate(100, seed=seed)), ink=True), paths[1])
+    walked = figures.walk_latents(vae, held_out, figures.WALK, 10, start=int((labels == 3).nonzero()[0]))
     assert walked is not None  # there is one level of latents
     walks, carried = walked
-    save_figure(pictures.traversals(images(walks), pictures.WALK, carried, ink=True), paths[2])
+    save_figure(figures.traversals(images(walks), figures.WALK, carried, ink=True), paths[2])
     save_map(paths[3], map_vae.encode(held_out).mu, labels, plane(map_vae), MAP_REACH)
     save_curve(paths[4], *curves)
     return paths

@@ -1,4 +1,4 @@
-"""Plots of digits for the examples, on top of the plots of any images in `fastvae.training.pictures`."""
+"""Plots of digits for the examples, on top of the plots of any images in `fastvae.training.figures`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from fastvae.files import save_figure
-from fastvae.training import pictures
-from fastvae.training.pictures import COLORS, label, new_figure
+from fastvae.training import figures
+from fastvae.training.figures import COLORS, label, new_figure
 
 __all__ = ["COLORS", "label", "new_figure", "save_curve", "save_figure", "save_map", "show"]
 
@@ -24,7 +24,7 @@ def images(digits: Tensor) -> Tensor:
 
 def show(axis: Axes, digits: Tensor, columns: int, *, gap: int = 2, below: Sequence[str] = ()) -> None:
     """Digits (N, 784), 0 (white) to 1 (black), on a grid; ``below`` labels the columns."""
-    pictures.show(axis, images(digits), columns, ink=True, gap=gap, below=below)
+    figures.show(axis, images(digits), columns, ink=True, gap=gap, below=below)
 
 
 def save_map(path: Path, means: Tensor, labels: Tensor, plane: Tensor, reach: float) -> None:

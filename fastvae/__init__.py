@@ -3,7 +3,8 @@
 The ops are differentiable functions: `sample_and_kl`, `sample_and_kl_packed`, `sample_and_log_prob`, `reparameterize`,
 `gaussian_kl`, `noise`. `fastvae.nn`, `fastvae.likelihoods` and `fastvae.priors` build models from them,
 `fastvae.objectives` and `fastvae.schedules` train the models, `fastvae.monitors` inspects their latents; `patch` makes
-other libraries use the ops. `backends` lists the available backends, `use_backend` selects one.
+other libraries use the ops. `load` returns the model of a run of ``fastvae train``. `backends` lists the available
+backends, `use_backend` selects one.
 """
 
 from . import integrations, likelihoods, monitors, nn, objectives, priors, schedules
@@ -18,6 +19,7 @@ from .functional import (
 )
 from .integrations import patch, unpatch
 from .kernels.backend import backends, use_backend
+from .training.saved_run import load
 
 __version__ = "0.2.0"
 
@@ -27,6 +29,7 @@ __all__ = [
     "gaussian_kl",
     "integrations",
     "likelihoods",
+    "load",
     "monitors",
     "nn",
     "noise",

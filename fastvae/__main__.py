@@ -1,4 +1,4 @@
-"""The command line: ``fastvae train | evaluate | sample | info``, or ``python -m fastvae ...``."""
+"""The command line: ``fastvae COMMAND``, or ``python -m fastvae COMMAND``; `USAGE` lists the commands."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from collections.abc import Sequence
 
 USAGE = """usage: fastvae COMMAND [options]
 
-  train      train a VAE on digits, a folder of images, or arrays: fastvae train --help
-  evaluate   ELBO and log-likelihood of a checkpoint on held-out data
-  sample     new images from a checkpoint, as an image file or an array
-  info       versions, devices and backends of this machine, and the backend of an op
+  train        train a VAE on digits, a folder of images, or arrays: fastvae train --help
+  evaluate     ELBO and log-likelihood of a checkpoint on held-out data
+  sample       new images from a checkpoint, as an image file or an array
+  encode       the latents of data, as an array or in an .h5ad file with the cells
+  reconstruct  encode and decode data
+  info         versions, devices and backends of this machine, and the backend of an op
 """
 
 COMMANDS = {
     "train": "fastvae.training.train",
     "evaluate": "fastvae.training.evaluate",
     "sample": "fastvae.training.sample",
+    "encode": "fastvae.training.encode",
+    "reconstruct": "fastvae.training.reconstruct",
     "info": "fastvae.info",
 }
 

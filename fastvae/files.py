@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
     try:
         yield unfinished
-        with unfinished.open("rb") as written:  # to the disk, so that the rename cannot come before the contents
+        # To the disk, so that the rename cannot come before the contents; Windows does not flush a read-only handle.
+        with unfinished.open("r+b") as written:
             os.fsync(written.fileno())
         os.replace(unfinished, path)
     finally:
@@ -32,7 +35,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 def locked(path: Path, *, wait: bool) -> Iterator[bool]:
     """Hold an exclusive lock until the context or the process ends; yields whether this process got it.
 
-    Always True on Windows, which has no such locks.
+    Where there are no locks it yields True: on Windows, and, with a warning, on file systems without flock.
     """
     try:
         import fcntl
@@ -48,7 +51,19 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            warnings.warn(
+                f"{path.parent} is on a file system without locks ({error.strerror}): nothing keeps a second process"
+                " out of this folder",
+                stacklevel=3,
+            )
         yield True
+
+
+# Of network file systems that do not offer flock, or whose lock server is away.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 def save_json(value: Any, path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .checks import check_dtype, check_num_samples, check_posterior, seed_tensor
+from .checks import check_dtype, check_num_samples, check_number, check_posterior, seed_tensor
 from .draw_options import Generator, Seed, SeedAndKLOptions, SeedOptions, check_names
 from .kernels.layout import likelihood_dtype
 from .kernels.reference.latents import LOG_2_PI
@@ -55,15 +55,17 @@ class Prior(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no log_prob")
 
     @torch.no_grad()
-    def sample(self, n: int, *, seed: Seed = None, generator: Generator = None) -> Tensor:
+    def sample(self, n: int, *, seed: Seed = None, generator: Generator = None, temperature: float = 1.0) -> Tensor:
         """n draws z ~ p(z), 0 or more, (n, *latent_shape), on the prior's device and in its dtype, without gradients.
 
-        Seeds work as in `fastvae.sample_and_kl`.
+        Seeds work as in `fastvae.sample_and_kl`. ``temperature``, 0 or more, multiplies the standard deviation, of each
+        component in a mixture.
         """
         check_count("n", n, 0)
-        return self._draw(n, seed_tensor(seed, generator, self._like.device)).to(self._like.dtype)
+        check_number("temperature", temperature, 0.0)
+        return self._draw(n, seed_tensor(seed, generator, self._like.device), temperature).to(self._like.dtype)
 
-    def _draw(self, n: int, seed: Tensor) -> Tensor:
+    def _draw(self, n: int, seed: Tensor, temperature: float) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no sample")
 
     def gaussian(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
@@ -177,8 +179,9 @@ class StandardNormal(Prior):
         terms = z.to(likelihood_dtype(z, self._like)).square() + LOG_2_PI
         return -0.5 * _event_sum(terms, len(self.latent_shape))
 
-    def _draw(self, n: int, seed: Tensor) -> Tensor:
-        return functional.noise(seed, (n, *self.latent_shape), dtype=self._like.dtype)
+    def _draw(self, n: int, seed: Tensor, temperature: float) -> Tensor:
+        eps = functional.noise(seed, (n, *self.latent_shape), dtype=self._like.dtype)
+        return eps if temperature == 1.0 else temperature * eps
 
     def gaussian(self, dtype: torch.dtype) -> tuple[None, None]:
         return None, None
@@ -208,10 +211,10 @@ class LearnedGaussian(Prior):
         self._check_latents(z)
         return normal_log_prob(z, self.mu, self.logvar, len(self.latent_shape))
 
-    def _draw(self, n: int, seed: Tensor) -> Tensor:
+    def _draw(self, n: int, seed: Tensor, temperature: float) -> Tensor:
         dtype = likelihood_dtype(self.mu)
         eps = functional.noise(seed, (n, *self.latent_shape), dtype=dtype)
-        return self.mu + torch.exp(0.5 * self.logvar.to(dtype)) * eps
+        return self.mu + temperature * torch.exp(0.5 * self.logvar.to(dtype)) * eps
 
     def gaussian(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return self.mu.to(dtype), self.logvar.to(dtype)
@@ -232,13 +235,13 @@ class _Mixture(Prior):
         by_component = normal_log_prob(z.unsqueeze(z.dim() - rank), mu, logvar, rank)
         return torch.logsumexp(log_weights + by_component, -1)
 
-    def _draw(self, n: int, seed: Tensor) -> Tensor:
+    def _draw(self, n: int, seed: Tensor, temperature: float) -> Tensor:
         log_weights, mu, logvar = self.components()
         # Phi(eps) is uniform, so inverting the cumulative weights picks a component. draw=1: noise that z does not use.
         uniform = torch.special.ndtr(functional.noise(seed, (n,), draw=1, dtype=mu.dtype))
         component = torch.searchsorted(log_weights.exp().cumsum(0), uniform).clamp_max(len(mu) - 1)
         eps = functional.noise(seed, (n, *self.latent_shape), dtype=mu.dtype)
-        return mu[component] + torch.exp(0.5 * logvar[component]) * eps
+        return mu[component] + temperature * torch.exp(0.5 * logvar[component]) * eps
 
 
 class GaussianMixture(_Mixture):

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "fastvae", "kernels")
 
 
-def build_wheel(folder: Path, **environment: str) -> list[str]:
+def build_wheel(folder: Path, **environment: str) -> Path:
     source = folder / "source"
     source.mkdir()
     for name in SOURCES:
@@ -39,6 +39,10 @@ def build_wheel(folder: Path, **environment: str) -> list[str]:
     assert result.returncode == 0, result.stdout + result.stderr
     (wheel,) = folder.glob("*.whl")
     assert wheel.name.startswith("fastvae_kernels-")
+    return wheel
+
+
+def files_of(wheel: Path) -> list[str]:
     return zipfile.ZipFile(wheel).namelist()
 
 
@@ -47,13 +51,18 @@ def extensions(names: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel_files(tmp_path_factory) -> list[str]:
-    """Compiled without optimisation, in a third of the time: only the names of the files are looked at."""
+def wheel(tmp_path_factory) -> Path:
+    """Compiled without optimisation, in a third of the time: only names and metadata are looked at."""
     folder = tmp_path_factory.mktemp("wheel")
     compiler = folder / "cc"
     compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CC") or sysconfig.get_config_var("CC")} "$@" -O0\n')
     compiler.chmod(0o755)
     return build_wheel(folder, CC=str(compiler))
+
+
+@pytest.fixture(scope="module")
+def wheel_files(wheel) -> list[str]:
+    return files_of(wheel)
 
 
 def test_the_wheel_installs_one_top_level_name(wheel_files):
@@ -72,7 +81,18 @@ def test_the_wheel_has_the_backends_the_types_marker_and_the_extension(wheel_fil
     assert extensions(wheel_files)
 
 
-def test_without_a_c_compiler_the_install_still_succeeds(tmp_path):
-    names = build_wheel(tmp_path, CC="/nowhere/cc")
+def test_without_a_c_compiler_the_install_still_succeeds_and_the_wheel_is_for_any_platform(tmp_path, wheel):
+    without = build_wheel(tmp_path, CC="/nowhere/cc")
+    assert without.name.endswith("-py3-none-any.whl")
+    assert "any" not in wheel.name
+    assert b"Root-Is-Purelib: true" in _wheel_metadata(without)
+    assert b"Root-Is-Purelib: false" in _wheel_metadata(wheel)
+    names = files_of(without)
+    assert not [name for name in names if ".data/" in name]
     assert "fastvae/kernels/cpu/__init__.py" in names
     assert not extensions(names)
+
+
+def _wheel_metadata(wheel: Path) -> bytes:
+    (name,) = [name for name in files_of(wheel) if name.endswith(".dist-info/WHEEL")]
+    return zipfile.ZipFile(wheel).read(name)

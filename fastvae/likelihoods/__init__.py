@@ -7,10 +7,11 @@ the distribution has several parameters) and x the data:
     mean(parameters)                         E[x|z], of the shape of x
     sample(parameters, generator=None)       x ~ p(x|z), of the shape of x
 
-Data are (B, *event), row b is sample b; parameters of K draws, (K, B, *event), give (K, B). Sums are float32 even for
-bfloat16 and float16 (float64 stays float64), as a sum over 784 pixels needs more than bfloat16's 8 bits. No method
-synchronises the device unless ``check=True``. Invalid arguments raise TypeError or ValueError; the message names the
-argument. The conventions of the functions are in `fastvae.likelihoods.functional`.
+``log_prob(..., mask=)`` leaves out missing values; `MissingAsNaN` leaves out those that are NaN. Data are (B, *event),
+row b is sample b; parameters of K draws, (K, B, *event), give (K, B). Sums are float32 even for bfloat16 and float16
+(float64 stays float64), as a sum over 784 pixels needs more than bfloat16's 8 bits. No method synchronises the device
+unless ``check=True``. Invalid arguments raise TypeError or ValueError; the message names the argument. The conventions
+of the functions are in `fastvae.likelihoods.functional`.
 """
 
 from .base import Likelihood
@@ -26,6 +27,7 @@ from .functional import (
     zero_inflated_negative_binomial_log_prob,
 )
 from .images import DiscretizedLogisticMixture
+from .missing import MissingAsNaN
 from .pixels import Bernoulli, ContinuousBernoulli
 from .reals import Gaussian, Laplace
 
@@ -36,6 +38,7 @@ __all__ = [
     "Gaussian",
     "Laplace",
     "Likelihood",
+    "MissingAsNaN",
     "NegativeBinomial",
     "Poisson",
     "ZeroInflatedNegativeBinomial",

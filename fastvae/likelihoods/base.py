@@ -25,7 +25,9 @@ class Likelihood(Protocol):
     """The methods that `fastvae.nn.VAE` needs of a likelihood; any module with them works.
 
     A module with ``takes_draws = True`` accepts parameters with a leading dimension of draws, (K, B, *event), for x of
-    shape (B, *event), and returns (K, B); for other modules x is repeated K times.
+    shape (B, *event), and returns (K, B); for other modules x is repeated K times. A module with
+    ``takes_library = True`` also has ``mean(parameters, x)`` and ``sample(parameters, generator, x)``, given the
+    library size of x.
     """
 
     def log_prob(self, parameters: Parameters, x: Tensor) -> Tensor: ...
@@ -62,11 +64,29 @@ class FusedLikelihood(nn.Module):
 
         Differentiable for `Gaussian` and `Laplace` only.
         """
-        parts = self.parts(parameters)
+        return self._sample_of(self.parts(parameters), generator)
+
+    def _sample_of(self, parts: tuple[Tensor, ...], generator: torch.Generator | None) -> Tensor:
         check_generator(generator, parts[0].device)
         dtype = compute_dtype(parts[0].dtype)  # bfloat16 would round a probability of 0.999 to 1
         wide = [(part if self._differentiable else part.detach()).to(dtype) for part in parts]
         return self._draw(*wide, generator).to(parts[0].dtype)
+
+
+def mean_given(likelihood: Likelihood, parameters: Parameters, x: Tensor | None) -> Tensor:
+    """E[x|z]; of a likelihood with a library size, given that of x."""
+    if x is not None and getattr(likelihood, "takes_library", False):
+        return likelihood.mean(parameters, x)  # type: ignore[call-arg]
+    return likelihood.mean(parameters)
+
+
+def sample_given(
+    likelihood: Likelihood, parameters: Parameters, x: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """x ~ p(x|z); of a likelihood with a library size, given that of x."""
+    if getattr(likelihood, "takes_library", False):
+        return likelihood.sample(parameters, generator, x)  # type: ignore[call-arg]
+    return likelihood.sample(parameters, generator)
 
 
 def check_parts(parameters: Parameters, names: tuple[str, ...]) -> tuple[Tensor, ...]:

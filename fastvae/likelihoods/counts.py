@@ -3,22 +3,100 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ..kernels.layout import compute_dtype
+from ..kernels.likelihood_spec import EPS
+from ..latent_options import shows_options
 from ..size_checks import positive_sizes
 from ..torch_internals import standard_gamma
-from .base import FusedLikelihood, Parameters, check_parts
+from .base import FusedLikelihood, Parameters, check_parts, check_positive
 from .functional import (
+    LikelihoodOptions,
     negative_binomial_log_prob,
     poisson_log_prob,
     zero_inflated_negative_binomial_log_prob,
 )
+from .masks import check_mask
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-class Poisson(FusedLikelihood):
+class _Counts(FusedLikelihood):
+    """The means of counts are the decoder's output, or its softmax times the library size."""
+
+    library_size: Tensor | None
+
+    def __init__(self, library_size: float | None = None) -> None:
+        super().__init__()
+        size = None if library_size is None else torch.tensor(check_positive("library_size", library_size))
+        self.register_buffer("library_size", size)
+
+    @property
+    def takes_library(self) -> bool:
+        """Whether means depend on the library size."""
+        return self.library_size is not None
+
+    @shows_options(LikelihoodOptions)
+    def log_prob(self, parameters: Parameters, x: Tensor, **options: Unpack[LikelihoodOptions]) -> Tensor:
+        """log p(x|z) in nats, (B,); arguments, dtypes and errors as in `fastvae.likelihoods.functional`."""
+        mask = options.get("mask")
+        observed = check_mask(mask, x, x.shape) if self.takes_library and mask is not None else None
+        return self._log_prob(*self._with_library(self.parts(parameters), x, observed), x, **options)
+
+    def mean(self, parameters: Parameters, x: Tensor | None = None) -> Tensor:
+        """E[x|z], in the shape and dtype of the decoder's first output; with a library size, that of ``x`` if given."""
+        parts = self.parts(parameters)
+        return self._mean(*self._with_library(parts, x, _not_nan(x))).to(parts[0].dtype)
+
+    def sample(
+        self, parameters: Parameters, generator: torch.Generator | None = None, x: Tensor | None = None
+    ) -> Tensor:
+        """x ~ p(x|z) drawn with ``generator``, in the mean's shape and dtype; ``x`` as for ``mean``."""
+        parts = self.parts(parameters)
+        return self._sample_of(self._with_library(parts, x, _not_nan(x)), generator).to(parts[0].dtype)
+
+    def _with_library(self, parts: tuple[Tensor, ...], x: Tensor | None, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """The parts, with the mean (or log rate) in the place of logits."""
+        if self.library_size is None:
+            return parts
+        return self._from_log_mean(self._log_mean(parts[0], self.library_size, x, mask)), *parts[1:]
+
+    def _from_log_mean(self, log_mean: Tensor) -> Tensor:
+        return torch.exp(log_mean)
+
+    @staticmethod
+    def _log_mean(logits: Tensor, size: Tensor, x: Tensor | None, mask: Tensor | None) -> Tensor:
+        """log(l softmax(logits)), l the sum of the counts x of each row; without x, l is ``size``.
+
+        With a mask, l is the sum of the observed counts and the softmax is over their genes.
+        """
+        logits = logits.to(compute_dtype(logits.dtype))
+        event = tuple(range(1 if x is None else logits.dim() - x.dim() + 1, logits.dim()))
+        if x is not None:
+            counts = x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+            size = counts.to(logits.dtype).sum(tuple(range(1, x.dim())), keepdim=True)
+        seen = logits if mask is None else logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+        # A row without any count has the mean EPS over all genes, not log 0.
+        return logits - torch.logsumexp(seen, event, keepdim=True) + torch.log(size.to(logits.dtype).clamp_min(EPS))
+
+    def extra_repr(self) -> str:
+        return "" if self.library_size is None else f"library_size={self.library_size.item():g}"
+
+
+def _not_nan(x: Tensor | None) -> Tensor | None:
+    """The mask of the data that a model is given; None if all are observed."""
+    return None if x is None or not x.is_floating_point() else ~torch.isnan(x)
+
+
+class Poisson(_Counts):
     """Counts; the decoder's output is the log rate r, and the mean is exp(r). log p(x|z) is `poisson_log_prob`, summed.
+
+    ``library_size`` as for `NegativeBinomial`.
 
     >>> import torch
     >>> from fastvae.likelihoods import Poisson
@@ -28,6 +106,9 @@ class Poisson(FusedLikelihood):
 
     _log_prob = staticmethod(poisson_log_prob)
 
+    def _from_log_mean(self, log_mean: Tensor) -> Tensor:
+        return log_mean
+
     def _mean(self, log_rate: Tensor) -> Tensor:
         return torch.exp(log_rate)
 
@@ -35,14 +116,14 @@ class Poisson(FusedLikelihood):
         return torch.poisson(torch.exp(log_rate), generator=generator)
 
 
-class _OverdispersedCounts(FusedLikelihood):
+class _OverdispersedCounts(_Counts):
     """theta is learned, one for each gene, or comes from the decoder."""
 
     log_theta: Tensor | None
     _others: tuple[str, ...] = ()  # what the decoder gives besides mean and theta
 
-    def __init__(self, features: int | Sequence[int] | None = None) -> None:
-        super().__init__()
+    def __init__(self, features: int | Sequence[int] | None = None, library_size: float | None = None) -> None:
+        super().__init__(library_size)
         if features is None:
             self.register_parameter("log_theta", None)
             return
@@ -60,7 +141,8 @@ class _OverdispersedCounts(FusedLikelihood):
         return torch.poisson(rate, generator=generator)
 
     def extra_repr(self) -> str:
-        return "theta from the decoder" if self.log_theta is None else f"features={tuple(self.log_theta.shape)}"
+        theta = "theta from the decoder" if self.log_theta is None else f"features={tuple(self.log_theta.shape)}"
+        return ", ".join(filter(None, (theta, super().extra_repr())))
 
 
 class NegativeBinomial(_OverdispersedCounts):
@@ -68,7 +150,14 @@ class NegativeBinomial(_OverdispersedCounts):
 
     log p(x|z) is `negative_binomial_log_prob`, summed. With ``features``, the shape of one event, theta is learned as
     exp(log_theta), one for each gene, and the decoder's output is the mean; without, it is the pair (mean, theta).
-    Means must be 0 or more: end the decoder with a softplus, or a softmax times the library size.
+    Means must be 0 or more: end the decoder with a softplus.
+
+    With ``library_size`` the decoder's first output is logits, from which the mean is
+
+        m = l softmax(logits),    l the sum of the row's counts
+
+    (scVI, Lopez et al. 2018, with the observed library size), so that z need not encode the sequencing depth.
+    ``library_size`` is the l of ``mean`` and ``sample`` without ``x``; the median of the training data is a good value.
 
     >>> import torch
     >>> from fastvae.likelihoods import NegativeBinomial

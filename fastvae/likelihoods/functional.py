@@ -11,6 +11,10 @@ Conventions of all functions:
     reduction   "none" (each coordinate), "sample" (summed over the event: (B,)), "sum", "batchmean" (sum / B)
     check       first check that all values are in the density's domain; the error names the index of the first that
                 is not. Synchronises the device.
+    mask        bool, True where x is observed, of a shape that broadcasts to x's (to (B, *spatial) for a mixture). A
+                missing entry, NaN and infinity included, contributes exactly 0 to log p and gets gradients of 0, as do
+                its own parameters. Sums are over the observed entries; "batchmean" divides by all B rows. Log p is
+                computed for each entry and summed by PyTorch, which takes more memory than without a mask.
 
 Log-likelihoods are in nats, computed and returned in float32 even for bfloat16 and float16 (float64 if x or a parameter
 is float64). Saved for backward: the inputs. The gradient of x and second derivatives are computed in plain PyTorch.
@@ -32,6 +36,7 @@ from ..fast_path import alike_on_cpu
 from ..kernels.likelihood_spec import MIXTURE, NO_BOUNDS, Bounds, LikelihoodSpec, channels_of_mixture
 from ..latent_options import shows_options
 from ..size_checks import check_count
+from .masks import check_mask, observed_part, reduce_observed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -50,6 +55,7 @@ class LikelihoodOptions(TypedDict, total=False):
 
     reduction: Annotated[str, "sample"]
     check: Annotated[bool, False]
+    mask: Annotated[Tensor | None, None]
 
 
 @shows_options(LikelihoodOptions)
@@ -212,17 +218,23 @@ def discretized_logistic_mixture_log_prob(
             f"parameters has shape {tuple(parameters.shape)}, expected {expected} for x of shape {tuple(x.shape)} and"
             f" {components} components"
         )
-    reduction, check = _reduction_and_check(draws, **options)
+    reduction, check, mask = _check_options(draws, **options)
+    if mask is not None:
+        mask = check_mask(mask, x, (x.shape[0], *x.shape[2:]))
+        x = torch.where(mask.unsqueeze(1), x, torch.zeros((), dtype=x.dtype, device=x.device))
+        parameters = torch.where(mask.unsqueeze(1), parameters, parameters.new_zeros(()))
     if check:
         highest = 1.0 if x.is_floating_point() else 255
         refuse_first("x", x, ~((x >= 0) & (x <= highest)), f"0 to {highest:g}")
-    spec, bounds = LikelihoodSpec(MIXTURE, reduction, components=int(components)), Bounds(low=LOWEST_LOG_SCALE)
-    if not draws:
-        return run_likelihood(x, (parameters,), spec, bounds)
-    rows = parameters.flatten(0, 1)
-    x = x.expand(parameters.shape[0], *x.shape).flatten(0, 1)
-    log_prob = run_likelihood(x, (rows,), spec, bounds)
-    return log_prob.unflatten(0, parameters.shape[:2])
+    over = reduction if mask is None else "none"
+    spec, bounds = LikelihoodSpec(MIXTURE, over, components=int(components)), Bounds(low=LOWEST_LOG_SCALE)
+    if draws:
+        rows = parameters.flatten(0, 1)
+        x = x.expand(parameters.shape[0], *x.shape).flatten(0, 1)
+        log_prob = run_likelihood(x, (rows,), spec, bounds).unflatten(0, parameters.shape[:2])
+    else:
+        log_prob = run_likelihood(x, (parameters,), spec, bounds)
+    return log_prob if mask is None else reduce_observed(log_prob, mask, reduction, draws)
 
 
 _IN_UNIT_INTERVAL: Rule = ("x", lambda x: (x >= 0) & (x <= 1), "0 to 1")
@@ -241,7 +253,7 @@ def _log_prob(
 ) -> Tensor:
     bounds = NO_BOUNDS if clamp is None else Bounds(*check_clamp(clamp))
     _check_inputs(x, parameters)
-    (name, first), *others = parameters
+    name, first = parameters[0]
     draws = first.dim() == x.dim() + 1 and first.shape[1:] == x.shape
     if not draws and first.shape != x.shape:
         # No broadcasting: it would turn a transposed image or a missing batch dimension into a plausible result.
@@ -249,9 +261,15 @@ def _log_prob(
             f"x has shape {tuple(x.shape)}, {name} has {tuple(first.shape)}; expected the same shape, or that of"
             f" several draws, (K, {', '.join(map(str, x.shape))}), for {name}"
         )
-    reduction, check = _reduction_and_check(draws, **options)
+    reduction, check, mask = _check_options(draws, **options)
+    if mask is not None:
+        mask = check_mask(mask, x, x.shape)
+        x, parameters = observed_part(x, parameters, mask)
+        each = _log_prob(density, x, parameters, {"reduction": "none", "check": check}, *rules, clamp=clamp)
+        return reduce_observed(each, mask, reduction, draws)
     if check:
         _check_values(x, parameters, rules)
+    others = parameters[1:]
     spec = LikelihoodSpec(density, reduction, clamp is not None)
     if not draws:
         fitted = [fit_to_rows(other_name, other, "x", x) for other_name, other in others]
@@ -291,11 +309,13 @@ def _check_inputs(x: Tensor, parameters: list[Parameter]) -> None:
             raise ValueError(f"x is on {x.device}, {name} is on {given.device}; expected the same device")
 
 
-def _reduction_and_check(draws: bool, /, reduction: str = "sample", check: bool = False) -> tuple[str, bool]:
+def _check_options(
+    draws: bool, /, reduction: str = "sample", check: bool = False, mask: Tensor | None = None
+) -> tuple[str, bool, Tensor | None]:
     check_reduction(reduction)
     if draws and reduction not in ("none", "sample"):
         raise ValueError(f"reduction is {reduction!r} with several draws, expected 'none' or 'sample'")
-    return reduction, check_flag("check", check)
+    return reduction, check_flag("check", check), mask
 
 
 def _check_values(x: Tensor, parameters: list[Parameter], rules: tuple[Rule, ...]) -> None:

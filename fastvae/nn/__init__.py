@@ -13,6 +13,8 @@ from .levels import Level
 from .mlp import MLPDecoder, MLPEncoder
 from .model import ELBOTerms, LogWeights, LossTerms
 from .posterior import Posterior
+from .residual import ResidualBlock, ResidualDecoder, ResidualEncoder
+from .standardize import StandardizedDecoder, StandardizedEncoder
 from .vae import VAE, VAEOutput
 
 __all__ = [
@@ -29,6 +31,11 @@ __all__ = [
     "MLPDecoder",
     "MLPEncoder",
     "Posterior",
+    "ResidualBlock",
+    "ResidualDecoder",
+    "ResidualEncoder",
+    "StandardizedDecoder",
+    "StandardizedEncoder",
     "VAEOutput",
 ]
 

@@ -104,11 +104,13 @@ class ConditionalVAE(VAE):
         mu, logvar, _ = encode("prior", self.prior, condition)
         return mu, logvar
 
-    def _decoder_input_from_prior(self, n: int, seed: Tensor, condition: Tensor | None) -> Tensor:
+    def _decoder_input_from_prior(
+        self, n: int, seed: Tensor, condition: Tensor | None, temperature: Sequence[float] = ()
+    ) -> Tensor:
         prior = self._prior(condition)
         if isinstance(prior, tuple):
-            return reparameterize(*prior, seed=seed)
-        return super()._decoder_input_from_prior(n, seed, condition)
+            return reparameterize(*prior, seed=seed, temperature=temperature[0] if temperature else 1.0)
+        return super()._decoder_input_from_prior(n, seed, condition, temperature)
 
     def _check_condition(self, condition: Condition, like: Tensor) -> Tensor:
         if condition is None:

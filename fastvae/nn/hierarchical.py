@@ -264,20 +264,25 @@ class HierarchicalVAE(LatentVariableModel):
     def _decoder_input_at_mean(self, x: Tensor, condition: Tensor | None) -> Tensor:
         return self._along_means(x)[1]
 
-    def _decoder_input_from_prior(self, n: int, seed: Tensor, condition: Tensor | None) -> Tensor:
+    def _decoder_input_from_prior(
+        self, n: int, seed: Tensor, condition: Tensor | None, temperature: Sequence[float] = ()
+    ) -> Tensor:
         like = self._reference_tensor()
         state: Any = None
-        for level, level_seed in zip(self.levels, level_seeds(seed, len(self.levels)), strict=True):
+        seeds, factors = level_seeds(seed, len(self.levels)), temperature or (1.0,) * len(self.levels)
+        for level, level_seed, factor in zip(self.levels, seeds, factors, strict=True):
             prior = level.prior_given(state)
             if prior is not None:
-                z = reparameterize(*prior, seed=level_seed, scale=self.scale, soft_clamp=self.soft_clamp)
+                z = reparameterize(
+                    *prior, seed=level_seed, temperature=factor, scale=self.scale, soft_clamp=self.soft_clamp
+                )
             elif level.latent_shape is None:
                 raise RuntimeError(
                     "the shape of the top level's z is unknown; expected Level(..., latent_shape=...) or a posterior"
                     " with the attribute latent_shape or latent_dim"
                 )
             else:
-                z = noise(level_seed, (n, *level.latent_shape), dtype=like.dtype)
+                z = factor * noise(level_seed, (n, *level.latent_shape), dtype=like.dtype)
             state = level.state_below(z, state)
         return state
 

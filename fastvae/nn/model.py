@@ -9,16 +9,17 @@ the caller reduces over the batch. The exception is `LossTerms.kl`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_tensor, seed_tensor
+from ..checks import check_number, check_tensor, seed_tensor
 from ..draw_options import Condition, Generator, ModelAndKLOptions, ModelOptions, Seed, check_names
 from ..latent_options import shows_options
 from ..likelihoods import Likelihood
+from ..likelihoods.base import mean_given
 from ..size_checks import check_count
 from .decoding import decode, log_prob_of_shared_draws
 
@@ -96,8 +97,10 @@ class LatentVariableModel(nn.Module):
         """The decoder's input where z is the posterior's mean."""
         raise NotImplementedError
 
-    def _decoder_input_from_prior(self, n: int, seed: Tensor, condition: Tensor | None) -> Tensor:
-        """The decoder's input for n draws from the prior."""
+    def _decoder_input_from_prior(
+        self, n: int, seed: Tensor, condition: Tensor | None, temperature: Sequence[float] = ()
+    ) -> Tensor:
+        """The decoder's input for n draws from the prior; ``temperature`` of each level, 1 for all if empty."""
         raise NotImplementedError
 
     def _log_likelihood_under_prior(
@@ -163,6 +166,8 @@ class LatentVariableModel(nn.Module):
     def reconstruct(self, x: Tensor, *, sample: bool = False, **options: Unpack[ModelOptions]) -> Tensor:
         """Encode and decode x (B, *event): E[x|z] with z the posterior's mean.
 
+        For counts with a library size, the mean is given the library size of x.
+
         Args:
             condition: as for `forward`.
             sample: draw z from the posterior, as in training, instead of using its mean.
@@ -173,14 +178,14 @@ class LatentVariableModel(nn.Module):
         """
         check_names("reconstruct", options, ModelOptions)
         if sample:
-            return self.likelihood.mean(self(x, **options).parameters)
+            return mean_given(self.likelihood, self(x, **options).parameters, x)
         condition = options.pop("condition", None)
         for name, value in options.items():
             if value is not None and (name != "row_offset" or value):
                 raise ValueError(f"{name} was given with sample=False, where nothing is drawn; expected none")
         check_tensor("x", x)
         c = self._check_condition(condition, x)
-        return self.likelihood.mean(decode(self.decoder, self._decoder_input_at_mean(x, c), c))
+        return mean_given(self.likelihood, decode(self.decoder, self._decoder_input_at_mean(x, c), c), x)
 
     def generate(
         self,
@@ -190,6 +195,7 @@ class LatentVariableModel(nn.Module):
         seed: Seed = None,
         generator: Generator = None,
         sample: bool = False,
+        temperature: float | Sequence[float] = 1.0,
     ) -> Tensor:
         """n new samples: z ~ p(z), decoded, on the model's device and in its dtype.
 
@@ -200,21 +206,33 @@ class LatentVariableModel(nn.Module):
             generator: to draw the seed from; the device's default generator if None.
             sample: draw x ~ p(x|z) instead of returning the mean E[x|z]. This draw uses torch's generator: the seed
                 fixes it per device type, not across devices.
+            temperature: factor of the prior's standard deviation, 0 or more: below 1, samples are more typical and less
+                varied. A sequence has one for each level of a `HierarchicalVAE`, from the top down.
 
         Raises:
             RuntimeError: the latent shape is not known.
         """
         check_count("n", n, 0)
+        temperatures = self._check_temperature(temperature)
         like = self._reference_tensor()
         c = self._check_condition(condition, like.new_empty(n))
         z_seed = seed_tensor(seed, generator, like.device)
-        parameters = decode(self.decoder, self._decoder_input_from_prior(n, z_seed, c), c)
+        parameters = decode(self.decoder, self._decoder_input_from_prior(n, z_seed, c, temperatures), c)
         if not sample:
             return self.likelihood.mean(parameters)
         if seed is not None:
             # Another seed than z's: on a GPU, torch's generator is Philox keyed by the seed, as the noise of z is.
             generator = torch.Generator(like.device).manual_seed((int(seed) ^ _PIXEL_STREAM) % 2**63)
         return self.likelihood.sample(parameters, generator)
+
+    def _check_temperature(self, temperature: float | Sequence[float]) -> tuple[float, ...]:
+        """One for each level."""
+        if not isinstance(temperature, Sequence) or isinstance(temperature, str):
+            return (check_number("temperature", temperature, 0.0),) * self._num_levels
+        if len(temperature) != self._num_levels:
+            levels = self._num_levels
+            raise ValueError(f"temperature has {len(temperature)} numbers, expected {levels}: one for each level")
+        return tuple(check_number(f"temperature[{level}]", one, 0.0) for level, one in enumerate(temperature))
 
     def _reference_tensor(self) -> Tensor:
         """A tensor with the model's device and dtype: the first weight of the decoder, or of the model."""

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -170,10 +170,14 @@ class VAE(LatentVariableModel):
     def _decoder_input_at_mean(self, x: Tensor, condition: Tensor | None) -> Tensor:
         return self._posterior(x, condition).mu
 
-    def _decoder_input_from_prior(self, n: int, seed: Tensor, condition: Tensor | None) -> Tensor:
+    def _decoder_input_from_prior(
+        self, n: int, seed: Tensor, condition: Tensor | None, temperature: Sequence[float] = ()
+    ) -> Tensor:
         if not isinstance(self.prior, Prior):
             raise RuntimeError(
                 "the shape of z is unknown; expected VAE(..., latent_shape=...) or an encoder with the attribute"
                 " latent_shape or latent_dim"
             )
-        return self.prior.sample(n, seed=seed).to(self._reference_tensor())
+        # Only where it is not 1: a user's prior need not know the argument.
+        options: dict[str, Any] = {"temperature": temperature[0]} if temperature and temperature[0] != 1.0 else {}
+        return self.prior.sample(n, seed=seed, **options).to(self._reference_tensor())

@@ -15,15 +15,16 @@ from .errors import TrainingError
 if TYPE_CHECKING:
     from .batches import Batch
     from .data import VAEDataModule
+    from .datasets import Source
     from .module import VAEModule
-    from .sources import Samples, Source
+    from .samples import Samples
 
 __all__ = ["Batch", "Samples", "Source", "TrainingError", "VAEDataModule", "VAEModule"]
 
 _HOMES = {
     "Batch": "batches",
-    "Samples": "sources",
-    "Source": "sources",
+    "Samples": "samples",
+    "Source": "datasets",
     "VAEDataModule": "data",
     "VAEModule": "module",
 }

@@ -1,9 +1,10 @@
 """The batches of a run: which rows, in which order, and which of them each process takes.
 
-A batch is that of all processes together. Its rows are put in order by the seed and the epoch alone, and each process
-takes one contiguous part of it and knows where the part begins: `row_offset` of every draw. So the order of the data
-and the noise of a run are the same on 1, 2 or 64 devices. What is random is derived from the seed of the run and the
-number of the batch, never from a generator's state: a resumed run goes on with what an undisturbed one would have had.
+"Batch" means the global batch, of all processes together. The order of its rows depends on the seed and the epoch
+alone. Each process takes one contiguous part and knows the number of its first row, the `row_offset` of every draw, so
+that the order of the data and the noise are the same on 1, 2 or 64 devices. All random numbers are derived from the
+seed of the run and the number of the batch, never from a generator's state: a resumed run draws what an uninterrupted
+one would.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from .sources import Samples
+from .samples import Samples
 
 
 def derived_seed(seed: int, purpose: str, number: int = 0) -> int:
@@ -37,8 +38,8 @@ class Batch(NamedTuple):
     batch_rows: int
     """Rows of the whole batch."""
     counted: int
-    """How many of these rows count: all, or 0 of one row that a process lends to a batch with none left for it, as
-    every process has to take part in every step."""
+    """How many of these rows count: all of them; or 0, where the batch has fewer rows than there are processes and this
+    one gets a copy of a row, as every process has to take part in every step."""
 
 
 class Part(NamedTuple):
@@ -58,8 +59,8 @@ class PartSampler(DistributedSampler):
         batch_size: rows of a whole batch; the last one of an epoch has what remains.
         seed: of the order, a new one each epoch; None for the order of the data set, with rows numbered through it.
         rank, world_size: which process of how many.
-        position: gives the number of batches behind us, counted over all epochs; a run that begins in the middle of
-            an epoch goes on there. Without it, ``set_epoch`` says which epoch comes.
+        position: returns the number of batches done so far, over all epochs; a run that is resumed in the middle of an
+            epoch continues there. Without it, ``set_epoch`` sets the epoch.
     """
 
     def __init__(
@@ -109,13 +110,13 @@ class _Parts(Dataset):
     def __getitem__(self, part: Part) -> Batch:
         condition = None
         if self.conditional:
-            assert self.samples.labels is not None
-            condition = torch.from_numpy(self.samples.labels[part.rows])
+            assert self.samples.given is not None
+            condition = torch.from_numpy(self.samples.given[part.rows])
         return Batch(self.samples.rows(part.rows), condition, part.first_row, part.batch_rows, part.counted)
 
 
 class BatchLoader(DataLoader):
-    """A DataLoader of `Batch`, with no state of its own to save: the data module knows where its sampler stands."""
+    """A DataLoader of `Batch`, with no state of its own to save: the data module restores the place in the data."""
 
     def __init__(self, samples: Samples, sampler: PartSampler, *, conditional: bool, workers: int) -> None:
         super().__init__(
@@ -123,7 +124,7 @@ class BatchLoader(DataLoader):
             persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 
-    # By these two Lightning knows that a run can go on in the middle of an epoch.
+    # Lightning resumes in the middle of an epoch only with loaders that have these two methods.
 
     def state_dict(self) -> dict[str, Any]:
         return {}

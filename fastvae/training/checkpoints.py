@@ -1,10 +1,8 @@
-"""Checkpoints that are whole or not there, and what a run can be taken up from."""
+"""Checkpoints, written atomically, and the callbacks that write them."""
 
 from __future__ import annotations
 
 import io
-import pickle
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ..files import whole_file
-from ..nn.model import LatentVariableModel
-from .errors import TrainingError
 from .lightning import LightningModule, Trainer
-from .recipes import Recipe
-
-RUN = "fastvae_run"
-"""What of a checkpoint is ours: how to build the model, the settings of the run, and its history."""
-FOLDER, BEST, LAST = "checkpoints", "best", "last"
+from .saved_run import BEST, FOLDER, LAST
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes beside the file and puts the whole in its place: whoever is killed or out of disk leaves the old one."""
+    """Writes a temporary file and renames it: after a kill or on a full disk the previous checkpoint is still whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         # Through memory, so that a full disk is an OSError that says so.
@@ -49,7 +41,7 @@ def checkpoint_callbacks(folder: Path, monitor: str, every_steps: int | None) ->
 
 
 class _Best(ModelCheckpoint):
-    """Knows the best bound so far in whatever folder the run has been moved to."""
+    """Restores the best bound so far also after the folder of the run was moved."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def moved(path: str | None) -> str | None:
@@ -61,8 +53,8 @@ class _Best(ModelCheckpoint):
 
 
 class _BetweenEpochs(ModelCheckpoint):
-    """Not after the last batch of an epoch: a run taken up from there would go without the validation that follows. And
-    not while gradients are being accumulated, which a checkpoint does not hold."""
+    """Does not save after the last batch of an epoch, as a run resumed there would skip the validation after it,
+    nor while gradients are being accumulated, as a checkpoint does not hold them."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -72,84 +64,9 @@ class _BetweenEpochs(ModelCheckpoint):
 
 
 class _AfterEpochs(ModelCheckpoint):
-    """A class of its own, by which Lightning tells it from one that a user adds."""
+    """A class of its own, so that Lightning does not take it for one that a user adds."""
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     path = folder / FOLDER / f"{LAST}.ckpt"
     return path if path.exists() else None
-
-
-def find_checkpoint(given: str | Path) -> Path:
-    """The file itself, or the best checkpoint in the folder of a run.
-
-    Raises:
-        TrainingError: there is none.
-    """
-    path = Path(given)
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise TrainingError(f"{path} does not exist, expected a checkpoint or the folder of a run")
-    for name in (BEST, LAST):
-        found = path / FOLDER / f"{name}.ckpt"
-        if found.exists():
-            return found
-    raise TrainingError(f"{path} has no checkpoint: no {FOLDER}/{BEST}.ckpt and no {FOLDER}/{LAST}.ckpt")
-
-
-_FOREIGN = "{} is not a checkpoint of `fastvae train`: it does not say how to build the model"
-
-
-@dataclass(frozen=True)
-class SavedRun:
-    """What a checkpoint says of its run."""
-
-    path: Path
-    recipe: Recipe
-    settings: dict[str, Any]
-    fingerprint: str
-    """Of the data."""
-    train_rows: int
-    label_names: tuple[str, ...] | None
-    history: list[dict[str, float]]
-    weights: dict[str, torch.Tensor]
-    epoch: int
-    step: int
-
-    def model(self) -> LatentVariableModel:
-        """The trained model, in eval mode on the CPU."""
-        model = self.recipe.build()
-        try:
-            model.load_state_dict({name.removeprefix("model."): weight for name, weight in self.weights.items()})
-        except RuntimeError as error:
-            raise TrainingError(f"{self.path} does not fit its own description: {str(error).splitlines()[0]}") from None
-        return model.eval()
-
-
-def read_checkpoint(path: Path) -> SavedRun:
-    """Only tensors and plain values are unpickled: a checkpoint from elsewhere cannot run code.
-
-    Raises:
-        TrainingError: the file is not whole, or not one of ours.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is not None:  # not of its contents
-            raise
-        if "Unsupported global" in str(error):
-            raise TrainingError(_FOREIGN.format(path)) from None
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise TrainingError(
-            f"{path} is not a whole checkpoint ({reason}).\n"
-            f"Take the other one in its folder, {BEST}.ckpt or {LAST}.ckpt, or a copy."
-        ) from None
-    if not isinstance(checkpoint, dict) or RUN not in checkpoint:
-        raise TrainingError(_FOREIGN.format(path))
-    run = checkpoint[RUN]
-    return SavedRun(
-        path, Recipe.from_saved(run["recipe"]), run["settings"], run["fingerprint"], run["train_rows"],
-        None if run["label_names"] is None else tuple(run["label_names"]), run["history"],
-        checkpoint["state_dict"], checkpoint["epoch"], checkpoint["global_step"],
-    )  # fmt: skip

@@ -1,29 +1,30 @@
-"""`VAEDataModule`: what ``--data`` names, as Lightning takes it; to be subclassed for data of one's own."""
+"""`VAEDataModule`: the data of ``--data`` as a LightningDataModule; subclass it for other data."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 from ..checks import check_flag
 from ..size_checks import check_count
 from .batches import BatchLoader, PartSampler
+from .datasets import DataOptions, Source, download_source, load_source
 from .errors import TrainingError
 from .lightning import LightningDataModule
 from .module import check_seed
-from .sources import Samples, Source, download_source, load_source
+from .samples import Samples
 
 
 class VAEDataModule(LightningDataModule):
     """Batches for `VAEModule`, the same on any number of devices, from data in memory or on disk.
 
     Args:
-        data: what to read, as ``fastvae train --data`` takes it (`fastvae.training.sources`).
+        data: what to read, as ``fastvae train --data`` takes it (`fastvae.training.datasets`).
         batch_size: rows of one step, of all devices together.
         conditional: give the labels too, which the data must have.
-        held_out: the part that is kept for validation, more than 0 and less than 1.
-        image_size, root, counts: as for `fastvae.training.sources.load_source`.
-        workers: processes that read ahead; 0 reads in between, which is as fast for data in memory.
+        workers: processes that read ahead; 0 reads in the training process, which is as fast for data in memory.
         seed: of the order of the data, from 0 to 2^64 - 1.
+        options: how to read the data, by the names of `fastvae.training.datasets.DataOptions`: ``held_out``,
+            ``image_size``, ``counts``, ``layout`` and others.
 
     Subclasses override ``load``, which gives a `Source`; all else works on what it gives. The place in the data is
     counted in whole epochs: a Trainer with ``limit_train_batches`` or ``overfit_batches`` is not for it.
@@ -51,12 +52,9 @@ class VAEDataModule(LightningDataModule):
         *,
         batch_size: int = 100,
         conditional: bool = False,
-        held_out: float = 0.2,
-        image_size: int | None = None,
-        root: str | Path = "data",
-        counts: bool = False,
         workers: int = 0,
         seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__()
         check_count("batch_size", batch_size, 1)
@@ -64,23 +62,18 @@ class VAEDataModule(LightningDataModule):
         self.data = data
         self.batch_size = batch_size
         self.conditional = check_flag("conditional", conditional)
-        self.held_out = held_out
-        self.image_size = image_size
-        self.root = Path(root)
-        self.counts = check_flag("counts", counts)
+        self.options = DataOptions(**options)
         self.workers = workers
         self.seed = check_seed(seed)
         self.source: Source | None = None
-        self._batches = 0  # that the run had behind it when it was saved
+        self._batches = 0  # done when the run was saved
 
     def load(self) -> Source:
         """The data; called once in every process."""
-        return load_source(
-            self.data, held_out=self.held_out, image_size=self.image_size, root=self.root, counts=self.counts
-        )
+        return load_source(self.data, self.options)
 
     def prepare_data(self) -> None:
-        download_source(self.data, self.root)
+        download_source(self.data, self.options.root)
 
     def setup(self, stage: str | None = None) -> None:
         if self.source is not None:
@@ -92,10 +85,10 @@ class VAEDataModule(LightningDataModule):
                 f"{self.data} has {rows} samples to train on, fewer than a batch of {self.batch_size}:"
                 f" --batch-size {rows} or less"
             )
-        if self.conditional and (source.train.labels is None or source.held_out.labels is None):
+        if self.conditional and (source.train.given is None or source.held_out.given is None):
             raise TrainingError(
                 f"{self.data} has no labels, which a conditional model needs: a folder with one subfolder a label, an"
-                " .npz file with an array named labels, or --model vae"
+                " .npz file with an array named labels, --condition COLUMN of an .h5ad file, or --model vae"
             )
         self.source = source
 
@@ -114,7 +107,7 @@ class VAEDataModule(LightningDataModule):
         self._batches = state_dict["batches"]
 
     def _position(self) -> int:
-        """Batches behind us. Readers ahead ask before Lightning has taken up its own count from the checkpoint."""
+        """Batches done so far. Workers ask before Lightning has restored its own count from the checkpoint."""
         if self.trainer is None:
             return self._batches
         counted: int = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]

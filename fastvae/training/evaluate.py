@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ..files import save_json
 from ..objectives import log_marginal
 from .batches import Batch, BatchLoader, PartSampler, derived_seed
-from .checkpoints import SavedRun
+from .datasets import DATA_HELP, fingerprint
 from .errors import TrainingError
 from .module import VAEModule
-from .recipes import COUNTS
-from .saved_model import load_model, saved_model_parser
-from .sources import DATA_HELP, Samples, Source, download_source, fingerprint, load_source
+from .progress import Progress
+from .saved_model import data_of, fitting, load_model, saved_model_parser
+from .saved_run import SavedRun
 
 _NUMBERS_AT_ONCE = 2**24
+_ROWS_AT_ONCE = 25
+"""Of a batch: as often is progress shown."""
 
 
 class Measured(NamedTuple):
@@ -64,7 +63,10 @@ def evaluate(arguments: Sequence[str]) -> None:
     loader = held_out_batches(run, options.data, options.rows)
     module.eval().to(next(model.parameters()).device)
     chunk = options.chunk or max(1, _NUMBERS_AT_ONCE // math.prod(run.recipe.event_shape))
-    measured = measure(module, loader, samples=options.samples, chunk=chunk, seed=options.seed)
+    progress = Progress(loader.sampler.rows, "samples")  # type: ignore[attr-defined]
+    measured = measure(
+        module, loader, samples=options.samples, chunk=chunk, seed=options.seed, progress=progress
+    )  # fmt: skip
     print(f"{run.path}, epoch {run.epoch + 1}, step {run.step:,}: {measured.samples:,} held-out samples of"
           f" {options.data or run.settings['data']}")  # fmt: skip
     for line in table(measured):
@@ -79,54 +81,44 @@ def held_out_batches(run: SavedRun, data: str | None = None, rows: int | None = 
     Raises:
         TrainingError: the data do not fit the model.
     """
-    settings = run.settings
-    download_source(data or settings["data"], Path(settings["data_root"]))
-    source = load_source(
-        data or settings["data"], held_out=settings["held_out"], image_size=settings["image_size"],
-        root=Path(settings["data_root"]), counts=run.recipe.likelihood in COUNTS,
-    )  # fmt: skip
+    source = data_of(run, data)
     if data is None and fingerprint(source) != run.fingerprint:
         raise TrainingError(
-            f"{settings['data']} has changed since the run was trained on it: what is held out now may have been\n"
+            f"{run.settings['data']} has changed since the run was trained on it: what is held out now may have been\n"
             "trained on. Take the data of then; or name them by --data, if none of them were trained on."
         )
-    held_out = _fitting(run, source, data or settings["data"])
+    held_out = fitting(run, source.held_out, source, data or run.settings["data"])
     count = len(held_out) if rows is None else min(rows, len(held_out))
     sampler = PartSampler(count, 250, seed=None)
     return BatchLoader(held_out, sampler, conditional=run.recipe.num_classes is not None, workers=0)
 
 
-def _fitting(run: SavedRun, source: Source, data: str) -> Samples:
-    """The held-out part, its labels numbered as the model knows them by their names."""
-    held_out = source.held_out
-    if held_out.event_shape != run.recipe.event_shape:
-        raise TrainingError(
-            f"{data} has samples of shape {held_out.event_shape}, the model was trained on {run.recipe.event_shape}"
-        )
-    if run.recipe.num_classes is None:
-        return held_out
-    if held_out.labels is None or source.label_names is None or run.label_names is None:
-        raise TrainingError(f"{data} has no labels, which this conditional model needs")
-    unknown = [name for name in source.label_names if name not in run.label_names]
-    if unknown:
-        raise TrainingError(f"{data} has the label {unknown[0]!r}, the model knows {', '.join(run.label_names)}")
-    numbers = np.array([run.label_names.index(name) for name in source.label_names])
-    return dataclasses.replace(held_out, labels=numbers[held_out.labels])
-
-
 @torch.no_grad()
-def measure(module: VAEModule, loader: DataLoader, *, samples: int, chunk: int, seed: int) -> Measured:
-    """Of every sample that the loader gives: ELBO with one draw, and log p(x) by importance sampling."""
+def measure(
+    module: VAEModule, loader: DataLoader, *, samples: int, chunk: int, seed: int, progress: Progress | None = None
+) -> Measured:
+    """Of every sample that the loader gives: ELBO with one draw, and log p(x) by importance sampling.
+
+    Args:
+        samples: K, importance samples of each x.
+        chunk: samples of one x in memory at once.
+        progress: is told how many rows are done.
+    """
     columns: list[list[Tensor]] = [[], [], [], [], []]
-    for number, (x, condition, batch) in enumerate(_rows(module, loader)):
-        given: dict[str, Any] = {"row_offset": batch.first_row, **condition}
-        bound = module.model.elbo(x, seed=derived_seed(seed, "elbo"), **given)
-        marginal = log_marginal(
-            module.model, x, samples, chunk=chunk, seed=derived_seed(seed, "marginal", number), **given
-        )
-        of_batch = (*bound, marginal.estimate, marginal.standard_error)
-        for column, values in zip(columns, of_batch, strict=True):
-            column.append(values.double().cpu())
+    for number, batch in enumerate(loader):
+        for start in range(0, len(batch.x), _ROWS_AT_ONCE):
+            # The noise of a row depends on its number alone, and not on the rows that are computed with it.
+            x, condition, first_row = _rows(module, batch, slice(start, start + _ROWS_AT_ONCE))
+            given: dict[str, Any] = {"row_offset": first_row, **condition}
+            bound = module.model.elbo(x, seed=derived_seed(seed, "elbo"), **given)
+            marginal = log_marginal(
+                module.model, x, samples, chunk=chunk, seed=derived_seed(seed, "marginal", number), **given
+            )
+            of_rows = (*bound, marginal.estimate, marginal.standard_error)
+            for column, values in zip(columns, of_rows, strict=True):
+                column.append(values.double().cpu())
+            if progress is not None:
+                progress.done(len(x))
     elbo, reconstruction, kl, log_likelihood, errors = (torch.cat(column) for column in columns)
     sampling_error = errors.square().sum().sqrt().item() / len(errors)
     return Measured(
@@ -134,14 +126,12 @@ def measure(module: VAEModule, loader: DataLoader, *, samples: int, chunk: int, 
     )
 
 
-def _rows(module: VAEModule, loader: DataLoader) -> Iterator[tuple[Tensor, dict[str, Tensor], Batch]]:
-    """x as validation sees it, the condition, and the batch it is of."""
-    for batch in tqdm(loader, unit="batch", leave=False, disable=None):
-        moved = batch._replace(
-            x=batch.x.to(module.device),
-            condition=None if batch.condition is None else batch.condition.to(module.device),
-        )
-        yield module.held_out_pixels(moved), module.condition_of(moved), moved
+def _rows(module: VAEModule, batch: Batch, part: slice) -> tuple[Tensor, dict[str, Tensor], int]:
+    """x of a part of a batch as validation sees it, its condition, and the number of its first row."""
+    condition = None if batch.condition is None else batch.condition[part].to(module.device)
+    first_row = batch.first_row + part.start
+    moved = batch._replace(x=batch.x[part].to(module.device), condition=condition, first_row=first_row)
+    return module.held_out_pixels(moved), module.condition_of(moved), first_row
 
 
 def _mean(values: Tensor) -> tuple[float, float]:

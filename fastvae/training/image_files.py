@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
+from .arrays import bits_of
 from .errors import TrainingError
 
 if TYPE_CHECKING:
@@ -22,23 +23,68 @@ _GREY_MODES = ("1", "L", "LA", *_SIXTEEN_BITS)
 _ORIENTATION = 0x0112  # of EXIF: from 5 on, width and height are exchanged
 
 
-def read_folder(folder: Path, image_size: int | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """All images below the folder in the order of their paths, (N, C, H, W) uint8, and the names of their labels.
+class Folder(NamedTuple):
+    """What a folder of images holds."""
+
+    images: np.ndarray
+    """(N, C, H, W) uint8, in the order of their paths."""
+    labels: np.ndarray | None
+    """The name of each one's label."""
+    notes: tuple[str, ...]
+    """What a user should know of how they were read."""
+
+
+def read_folder(folder: Path, image_size: int | None, skip_unreadable: bool = False) -> Folder:
+    """All images below the folder, and their labels.
 
     The label of an image is the subfolder that it lies in; images beside subfolders mean that there are no labels.
     Files and folders whose names begin with a dot are passed over: programs leave copies there. Grey if all are grey,
-    else RGB; 16 bits are scaled to 8. What is transparent lies on white. Rotated as the camera says.
+    else RGB. Of images of 16 bits the highest value of all tells how many are used: 10, 12, 14 or 16, which are scaled
+    to 8. What is transparent lies on white. Rotated as the camera says.
+
+    Args:
+        skip_unreadable: leave out files that cannot be read, and name them in the notes.
 
     Raises:
-        TrainingError: there are none, one cannot be read, they differ in size, or they do not fit into memory.
+        TrainingError: there are none, some cannot be read (all of them are named), they differ in size, or they do not
+            fit into memory.
     """
     paths = sorted(path for path in folder.rglob("*") if _is_image(path, folder))
     if not paths:
         raise TrainingError(f"{folder} has no images ({', '.join(SUFFIXES)})")
-    images = _stack_files(paths, str(folder), image_size)
-    parts = [path.relative_to(folder).parts for path in paths]
+    _check_pillow()
+    unreadable: dict[Path, str] = {}
+    headers = _headers(paths, unreadable)
+    readable = [path for path in paths if path not in unreadable]
+    if readable:
+        size = _one_size(headers, str(folder), image_size)
+        grey = all(header.mode in _GREY_MODES for header in headers.values())
+        bits, notes = _bits_of_files([path for path in readable if headers[path].mode in _SIXTEEN_BITS], unreadable)
+        images = _stack_files(readable, str(folder), image_size, size, grey, bits, unreadable)
+    if unreadable:
+        _check_unreadable(unreadable, len(paths), skip_unreadable, str(folder))
+        notes = (*notes, f"left out, as they cannot be read: {_listed(unreadable)}")
+        images = images[[path not in unreadable for path in readable]]
+    parts = [path.relative_to(folder).parts for path in paths if path not in unreadable]
     labels = np.array([of_path[0] for of_path in parts]) if all(len(of_path) > 1 for of_path in parts) else None
-    return images, labels
+    return Folder(images, labels, notes)
+
+
+def _check_unreadable(unreadable: dict[Path, str], count: int, skip: bool, where: str) -> None:
+    if skip and len(unreadable) < count:
+        return
+    if len(unreadable) == count:
+        raise TrainingError(f"none of the {count} images of {where} can be read: {_listed(unreadable)}")
+    (first, why), more = next(iter(unreadable.items())), len(unreadable) - 1
+    others = f" Nor can {more} other{'s' * (more > 1)}: {', '.join(map(str, list(unreadable)[1:]))}." if more else ""
+    raise TrainingError(
+        f"{first} cannot be read as an image: {why}.{others}\nRepair or remove what is named, or leave it out by"
+        " --skip-unreadable true"
+    )
+
+
+def _listed(unreadable: dict[Path, str]) -> str:
+    return "; ".join(f"{path} ({why})" for path, why in unreadable.items())
 
 
 def stack_one_by_one(
@@ -47,12 +93,15 @@ def stack_one_by_one(
     """(N, C, H, W) uint8 of ``count`` named images, of which one at a time is held at its own size.
 
     Raises:
-        TrainingError: as `read_folder`.
+        TrainingError: as `read_folder`, of the first that cannot be read.
     """
     _check_pillow()
     stacked, first = np.empty((0, 0, 0, 0), dtype=np.uint8), ""
     for row, (name, image) in enumerate(_with_bar(images, count)):
-        levels = _levels(name, image, image.mode in _GREY_MODES, image_size)
+        try:
+            levels = _levels(image, image.mode in _GREY_MODES, image_size)
+        except Exception as error:
+            raise TrainingError(f"{name} cannot be read as an image: {_why(error)}") from None
         if row == 0:
             _check_memory(count * levels.size, where)
             stacked, first = np.empty((count, *levels.shape), dtype=np.uint8), name
@@ -72,25 +121,17 @@ def _is_image(path: Path, folder: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
 
 
-def _stack_files(paths: Sequence[Path], where: str, image_size: int | None) -> np.ndarray:
-    _check_pillow()
-    size, grey = _headers(paths, where, image_size)
-    shape = (1 if grey else 3, size[1], size[0])
-    _check_memory(len(paths) * int(np.prod(shape)), where)
-    stacked = np.empty((len(paths), *shape), dtype=np.uint8)
-    for row, path in enumerate(_with_bar(paths, len(paths))):
-        levels = _levels(str(path), path, grey, image_size)
-        if levels.shape != shape:  # turned by a note that stands behind the pixels
-            raise _different_sizes(where, str(paths[0]), size, str(path), levels.shape[:0:-1])
-        stacked[row] = levels
-    return stacked
+class _Header(NamedTuple):
+    width: int
+    height: int
+    mode: str
 
 
-def _headers(paths: Sequence[Path], where: str, image_size: int | None) -> tuple[tuple[int, int], bool]:
-    """Width and height of all, as they will be; and whether all are grey. Nothing is decoded."""
+def _headers(paths: Sequence[Path], unreadable: dict[Path, str]) -> dict[Path, _Header]:
+    """Size and mode of those that can be read; why not, of the others. Nothing is decoded."""
     from PIL import Image
 
-    size, grey = (0, 0), True
+    headers = {}
     for path in paths:
         try:
             with Image.open(path) as opened:
@@ -98,49 +139,97 @@ def _headers(paths: Sequence[Path], where: str, image_size: int | None) -> tuple
                 # Of the base class: that of PNG would decode the image, to look for a note behind the pixels.
                 if Image.Image.getexif(opened).get(_ORIENTATION, 1) >= 5:
                     width, height = height, width
-                grey = grey and opened.mode in _GREY_MODES
+                headers[path] = _Header(width, height, opened.mode)
+        except Exception as error:  # Pillow's are of many kinds, which depend on the format
+            unreadable[path] = _why(error)
+    return headers
+
+
+def _one_size(headers: dict[Path, _Header], where: str, image_size: int | None) -> tuple[int, int]:
+    """Width and height of all, as they will be."""
+    (first, header), *others = headers.items()
+    if image_size is not None:
+        return image_size, image_size
+    for path, other in others:
+        if other[:2] != header[:2]:
+            raise _different_sizes(where, str(first), header[:2], str(path), other[:2])
+    return header.width, header.height
+
+
+def _bits_of_files(paths: Sequence[Path], unreadable: dict[Path, str]) -> tuple[int, tuple[str, ...]]:
+    """How many bits the levels of 16-bit files have, and a note if there are fewer than 16."""
+    from PIL import Image
+
+    highest, widened = 0, True
+    for path in paths:
+        try:
+            with Image.open(path) as opened:
+                values = np.asarray(opened)
+            highest = max(highest, int(values.max()))
+            widened = widened and not (values % 257).any()  # 8 bits, made 16 by repeating them
         except Exception as error:
-            raise _unreadable(str(path), error) from None
-        came = (width, height) if image_size is None else (image_size, image_size)
-        if path != paths[0] and came != size:
-            raise _different_sizes(where, str(paths[0]), size, str(path), came)
-        size = came
-    return size, grey
+            unreadable[path] = _why(error)
+    bits = 16 if widened else bits_of(highest)
+    note = f"files of 16 bits have levels up to {highest}, read as {bits} bits"
+    return bits, () if bits == 16 else (note,)
 
 
-def _levels(name: str, image: Path | Image.Image, grey: bool, image_size: int | None) -> np.ndarray:
-    """(C, H, W) uint8."""
+def _stack_files(
+    paths: Sequence[Path],
+    where: str,
+    image_size: int | None,
+    size: tuple[int, int],
+    grey: bool,
+    bits: int,
+    unreadable: dict[Path, str],
+) -> np.ndarray:
+    """(len(paths), C, H, W), without values where one turns out not to be readable."""
+    shape = (1 if grey else 3, size[1], size[0])
+    _check_memory(len(paths) * int(np.prod(shape)), where)
+    stacked = np.empty((len(paths), *shape), dtype=np.uint8)
+    for row, path in enumerate(_with_bar(paths, len(paths))):
+        if path in unreadable:
+            continue
+        try:
+            levels = _levels(path, grey, image_size, bits)
+        except Exception as error:
+            unreadable[path] = _why(error)
+            continue
+        if levels.shape != shape:  # turned by a note that stands behind the pixels
+            raise _different_sizes(where, str(paths[0]), size, str(path), levels.shape[:0:-1])
+        stacked[row] = levels
+    return stacked
+
+
+def _levels(image: Path | Image.Image, grey: bool, image_size: int | None, bits: int = 16) -> np.ndarray:
+    """(C, H, W) uint8; ``bits`` are those of an image of 16."""
     from PIL import Image, ImageOps
 
-    try:
-        with Image.open(image) if isinstance(image, Path) else image as opened:
-            upright = ImageOps.exif_transpose(opened)
-            if upright.mode in (*_SIXTEEN_BITS, "F"):  # Pillow would cut them off at 255
-                upright = Image.fromarray(_eight_bits(np.asarray(upright)))
-            if upright.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in upright.info:
-                upright = upright.convert("RGBA")
-                paper = Image.new("RGBA", upright.size, "white")
-                upright = Image.alpha_composite(paper, upright)
-            upright = upright.convert("L" if grey else "RGB")
-            if image_size is not None:
-                upright = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.LANCZOS)
-            levels = np.asarray(upright)
-    except Exception as error:
-        raise _unreadable(name, error) from None
+    with Image.open(image) if isinstance(image, Path) else image as opened:
+        upright = ImageOps.exif_transpose(opened)
+        if upright.mode in (*_SIXTEEN_BITS, "F"):  # Pillow would cut them off at 255
+            upright = Image.fromarray(_eight_bits(np.asarray(upright), bits))
+        if upright.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in upright.info:
+            upright = upright.convert("RGBA")
+            paper = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(paper, upright)
+        upright = upright.convert("L" if grey else "RGB")
+        if image_size is not None:
+            upright = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.LANCZOS)
+        levels = np.asarray(upright)
     return levels[None] if grey else levels.transpose(2, 0, 1)
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
+def _eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
         raise ValueError(
             f"its values go from {values.min()} to {values.max()}, expected 8 or 16 bits; .npy takes floats"
         )
-    return np.rint(values / 257).astype(np.uint8)
+    return np.rint(values * (255 / (2**bits - 1))).astype(np.uint8)
 
 
-def _unreadable(name: str, error: Exception) -> TrainingError:
-    """For any error: what Pillow raises over a broken file is of many kinds, which depend on the format."""
-    return TrainingError(f"{name} cannot be read as an image: {str(error) or type(error).__name__}")
+def _why(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _different_sizes(

@@ -1,10 +1,9 @@
-"""`VAEModule`: a model of `fastvae.nn` with its objective, its optimiser and its noise, as Lightning takes it."""
+"""`VAEModule`: a LightningModule of a model of `fastvae.nn`, its objective, its optimizer and its noise."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,13 +13,16 @@ from torch import Tensor
 
 from ..checks import check_flag, check_number
 from ..functional import noise
+from ..likelihoods import MissingAsNaN
 from ..monitors import ActiveUnits
 from ..nn import ConditionalVAE
 from ..nn.model import LatentVariableModel
 from ..objectives import ELBO, IWAE, ObjectiveOutput, iwae_bound
+from ..size_checks import check_count
 from .batches import Batch, derived_seed
 from .errors import TrainingError
 from .lightning import LightningModule, logs_now
+from .optimizer import LearningRateFactor, bound_scale, can_fuse, parameter_groups, steps_of_run
 
 SCHEDULES = ("cosine", "constant")
 
@@ -33,18 +35,22 @@ class VAEModule(LightningModule):
         objective: `fastvae.objectives.ELBO` or `IWAE`, or a function that is called like them; the ELBO if None. Its
             schedules are called with the number of the batch.
         learning_rate: of Adam.
-        schedule: "cosine", down to zero over the whole run, or "constant".
-        binarize: x are grey levels in [0, 1], the probabilities of ink: draw ink or paper from them, anew each time in
-            training, once and for all when validating.
-        seed: of all that is drawn, from 0 to 2^64 - 1.
+        schedule: "cosine", down to zero over the whole run, or "constant". Where the length of the run is not known (a
+            loader without length and no ``max_steps``, or ``max_epochs=-1``), both are constant.
+        warmup_steps: the learning rate rises linearly during so many first steps.
+        binarize: x are grey levels in [0, 1], probabilities of a white pixel: draw black or white from them, anew each
+            time in training, the same each time in validation.
+        flip: mirror each image (C, H, W) left to right with probability 1/2 in training.
+        seed: of all random numbers, from 0 to 2^64 - 1.
 
-    It takes batches from `VAEDataModule`; from any other loader tensors x (B, *event) or pairs (x, label), whose label
-    is the condition of a `ConditionalVAE` and not looked at otherwise. Row b of the batch that all processes have
-    together draws row b of the noise, so that a run is the same on any number of devices up to rounding; with
-    other loaders than ours that is so when they give rank 0 the first rows, rank 1 the next, and so on.
+    Batches come from `VAEDataModule`, or from any loader of tensors x (B, *event) or pairs (x, label); the label is the
+    condition of a `ConditionalVAE` and is ignored otherwise. Row b of the global batch, that of all processes together,
+    uses row b of the noise: a run is the same on any number of devices up to rounding. With loaders of your own this
+    holds if rank 0 gets the first rows of the global batch, rank 1 the next ones, and so on.
 
     Logged: ``train_elbo``, ``val_elbo``, ``val_reconstruction`` and ``val_kl`` (nats, means over the data),
-    ``active_units``; under IWAE ``train_iwae`` and ``val_iwae`` too. ``monitor`` is the one to judge checkpoints by.
+    ``active_units``; under IWAE also ``train_iwae`` and ``val_iwae``. ``monitor`` names the one that checkpoints are
+    compared by.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind; the message names it.
@@ -67,7 +73,9 @@ class VAEModule(LightningModule):
         *,
         learning_rate: float = 2e-3,
         schedule: str = "cosine",
+        warmup_steps: int = 0,
         binarize: bool = False,
+        flip: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -84,7 +92,10 @@ class VAEModule(LightningModule):
         self.objective = objective
         self.learning_rate = float(learning_rate)
         self.schedule = schedule
+        check_count("warmup_steps", warmup_steps, 0)
+        self.warmup_steps = int(warmup_steps)
         self.binarize = check_flag("binarize", binarize)
+        self.flip = check_flag("flip", flip)
         self.seed = int(check_seed(seed))
         self._takes_step = "step" in inspect.signature(objective).parameters
         self._trained: Tensor | None = None  # sums over this epoch: bound, rows
@@ -92,7 +103,7 @@ class VAEModule(LightningModule):
         self._units: list[ActiveUnits] = []
         self._kl_per_latent: list[Tensor | None] = []
         self._finite: Tensor | None = None
-        self._cosine: torch.optim.lr_scheduler.LambdaLR | None = None
+        self._factor: torch.optim.lr_scheduler.LambdaLR | None = None  # of the learning rate
         self.kl_per_latent: tuple[Tensor, ...] | None = None
         """Of the held-out data in nats, one tensor a level, after each validation; None without a closed form."""
 
@@ -102,7 +113,7 @@ class VAEModule(LightningModule):
 
     @property
     def monitor(self) -> str:
-        """The metric of a validation to be raised."""
+        """The validation metric that is to become as large as possible."""
         return f"val_{self.bound_name}"
 
     def forward(self, x: Tensor, **options: Any) -> Any:
@@ -116,14 +127,14 @@ class VAEModule(LightningModule):
         )
         if over_batch and self.trainer.world_size > 1:
             raise TrainingError(
-                "free bits over the batch see the rows of one process only, and would depend on their number:"
+                "free bits over the batch use the rows of one process only, so the loss would depend on their number:"
                 ' free_bits_over="sample", or one process'
             )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = self._as_batch(batch)
         number = self.trainer.fit_loop.total_batch_idx
-        x = self._pixels(batch, derived_seed(self.seed, "ink", number))
+        x = self._mirrored(self._pixels(batch, derived_seed(self.seed, "ink", number)), batch, number)
         step: dict[str, Any] = {"step": number} if self._takes_step else {}
         came = self.objective(
             self.model, x, seed=derived_seed(self.seed, "draw", number), row_offset=batch.first_row,
@@ -150,29 +161,30 @@ class VAEModule(LightningModule):
         self._trained = None
 
     def configure_optimizers(self) -> Any:
-        # Clipping looks at gradients between backward and the step, where the fused one has not yet unscaled them.
-        fused = self.trainer.gradient_clip_val is None
-        optimizer = torch.optim.Adam(self.model.parameters(), lr=self.learning_rate, fused=fused)
-        if self.schedule == "constant":
+        groups = parameter_groups(self.model, self.learning_rate)
+        optimizer = torch.optim.Adam(groups, lr=self.learning_rate, fused=can_fuse(self.trainer))
+        # The cosine ends at zero: the last epochs average out the noise of the draws, worth several nats.
+        steps = steps_of_run(self.trainer) if self.schedule == "cosine" else None
+        if steps is None and not self.warmup_steps:
             return optimizer
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
-        # Down to zero along a cosine: the last epochs average out the noise of the draws, worth several nats. A
-        # function of the step alone, of which a checkpoint holds nothing: a longer run goes on along its own.
-        self._cosine = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._cosine, "interval": "step"}}
+        # A function of the step alone, with no state to restore: a resumed run of another length follows its own curve.
+        self._factor = torch.optim.lr_scheduler.LambdaLR(optimizer, LearningRateFactor(self.warmup_steps, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._factor, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """The learning rate is what it is set to, also where a checkpoint has brought back another one."""
+        """Use the learning rate that was given, also where a checkpoint has restored another one."""
         if type(self).configure_optimizers is not VAEModule.configure_optimizers:
             return
-        rate = self.learning_rate
-        if self._cosine is not None:
-            self._cosine.base_lrs = [rate]
-            rate *= self._cosine.lr_lambdas[0](self._cosine.last_epoch)
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = rate
+        groups = self.trainer.optimizers[0].param_groups
+        factor = 1.0
+        if self._factor is not None:
+            self._factor.base_lrs = [group["rate"] * self.learning_rate for group in groups]
+            factor = self._factor.lr_lambdas[0](self._factor.last_epoch)
+        for group in groups:
+            group["lr"] = group["rate"] * self.learning_rate * factor
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        bound_scale(self.model)
 
     # Validation
 
@@ -198,7 +210,7 @@ class VAEModule(LightningModule):
         return iwae_bound(self.model.log_weights(x, self.objective.num_samples, **options).log_weights)
 
     def _watch(self, x: Tensor, batch: Batch, kl_per_latent: Sequence[Tensor | None]) -> None:
-        """Take in what the latents of these rows do."""
+        """Add these rows to the monitors of the latents."""
         came = self.model.encode(x, **self.condition_of(batch))
         levels = [came] if isinstance(came[0], Tensor) else list(came)
         if not self._units:
@@ -226,7 +238,7 @@ class VAEModule(LightningModule):
             active = sum(int(units.compute().active.sum()) for units in self._units)
             self.log("active_units", float(active), prog_bar=True, sync_dist=True)
 
-    # A test is a validation by another name
+    # Trainer.test measures the same as a validation
 
     def on_test_epoch_start(self) -> None:
         self.on_validation_epoch_start()
@@ -238,7 +250,7 @@ class VAEModule(LightningModule):
         self.on_validation_epoch_end()
 
     def _merge_levels(self, rows: float) -> None:
-        """What all processes have seen of the latents, the same on each."""
+        """The monitors of all processes merged; the same result on each process."""
         if self.trainer.world_size > 1:
             everyones: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(everyones, (self._units, self._kl_per_latent))
@@ -268,7 +280,7 @@ class VAEModule(LightningModule):
         if trained is not None:
             self._trained = trained * (self.global_rank == 0)
 
-    # What all of these use
+    # Shared helpers
 
     def _as_batch(self, batch: Any) -> Batch:
         if isinstance(batch, Batch):
@@ -283,7 +295,7 @@ class VAEModule(LightningModule):
         return Batch(x, label, first, sum(counts), len(x))
 
     def condition_of(self, batch: Batch) -> dict[str, Any]:
-        """What the model's methods are given beside x: ``condition``, or nothing."""
+        """Keyword arguments of the model's methods beside x: ``condition``, or none."""
         if not isinstance(self.model, ConditionalVAE):
             return {}
         if batch.condition is None:
@@ -291,16 +303,25 @@ class VAEModule(LightningModule):
         return {"condition": batch.condition}
 
     def held_out_pixels(self, batch: Batch) -> Tensor:
-        """The x of a validation, the same each time."""
+        """x as validation uses it: the same black and white pixels each time under ``binarize``."""
         return self._pixels(batch, derived_seed(self.seed, "held-out ink"))
 
     def _pixels(self, batch: Batch, seed: int) -> Tensor:
-        """What the model is shown: ink or paper, drawn with the grey level as the probability of ink."""
+        """x, or under ``binarize`` zeros and ones drawn with x as the probability of 1."""
         if not self.binarize:
             return batch.x
         x = batch.x
         uniform = torch.special.ndtr(noise(seed, x.shape, row_offset=batch.first_row, device=x.device))
-        return (uniform < x).to(x.dtype)
+        drawn = (uniform < x).to(x.dtype)
+        # NaN stands for a missing value, and no number is smaller than it.
+        return torch.where(torch.isnan(x), x, drawn) if isinstance(self.model.likelihood, MissingAsNaN) else drawn
+
+    def _mirrored(self, x: Tensor, batch: Batch, number: int) -> Tensor:
+        if not self.flip:
+            return x
+        seed = derived_seed(self.seed, "flip", number)
+        chosen = noise(seed, (len(x), 1), row_offset=batch.first_row, device=x.device) > 0
+        return torch.where(chosen[:, :, None, None], x.flip(-1), x)
 
     def _batch_mean(self, batch: Batch, values: Tensor) -> Tensor:
         """The mean over the rows of the whole batch, on every process; with its gradient."""
@@ -310,7 +331,7 @@ class VAEModule(LightningModule):
         return total / batch.batch_rows
 
     def _added(self, sums: Tensor | None, columns: Sequence[Tensor]) -> Tensor:
-        """The sums with those of these columns, and with their length at the end."""
+        """The running sums plus the sum of each column; the last entry counts rows."""
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         rows = torch.tensor(float(len(columns[0])), dtype=dtype, device=self.device)
         added = torch.stack([*(column.detach().to(dtype).sum() for column in columns), rows])
@@ -325,8 +346,8 @@ class VAEModule(LightningModule):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The same sum on every process. Backward sums what reaches each one's copy of it, and as gradients of weights are
-    averaged over the processes afterwards, the two together are the gradient of one copy."""
+    """All-reduced sum. Backward all-reduces the gradient too: DDP averages weight gradients over the processes, which
+    cancels the factor, so that the result is the gradient of one copy of the sum."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
@@ -352,5 +373,5 @@ def check_seed(seed: int) -> int:
 def _not_finite(what: str) -> TrainingError:
     return TrainingError(
         f"{what} is no longer a finite number; the last checkpoint is from before.\n"
-        "Try a lower --learning-rate, or --trainer.gradient_clip_val 1; and see that the data suit the likelihood."
+        "Try a lower --learning-rate, and check that the data suit the likelihood."
     )

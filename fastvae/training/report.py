@@ -1,8 +1,9 @@
-"""The report of a run: one HTML file with everything in it, which opens offline and on a phone."""
+"""The report of a run: one HTML file with its pictures inside, which opens offline and on a phone."""
 
 from __future__ import annotations
 
 import base64
+import io
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -11,6 +12,10 @@ from pathlib import Path
 from ..files import whole_file
 
 ROWS = 20
+_LARGEST_PNG = 100_000
+"""In bytes: with six pictures a report stays well under 2 MB."""
+_PAGE_WIDTH = 960
+"""In pixels, as max-width of the style below."""
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --card: #8881; }
@@ -22,7 +27,8 @@ h2 { font-size: 1.15rem; margin: 2rem 0 0.5rem; }
 .cards div { background: var(--card); border-radius: 0.5rem; padding: 0.5rem 0.8rem; }
 .cards b { display: block; font-size: 1.1rem; }
 .cards span, figcaption { opacity: 0.75; font-size: 0.9rem; }
-figure { margin: 1rem 0; }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
+figure { margin: 0; }
 figure img { display: block; max-width: 100%; height: auto; background: white; border-radius: 0.5rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
@@ -42,18 +48,18 @@ def write_report(
     history: Sequence[Mapping[str, float]],
     commands: Sequence[tuple[str, str]],
 ) -> None:
-    """Write the file, whole or not at all.
+    """Write the file atomically.
 
     Args:
         summary: a few numbers by name, shown large.
-        pictures: PNG files with a caption each.
-        history: a row an epoch; of many, about twenty are shown, the first, the best and the last among them.
-        commands: what each is for, and the command.
+        pictures: PNG files with a caption each; large ones are stored as JPEG.
+        history: one row an epoch; about twenty are shown, including the first, the best and the last.
+        commands: purpose and command line of each.
     """
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<div class="cards">{"".join(_card(name, value) for name, value in summary.items())}</div>',
-        *(_figure(picture, caption) for picture, caption in pictures),
+        _figures(pictures),
         "<h2>Epochs</h2>",
         _history(history),
         "<h2>Go on</h2>",
@@ -76,17 +82,41 @@ def _card(name: str, value: str) -> str:
     return f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>"
 
 
+def _figures(pictures: Sequence[tuple[Path, str]]) -> str:
+    return f'<div class="figures">{"".join(_figure(picture, caption) for picture, caption in pictures)}</div>'
+
+
 def _figure(picture: Path, caption: str) -> str:
-    data = base64.b64encode(picture.read_bytes()).decode()
+    kind, data = _encoded(picture)
     words = escape(caption)
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{words}"><figcaption>{words}</figcaption></figure>'
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return f'<figure><img src="{source}" alt="{words}"><figcaption>{words}</figcaption></figure>'
+
+
+def _encoded(picture: Path) -> tuple[str, bytes]:
+    """The file itself if it is small, as of curves; else, as of photos, a JPEG of it at the width of the page."""
+    data = picture.read_bytes()
+    if len(data) <= _LARGEST_PNG:
+        return "png", data
+    from PIL import Image  # matplotlib, which wrote the file, requires it
+
+    with Image.open(io.BytesIO(data)) as opened:
+        image = opened.convert("RGB")
+        if image.width > _PAGE_WIDTH:
+            image = image.resize(
+                (_PAGE_WIDTH, round(image.height * _PAGE_WIDTH / image.width)), Image.Resampling.LANCZOS
+            )
+        written = io.BytesIO()
+        image.save(written, "JPEG", quality=85)
+    smaller = written.getvalue()
+    return ("jpeg", smaller) if len(smaller) < len(data) else ("png", data)
 
 
 def _history(history: Sequence[Mapping[str, float]]) -> str:
     if not history:
         return "<p>None is complete yet.</p>"
     names = list(dict.fromkeys(name for row in history for name in row))
-    # Two places are kept for the first and the best.
+    # Two of the rows are for the first and the best epoch.
     every = 1 if len(history) <= ROWS else -(-len(history) // (ROWS - 2))
     best = best_epoch(history)
     shown = [place for place in range(len(history)) if (len(history) - 1 - place) % every == 0 or place in (0, best)]
@@ -96,15 +126,21 @@ def _history(history: Sequence[Mapping[str, float]]) -> str:
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> int | None:
-    """The row whose held-out ELBO is highest, of those that have one."""
-    measured = [place for place, row in enumerate(history) if math.isfinite(row.get("val_elbo", math.nan))]
-    return max(measured, key=lambda place: history[place]["val_elbo"], default=None)
+    """The row with the highest held-out bound, by which best.ckpt is chosen too; None if none was measured."""
+    name = bound_of(history)
+    measured = [place for place, row in enumerate(history) if math.isfinite(row.get(name, math.nan))]
+    return max(measured, key=lambda place: history[place][name], default=None)
+
+
+def bound_of(history: Sequence[Mapping[str, float]]) -> str:
+    """The name of the held-out bound that was trained on: "val_iwae" where there is one, else "val_elbo"."""
+    return "val_iwae" if any("val_iwae" in row for row in history) else "val_elbo"
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    # A run that diverged has numbers that are none; they are said, not rounded.
+    # NaN and infinity, of a run that diverged, are printed as such.
     return f"{value:,.0f}" if math.isfinite(value) and value == round(value) else f"{value:,.2f}"
 
 

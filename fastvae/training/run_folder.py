@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from torch import Tensor
 
 from ..files import save_figure
 from ..monitors import plot_kl_per_latent
-from . import pictures
-from .checkpoints import RUN
+from ..nn import ConditionalVAE
+from . import data_figures, figures
+from .datasets import Source, fingerprint
 from .lightning import Callback, LightningModule, Trainer, logs_now
+from .model_config import ModelConfig
 from .module import VAEModule
-from .recipes import Recipe
-from .report import best_epoch, write_report
-from .sources import Source, fingerprint
+from .report import best_epoch, bound_of, write_report
+from .saved_run import RUN
+from .statistics import value_range
 
 SHOWN = 40
 SAMPLES = 100
@@ -32,15 +34,16 @@ SAMPLES = 100
 class Record(Checkpoint):
     """The history of a run, a row an epoch; it and all that the model is built from go into every checkpoint.
 
-    A Checkpoint, as Lightning calls those after the module's own hooks, which log the last numbers of an epoch; it is
-    to stand before those that save.
+    A subclass of Checkpoint, because Lightning calls those after the module's hooks, which log the last numbers of an
+    epoch. In the list of callbacks it comes before the checkpoints that save.
     """
 
-    def __init__(self, recipe: Recipe, settings: Mapping[str, Any], source: Source) -> None:
+    def __init__(self, recipe: ModelConfig, settings: Mapping[str, Any], source: Source) -> None:
         self.recipe = recipe
         self.settings = dict(settings)
         self.of_data = {
-            "fingerprint": fingerprint(source), "train_rows": len(source.train), "label_names": source.label_names
+            "fingerprint": fingerprint(source), "train_rows": len(source.train), "label_names": source.label_names,
+            "condition_names": source.names_of_given,
         }  # fmt: skip
         self.history: list[dict[str, float]] = []
 
@@ -54,7 +57,7 @@ class Record(Checkpoint):
         run = {
             "recipe": self.recipe.saved(), "settings": self.settings, "history": self.history, **self.of_data
         }  # fmt: skip
-        # Numbers that the parser has checked are of its own classes, which nobody should need to read a checkpoint.
+        # Checked numbers have types of the parser, which reading a checkpoint should not need.
         checkpoint[RUN] = json.loads(json.dumps(run))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -81,10 +84,10 @@ class Speed(Callback):
 
 
 class TimeLimit(Timer):
-    """Ends each start of a run after so long, when its epoch is over: what earlier starts took does not count."""
+    """Limits the time of each start of a run, without that of earlier starts; it stops at the end of an epoch."""
 
     def on_fit_start(self, trainer: Trainer, *others: Any) -> None:
-        """Timer looks at the clock here too; but each start is to have one epoch at the least."""
+        """Unlike Timer's, without a check of the time: each start runs at least one epoch."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -94,7 +97,7 @@ class TimeLimit(Timer):
 
 
 class ProgressBar(TQDMProgressBar):
-    """One bar for the run's epoch, with the numbers that count."""
+    """A progress bar for each epoch, with the metrics."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         shown = super().get_metrics(trainer, pl_module)
@@ -110,7 +113,7 @@ def _short(value: Any) -> Any:
 
 
 class Lines(Checkpoint):
-    """For where no terminal shows a bar: a line on about twenty epochs of the run."""
+    """Prints a line for about twenty epochs of the run, where output is no terminal and has no progress bar."""
 
     def __init__(self, record: Record, epochs: int) -> None:
         self.record = record
@@ -133,10 +136,7 @@ class Pictures(Checkpoint):
         self.folder = folder
         self.record = record
         self.every = every_epochs
-        x = source.held_out
-        rows = torch.arange(min(len(x), 500)).numpy()
-        self.x = x.rows(rows)
-        self.labels = None if x.labels is None else torch.from_numpy(x.labels[rows])
+        self.shown = Shown.of(source)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last = trainer.current_epoch + 1 == trainer.max_epochs
@@ -155,27 +155,66 @@ class Pictures(Checkpoint):
         training = module.training
         module.eval()
         try:
-            drawn = draw(module, self.folder / "pictures", self.x, self.labels, self.record.history)
+            value_range = self.record.settings.get("value_range")
+            drawn = draw(module, self.folder / "pictures", self.shown, self.record.history, value_range)
         finally:
             module.train(training)
         write_report(
             self.folder / "report.html", title=f"{self.record.settings['model']} on {self.record.settings['data']}",
             summary=_summary(self.record.history), settings=self.record.settings, pictures=drawn,
-            history=self.record.history, commands=_commands(self.folder),
+            history=self.record.history, commands=_commands(self.folder, self.shown.are_images),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Held-out rows that figures are made of."""
+
+    x: Tensor
+    labels: Tensor | None
+    label_names: tuple[str, ...]
+    given: Tensor | None
+    """What a conditional model is given."""
+    kind: str
+    """As of a `Source`."""
+
+    @classmethod
+    def of(cls, source: Source) -> Shown:
+        """Up to 500 of them."""
+        held = source.held_out
+        rows = torch.arange(min(len(held), 500)).numpy()
+        labels, given = (
+            None if numbers is None else torch.from_numpy(numbers[rows]) for numbers in (held.labels, held.given)
+        )
+        return cls(held.rows(rows), labels, source.label_names or (), given, source.kind)
+
+    @property
+    def are_images(self) -> bool:
+        return self.x.dim() == 4 and self.x.shape[1] in (1, 3)
 
 
 @torch.no_grad()
 def draw(
-    module: VAEModule, folder: Path, x: Tensor, labels: Tensor | None, history: list[dict[str, float]]
+    module: VAEModule,
+    folder: Path,
+    shown: Shown,
+    history: list[dict[str, float]],
+    shown_range: Sequence[float] | None = None,
 ) -> list[tuple[Path, str]]:
-    """Write the pictures; where they are, with a caption each."""
-    drawn: list[tuple[Any, str, str]] = [(pictures.curves(history), "curves", "Training, in nats a sample")]
+    """Write the pictures; their paths, with a caption each. ``shown_range`` is drawn as black to white."""
+    drawn: list[tuple[Any, str, str]] = [
+        (figure, f"curve-{name}", _CURVES[name]) for name, figure in figures.curves(history).items()
+    ]
     if module.kl_per_latent is not None:
         figure = plot_kl_per_latent(module.kl_per_latent)
         drawn.append((figure, "kl", "The KL of each latent on the held-out data: which of them carry anything"))
-    if x.dim() == 4 and x.shape[1] in (1, 3):
-        drawn += _of_images(module, x.to(module.device), labels)
+    x = shown.x.to(next(module.parameters()))
+    conditional = isinstance(module.model, ConditionalVAE) and shown.given is not None
+    given: dict[str, Any] = {"condition": shown.given.to(x.device)} if conditional and shown.given is not None else {}
+    if shown.are_images:
+        drawn += _of_images(module, x, given, shown_range or value_range(x))
+    else:
+        drawn += data_figures.of_values(module.model, x, given, shown.kind, shown.labels, shown.label_names)
     paths = []
     for figure, name, caption in drawn:
         save_figure(figure, folder / f"{name}.png")
@@ -183,11 +222,23 @@ def draw(
     return paths
 
 
-def _of_images(module: VAEModule, x: Tensor, labels: Tensor | None) -> list[tuple[Any, str, str]]:
-    model, ink = module.model, pictures.is_ink(pictures.displayable(x, x))
+_CURVES = {
+    "bound": "The negative bound in nats a sample",
+    "terms": "Its two terms on held-out data",
+    "units": "Latents whose posterior mean varies over the held-out data",
+}
+
+
+def _of_images(
+    module: VAEModule, x: Tensor, given: dict[str, Any], shown_range: Sequence[float]
+) -> list[tuple[Any, str, str]]:
+    model = module.model
     conditional = getattr(model, "num_classes", None)
-    given: dict[str, Any] = {} if conditional is None or labels is None else {"condition": labels.to(x.device)}
-    eye = functools.partial(pictures.displayable, like=x)
+    low, high = shown_range
+
+    def eye(images: Tensor) -> Tensor:
+        return figures.displayable(images.nan_to_num(nan=low), low, high)
+
     shown = x[:SHOWN]
     of_shown: dict[str, Any] = {name: value[:SHOWN] for name, value in given.items()}
     wanted: dict[str, Any] = (
@@ -195,19 +246,19 @@ def _of_images(module: VAEModule, x: Tensor, labels: Tensor | None) -> list[tupl
     )
     drawn: list[tuple[Any, str, str]] = [
         (
-            pictures.reconstructions(eye(shown), eye(model.reconstruct(shown, **of_shown)), ink=ink),
+            figures.reconstructions(eye(shown), eye(model.reconstruct(shown, **of_shown))),
             "reconstructions", "Held-out images (upper rows) and their reconstructions (lower rows)",
         ),
         (
-            pictures.samples(eye(model.generate(SAMPLES, seed=0, **wanted)), ink=ink),
+            figures.samples(eye(model.generate(SAMPLES, seed=0, **wanted))),
             "samples", "New images: the means of p(x|z) at z drawn from the prior",
         ),
     ]  # fmt: skip
-    walked = pictures.walk_latents(model, x, pictures.WALK, 10, **given)
+    walked = figures.walk_latents(model, x, figures.WALK, 10, **given)
     if walked is not None:
         walks, carried = walked
         caption = "One image, one latent changed at a time: those that carry most"
-        drawn.append((pictures.traversals(eye(walks), pictures.WALK, carried, ink=ink), "traversals", caption))
+        drawn.append((figures.traversals(eye(walks), figures.WALK, carried), "traversals", caption))
     return drawn
 
 
@@ -216,7 +267,10 @@ def _summary(history: list[dict[str, float]]) -> dict[str, str]:
     summary = {"epochs": f"{last['epoch']:.0f}", "steps": f"{last['step']:,.0f}"}
     if best is not None:
         row = history[best]
-        summary["best held-out ELBO"] = f"{row['val_elbo']:.2f} nats (epoch {row['epoch']:.0f})"
+        name = bound_of(history)
+        summary[f"best held-out {name.removeprefix('val_').upper()}"] = (
+            f"{row[name]:.2f} nats (epoch {row['epoch']:.0f})"
+        )
     if "val_kl" in last:
         summary["reconstruction, KL"] = f"{last['val_reconstruction']:.2f}, {last['val_kl']:.2f} nats"
     if "active_units" in last:
@@ -224,10 +278,12 @@ def _summary(history: list[dict[str, float]]) -> dict[str, str]:
     return summary
 
 
-def _commands(path: Path) -> list[tuple[str, str]]:
+def _commands(path: Path, images: bool) -> list[tuple[str, str]]:
     folder = shlex.quote(str(path))
+    new = ("new images", "samples.png") if images else ("new data", "samples.npy")
     return [
         ("ELBO and log-likelihood on held-out data", f"fastvae evaluate {folder}"),
-        ("new images", f"fastvae sample {folder} --n 64 --output samples.png"),
+        (new[0], f"fastvae sample {folder} --n 64 --output {new[1]}"),
+        ("the latents of all data", f"fastvae encode {folder} --output latents.npy"),
         ("go on training", f"fastvae train --resume {folder}"),
     ]

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
+from PIL import Image
 from torch import Tensor
 
-from ..files import save_figure, whole_file
-from . import pictures
-from .checkpoints import SavedRun
+from ..files import whole_file
+from . import figures
 from .errors import TrainingError
-from .saved_model import load_model, saved_model_parser
+from .saved_model import class_number, load_model, saved_model_parser
+from .saved_run import SavedRun
+from .statistics import value_range
 
 
 def sample(arguments: Sequence[str]) -> None:
@@ -28,7 +30,13 @@ def sample(arguments: Sequence[str]) -> None:
     parser = saved_model_parser("sample", "New data from a trained model.")
     parser.add_argument("--n", type=PositiveInt, default=64, help="how many")
     parser.add_argument("--output", type=str, default="samples.png", help="a .png (a grid of images) or a .npy file")
-    parser.add_argument("--label", type=NonNegativeInt | None, default=None, help="of all, for a conditional model")
+    parser.add_argument(
+        "--label", type=str | None, default=None, help="of all, for a conditional model: its name or its number"
+    )
+    parser.add_argument(
+        "--temperature", type=NonNegativeFloat, nargs="+", default=[1.0],
+        help="factor of the prior's standard deviation; for hvae also one for each level, from the top down",
+    )  # fmt: skip
     parser.add_argument("--draw", type=bool, default=False, help="draw x from p(x|z); its mean if false")
     parser.add_argument("--seed", type=NonNegativeInt, default=0)
     options = parser.parse_args(list(arguments))
@@ -42,28 +50,34 @@ def sample(arguments: Sequence[str]) -> None:
     condition = _labels(run, options.label, options.n, next(model.parameters()).device)
     with torch.no_grad():
         given: dict[str, Any] = {} if condition is None else {"condition": condition}
-        made = model.generate(options.n, seed=options.seed, sample=options.draw, **given).float().cpu()
-    _write(made, output)
+        try:
+            temperature = options.temperature if len(options.temperature) > 1 else options.temperature[0]
+            made = model.generate(options.n, seed=options.seed, sample=options.draw, temperature=temperature, **given)
+        except ValueError as error:
+            raise TrainingError(str(error)) from None
+    made = made.float().cpu()
+    _write(made, output, run.settings.get("value_range"))
     print(f"Wrote {output}: {options.n} samples of shape {'x'.join(map(str, run.recipe.event_shape))}")
 
 
-def _labels(run: SavedRun, label: int | None, n: int, device: torch.device) -> Tensor | None:
+def _labels(run: SavedRun, label: str | None, n: int, device: torch.device) -> Tensor | None:
     """One label for all, or each in turn."""
     known = run.recipe.num_classes
     if known is None:
         if label is not None:
             raise TrainingError(f"--label is {label}, but this {run.recipe.model} was trained without labels")
         return None
-    if label is not None and label >= known:
-        raise TrainingError(f"--label is {label}, expected 0 to {known - 1}")
     every = torch.arange(n, device=device) % known
-    return every if label is None else torch.full_like(every, label)
+    return every if label is None else torch.full_like(every, class_number(run, label))
 
 
-def _write(made: Tensor, output: Path) -> None:
+def _write(made: Tensor, output: Path, shown_range: Sequence[float] | None) -> None:
+    """An array as it is; a picture pixel by pixel, with the range of the training data as black to white."""
     if output.suffix == ".npy":
         with whole_file(output) as unfinished:
             np.save(unfinished, made.numpy())
         return
-    made = pictures.displayable(made, made)
-    save_figure(pictures.samples(made, columns=max(1, round(len(made) ** 0.5)), ink=pictures.is_ink(made)), output)
+    low, high = shown_range or value_range(made)
+    grid = figures.image_grid(figures.displayable(made, low, high), columns=max(1, round(len(made) ** 0.5))).numpy()
+    with whole_file(output) as unfinished:
+        Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(unfinished)

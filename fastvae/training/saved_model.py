@@ -1,13 +1,19 @@
-"""What the commands share that work on a trained model: their first options, and the model itself."""
+"""What the commands share that work on a trained model: their first options, the model, and data that fit it."""
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
+import numpy as np
 import torch
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from ..nn.model import LatentVariableModel
-from .checkpoints import SavedRun, find_checkpoint, read_checkpoint
+from .datasets import DataOptions, Samples, Source, download_source, load_source, whole
 from .errors import TrainingError
+from .model_config import COUNTS
+from .saved_run import SavedRun, find_checkpoint, read_checkpoint
 
 
 def saved_model_parser(command: str, description: str) -> ArgumentParser:
@@ -33,3 +39,61 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise TrainingError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
     return device
+
+
+def class_number(run: SavedRun, label: str) -> int:
+    """The number of a class that a conditional model is given, of its name or its number.
+
+    Raises:
+        TrainingError: the model knows no such class.
+    """
+    names = run.condition_names or ()
+    if label in names:
+        return names.index(label)
+    classes = run.recipe.num_classes or 0
+    if label.isdecimal() and int(label) < classes:
+        return int(label)
+    numbers = f"0 to {classes - 1}"
+    known = numbers if all(name.isdecimal() for name in names) else f"{', '.join(names)}, or {numbers}"
+    raise TrainingError(f"--label is {label}, expected {known}")
+
+
+def data_of(run: SavedRun, data: str | None) -> Source:
+    """The data of the run, or other data that are read in the same way.
+
+    Raises:
+        TrainingError: they cannot be read.
+    """
+    options = DataOptions.of(run.settings, counts=run.recipe.likelihood in COUNTS)
+    download_source(data or run.settings["data"], Path(options.root))
+    return load_source(data or run.settings["data"], options)
+
+
+def fitting(run: SavedRun, samples: Samples, source: Source, data: str) -> Samples:
+    """Rows as the model takes them, their classes numbered as the model knows them by their names.
+
+    Raises:
+        TrainingError: the rows have another shape than the model's data, or a class that it does not know.
+    """
+    if samples.event_shape != run.recipe.event_shape:
+        raise TrainingError(
+            f"{data} has samples of shape {samples.event_shape}, the model was trained on {run.recipe.event_shape}"
+        )
+    if run.recipe.num_classes is None:
+        return samples
+    names, known = source.names_of_given, run.condition_names
+    if samples.given is None or names is None or known is None:
+        raise TrainingError(f"{data} has no labels, which this conditional model needs")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise TrainingError(f"{data} has the label {unknown[0]!r}, the model knows {', '.join(known)}")
+    numbers = np.array([known.index(name) for name in names])
+    return dataclasses.replace(samples, conditions=numbers[samples.given])
+
+
+PARTS = ("all", "train", "held-out")
+
+
+def part_of(source: Source, part: str) -> Samples:
+    """All rows in the order of the data, or those to train on, or those held out."""
+    return whole(source) if part == "all" else source.train if part == "train" else source.held_out

@@ -1,4 +1,4 @@
-"""``fastvae train``: the run that its options make."""
+"""``fastvae train``: from options to a run."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ..files import locked, whole_file
 from ..kernels.backend import backends
+from ..nn.residual import residual_sizes
 from ..objectives import ELBO, IWAE
 from ..schedules import linear_warmup
-from .checkpoints import SavedRun, WholeFiles, checkpoint_callbacks, last_checkpoint, read_checkpoint
+from .checkpoints import WholeFiles, checkpoint_callbacks, last_checkpoint
 from .data import VAEDataModule
+from .datasets import BUILT_IN, CELLS, DataOptions, Source, describe, fingerprint, median_library, value_range
+from .defaults import complete
 from .errors import TrainingError
 from .lightning import Trainer
+from .model_config import COUNTS, ModelConfig
 from .module import VAEModule
-from .recipes import COUNTS, Recipe
 from .run_folder import Lines, Pictures, ProgressBar, Record, Speed, TimeLimit
-from .sources import BUILT_IN, Source, describe, fingerprint
+from .saved_run import SavedRun, read_checkpoint
+from .statistics import start_from, statistics_of
 from .train_options import TrainCLI
 
 CONFIG = "config.yaml"
@@ -46,7 +49,7 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def _with_settings_of_resumed(arguments: Sequence[str]) -> list[str]:
-    """``--resume FOLDER`` stands for the settings in the folder, before all that is given anew."""
+    """``--resume FOLDER`` reads the settings of the run first; options that are given again override them."""
     given = list(arguments)
     for place, argument in enumerate(given):
         folder = argument.partition("=")[2] if argument.startswith("--resume=") else None
@@ -58,6 +61,8 @@ def _with_settings_of_resumed(arguments: Sequence[str]) -> list[str]:
             config = Path(folder) / CONFIG
             if not config.is_file():
                 raise TrainingError(f"{folder} is no run to resume: it has no {CONFIG}")
+            if any(re.match(r"--quality(=|$)", other) for other in given):
+                raise TrainingError("--quality sets the length of a new run: give a resumed one --max-epochs")
             return ["--config", str(config), *given]
     return given
 
@@ -70,14 +75,17 @@ def _run(cli: TrainCLI) -> None:
     checkpoint = last_checkpoint(folder) if config.resume is not None else None
     resumed = None if checkpoint is None else read_checkpoint(checkpoint)
     try:
-        data, recipe, module = _built(config)
-    except (ValueError, TypeError, OverflowError) as error:  # of options whose bounds the parser does not know
+        data, model_config, module, shown = _built(config)
+    except (ValueError, TypeError, OverflowError) as error:  # options out of bounds that the parser does not check
         raise TrainingError(str(error).splitlines()[0]) from None
     assert data.source is not None
     if resumed is not None:
-        _check_resumed(resumed, recipe, config.batch_size, data.source)
-    settings = _settings(cli) | {"likelihood": recipe.likelihood, "binarize": module.binarize}
-    record = Record(recipe, settings, data.source)
+        _check_resumed(resumed, model_config, config.batch_size, data.source)
+    settings = _settings(cli) | {
+        "likelihood": model_config.likelihood, "binarize": module.binarize, "channels": list(model_config.channels),
+        "value_range": shown,
+    }  # fmt: skip
+    record = Record(model_config, settings, data.source)
     try:
         trainer = _trainer(cli, folder, module, record, data.source)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:  # Lightning's, of its options
@@ -89,12 +97,12 @@ def _run(cli: TrainCLI) -> None:
             return
         if trainer.is_global_zero:
             with whole_file(folder / CONFIG) as unfinished:
-                # Without --resume: whoever takes these settings for another run begins anew.
+                # Without --resume: these settings, used for another run, start it from the beginning.
                 begun = config.clone()
                 begun.resume = None
                 unfinished.write_text(cli.parser.dump(begun))
-            _print_start(config, recipe, module, trainer, data.source, folder, checkpoint)
-        # Stopped by hand, Lightning ends the process, or returns, as its version has it.
+            _print_start(config, model_config, module, trainer, data.source, folder, checkpoint)
+        # Stopped by Ctrl-C, Lightning exits or returns, depending on its version.
         with contextlib.suppress(SystemExit):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     if trainer.interrupted:
@@ -103,29 +111,35 @@ def _run(cli: TrainCLI) -> None:
         _print_end(trainer, record, folder)
 
 
-def _built(config: Any) -> tuple[VAEDataModule, Recipe, VAEModule]:
-    """The data, read; and the model for data of their shape."""
+def _built(config: Any) -> tuple[VAEDataModule, ModelConfig, VAEModule, list[float]]:
+    """The data, the model for data of their shape, and the range of values that pictures show."""
+    options = DataOptions.of(config.as_dict(), counts=config.likelihood in COUNTS)
     data = VAEDataModule(
-        config.data, batch_size=config.batch_size, conditional=config.model == "cvae", held_out=config.held_out,
-        image_size=config.image_size, root=config.data_root, counts=config.likelihood in COUNTS,
-        workers=config.workers, seed=config.seed,
+        config.data, batch_size=config.batch_size or 1, conditional=config.model == "cvae", workers=config.workers,
+        seed=config.seed, **vars(options),
     )  # fmt: skip
     data.prepare_data()
     data.setup("fit")
     assert data.source is not None
-    recipe = _recipe(config, data.source)
-    _check_values(recipe, data.source, config.data)
+    complete(config, data.source.train)
+    data.batch_size = config.batch_size
+    model_config = _model_config(config, data.source)
+    _check_values(model_config, data.source, config.data, config.flip)
+    model = model_config.build(config.seed)
+    statistics = statistics_of(data.source.train)
+    if model_config.standardize:
+        start_from(model, model_config, statistics, data.source.train)
     module = VAEModule(
-        recipe.build(config.seed), _objective(config, data), learning_rate=config.learning_rate,
-        schedule=config.schedule, seed=config.seed,
-        binarize=recipe.likelihood == "bernoulli" if config.binarize is None else config.binarize,
+        model, _objective(config, data), learning_rate=config.learning_rate,
+        schedule=config.schedule, warmup_steps=config.warmup_steps, flip=config.flip, seed=config.seed,
+        binarize=model_config.likelihood == "bernoulli" if config.binarize is None else config.binarize,
     )  # fmt: skip
-    return data, recipe, module
+    return data, model_config, module, [statistics.low, statistics.high]
 
 
 @contextlib.contextmanager
 def _alone_in(folder: Path, anew: bool) -> Iterator[None]:
-    """No other process trains in the folder meanwhile, but for those that belong to this run."""
+    """Lock the folder against other runs; the further processes of this run do not ask for the lock."""
     if not _is_first_process():
         yield
         return
@@ -136,7 +150,7 @@ def _alone_in(folder: Path, anew: bool) -> Iterator[None]:
 
 
 def _draw_again(trainer: Trainer, module: VAEModule, data: VAEDataModule, resumed: SavedRun, record: Record) -> None:
-    """The pictures and the report of a complete run, which may have been killed before it had drawn them."""
+    """Draw the pictures and the report of a complete run, which may have been killed before it drew them."""
     record.history, record.settings = resumed.history, resumed.settings
     module.load_state_dict(resumed.weights)
     trainer.validate(module, datamodule=data, verbose=False)
@@ -145,9 +159,9 @@ def _draw_again(trainer: Trainer, module: VAEModule, data: VAEDataModule, resume
             callback.on_train_end(trainer, module)
 
 
-def _check_resumed(run: SavedRun, recipe: Recipe, batch_size: int, source: Source) -> None:
-    """The model is the same, and so is the place in the data that the run has come to."""
-    what, differences = "another model", run.recipe.differences(recipe)
+def _check_resumed(run: SavedRun, model_config: ModelConfig, batch_size: int, source: Source) -> None:
+    """Refuse to resume with another model, or with other batches or data, where the place in the data would be lost."""
+    what, differences = "another model", run.recipe.differences(model_config)
     rows = len(source.train)
     if not differences and (run.train_rows, run.settings["batch_size"]) != (rows, batch_size):
         what = "other batches"
@@ -162,7 +176,7 @@ def _check_resumed(run: SavedRun, recipe: Recipe, batch_size: int, source: Sourc
 
 
 def _folder(config: Any) -> Path:
-    """Where the run is to be; nothing is there yet, unless it is resumed."""
+    """The folder of the run, which holds no run yet unless it is resumed."""
     if config.resume is not None:
         config.output = config.resume
     elif config.output is None:
@@ -179,27 +193,37 @@ def _folder(config: Any) -> Path:
 
 
 def _is_first_process() -> bool:
-    """Of those that Lightning or torchrun start; the others find what the first one has begun."""
+    """Whether this is rank 0; the other processes, started by Lightning or torchrun, find the folder made already."""
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
-def _recipe(config: Any, source: Source) -> Recipe:
+def _model_config(config: Any, source: Source) -> ModelConfig:
     shape = source.train.event_shape
     grey = len(shape) == 3 and shape[0] == 1
     likelihood = config.likelihood if config.likelihood != "auto" else "bernoulli" if grey else "gaussian"
     num_classes = None
     if config.model == "cvae":
-        assert source.train.labels is not None
-        assert source.held_out.labels is not None
-        num_classes = 1 + max(int(source.train.labels.max()), int(source.held_out.labels.max()))
-    return Recipe(
-        config.model, likelihood, shape, config.latent_dim, config.hidden, config.channels, num_classes, config.prior,
-        config.components,
+        assert source.train.given is not None
+        assert source.held_out.given is not None
+        num_classes = 1 + max(int(source.train.given.max()), int(source.held_out.given.max()))
+    library = config.library_size if config.library_size is not None else config.data.endswith(CELLS)
+    library_size = median_library(source.train) if library and likelihood in COUNTS else None
+    patch, channels = residual_sizes(*shape[1:]) if len(shape) == 3 else (1, ())
+    # The start from principal components is for means in the units of the data, and for complete rows.
+    whole = config.missing != "nan"
+    linear = 32 if config.model == "conv" and likelihood in ("gaussian", "laplace") and whole else None
+    # Pixels from 0 to 1 are at a good scale: linear layers only overfit sooner on standardised ones. Missing values are
+    # encoded as 0, which standardising makes the mean.
+    standardize = config.model == "conv" or not whole or likelihood not in ("bernoulli", "continuous-bernoulli")
+    return ModelConfig(
+        config.model, likelihood, shape, config.latent_dim, config.hidden, config.channels or channels, patch,
+        config.blocks, linear, standardize, num_classes=num_classes, prior=config.prior, components=config.components,
+        library_size=library_size, missing=config.missing == "nan",
     )  # fmt: skip
 
 
 def _check_options(config: Any) -> None:
-    """Options that would have no effect are refused, and so is a backend that is not there."""
+    """Refuse options that would have no effect, and a requested backend that is not available."""
     if config.model == "iwae":
         given = {"beta": config.beta != 1.0, "warmup-epochs": config.warmup_epochs, "free-bits": config.free_bits}
         given["capacity"] = config.capacity is not None
@@ -208,29 +232,40 @@ def _check_options(config: Any) -> None:
                 raise TrainingError(f"--{name} shapes the KL of the ELBO, and --model iwae has none: leave it out")
     elif config.dreg:
         raise TrainingError("--dreg is a gradient of --model iwae: leave it out, or train that")
+    if config.condition:
+        if config.model not in ("vae", "cvae"):
+            raise TrainingError(f"--condition is for --model cvae, not for {config.model}")
+        config.model = "cvae"
+    if config.likelihood == "auto" and config.data.endswith(CELLS):
+        config.likelihood = "negative-binomial"
+    if config.library_size and config.likelihood not in COUNTS:
+        raise TrainingError(f"--library-size is for {', '.join(COUNTS)}, not for {config.likelihood}")
     backends()
 
 
 def _absolute(config: Any) -> None:
-    """Paths as they are seen from everywhere: a run may be taken up or evaluated from another folder."""
+    """Make paths absolute: a run may be resumed or evaluated from another folder."""
     named = config.data in BUILT_IN or config.data.startswith("torchvision:")
     if not named and Path(config.data).exists():
         config.data = str(Path(config.data).absolute())
     config.data_root = str(Path(config.data_root).absolute())
 
 
-def _check_values(recipe: Recipe, source: Source, data: str) -> None:
-    """Before hours are spent on values that the likelihood has no probability for: looks at a thousand rows."""
-    rows = source.train.rows(torch.arange(min(len(source.train), 1000)).numpy())
-    in_unit = recipe.likelihood in ("bernoulli", "continuous-bernoulli", "mixture")
-    if in_unit and not bool(((rows >= 0) & (rows <= 1)).all()):
-        low, high = rows.min().item(), rows.max().item()
+def _check_values(model_config: ModelConfig, source: Source, data: str, flip: bool) -> None:
+    """Refuse data that the options do not suit, before training; the values of all rows are checked.
+
+    Counts are checked as they are read.
+    """
+    if flip and len(model_config.event_shape) != 3:
+        raise TrainingError(f"--flip mirrors images (C, H, W), {data} has samples of shape {model_config.event_shape}")
+    if model_config.likelihood not in ("bernoulli", "continuous-bernoulli", "mixture"):
+        return
+    low, high = value_range(source)
+    if low < 0 or high > 1:
         raise TrainingError(
-            f"{data} has values from {low:g} to {high:g}, {recipe.likelihood} takes 0 to 1:"
+            f"{data} has values from {low:g} to {high:g}, {model_config.likelihood} takes 0 to 1:"
             " scale them, or --likelihood gaussian"
         )
-    if recipe.likelihood in COUNTS and not bool(((rows >= 0) & (rows == rows.round())).all()):
-        raise TrainingError(f"{data} has values that are no counts, which {recipe.likelihood} takes")
 
 
 def _objective(config: Any, data: VAEDataModule) -> ELBO | IWAE:
@@ -276,14 +311,14 @@ def _loggers(folder: Path) -> list[Logger]:
 
 
 def _settings(cli: TrainCLI) -> dict[str, Any]:
-    """All options but the Trainer's, as plain values."""
+    """All options except the Trainer's, as plain values."""
     config = cli.config.as_dict()
     return {name: value for name, value in config.items() if name not in ("trainer", "config")}
 
 
 def _print_start(
     config: Any,
-    recipe: Recipe,
+    model_config: ModelConfig,
     module: VAEModule,
     trainer: Trainer,
     source: Source,
@@ -292,7 +327,11 @@ def _print_start(
 ) -> None:
     parameters = sum(weight.numel() for weight in module.model.parameters())
     print(f"{config.data}: {describe(source)}")
-    print(f"{recipe.model}, {recipe.likelihood}, {parameters:,} parameters; latent ops: {_backend(trainer)}")
+    for note in source.notes:
+        print(f"{config.data}: {note}")
+    print(
+        f"{model_config.model}, {model_config.likelihood}, {parameters:,} parameters; latent ops: {_backend(trainer)}"
+    )
     if checkpoint is not None:
         print(f"resumed from {checkpoint}")
     elif config.resume is not None:
@@ -308,12 +347,32 @@ def _print_end(trainer: Trainer, record: Record, folder: Path) -> None:
     if record.history:
         last = record.history[-1]
         print(", ".join(f"{name} {value:,.2f}" for name, value in last.items() if name.startswith(("train", "val"))))
+        for line in _advice(record, trainer):
+            print(line)
     print(f"Report: {folder / 'report.html'}\nMeasure it: fastvae evaluate {shlex.quote(str(folder))}")
+
+
+def _advice(record: Record, trainer: Trainer) -> list[str]:
+    """What a finished run shows of a model that learned little, and which option helps."""
+    last, module = record.history[-1], trainer.lightning_module
+    assert isinstance(module, VAEModule)
+    latents = sum(kl.numel() for kl in module.kl_per_latent or ())
+    active = last.get("active_units")
+    if active is None or not latents:
+        return []
+    if active == 0:
+        return [
+            f"Warning: none of the {latents} latents carries anything, so reconstructions are all alike (posterior"
+            " collapse): --warmup-epochs, --free-bits 0.1, or train longer."
+        ]
+    if active < 0.1 * latents:
+        return [f"Note: {active:.0f} of {latents} latents are active; a smaller --latent-dim would do the same."]
+    return []
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's notes on devices and its hints on workers; warnings of what matters remain."""
+    """Silence Lightning's notes on devices and its hints on workers; other warnings stay."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,18 +10,20 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from .data import VAEDataModule
+from .datasets import DATA_HELP
+from .defaults import QUALITIES
+from .layouts import LAYOUT_HELP, LAYOUTS
 from .lightning import Trainer
+from .model_config import LIKELIHOODS, MODELS, PRIORS
 from .module import SCHEDULES, VAEModule
-from .recipes import LIKELIHOODS, MODELS, PRIORS
-from .sources import DATA_HELP
 
 TRAINER_OPTIONS = {
     "max_time", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "callbacks",
     "deterministic", "benchmark", "profiler", "detect_anomaly", "log_every_n_steps", "sync_batchnorm",
     "enable_progress_bar",
 }  # fmt: skip
-"""What of Lightning's Trainer is passed on as it is. Not ``limit_train_batches`` and its kin: the order of the data
-after a stop is counted in whole epochs."""
+"""Options of Lightning's Trainer that are passed on. Not ``limit_train_batches`` and the like: a resumed run finds its
+place in the data by counting whole epochs."""
 
 
 class TrainCLI(LightningCLI):
@@ -37,10 +40,11 @@ class TrainCLI(LightningCLI):
         )  # fmt: skip
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        _check_names(parser, args)
         self.config = parser.parse_args(args)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Lightning's own one seeds Python, NumPy and torch; nothing here draws from them."""
+        """Not Lightning's --seed_everything: nothing here draws from the generators of Python, NumPy and torch."""
 
     def _set_seed(self) -> None:
         pass
@@ -58,7 +62,30 @@ class TrainCLI(LightningCLI):
         parser.set_defaults({"trainer.log_every_n_steps": 10})
 
     def instantiate_classes(self) -> None:
-        """Nothing yet: the model's shape is that of the data, and they are to be read first."""
+        """Not here: the model's shape is that of the data, which are read later."""
+
+
+_OTHER_NAMES = {
+    "epochs": "max-epochs", "num-epochs": "max-epochs", "lr": "learning-rate", "bs": "batch-size", "gpus": "devices",
+    "z-dim": "latent-dim", "latents": "latent-dim", "dataset": "data", "out": "output", "val-split": "held-out",
+}  # fmt: skip
+"""Names that other programs give to these options."""
+
+
+def _check_names(parser: LightningArgumentParser, arguments: Sequence[str]) -> None:
+    """Name the option that was probably meant; the parser only says that there is none of the name.
+
+    Raises:
+        SystemExit: as of the parser.
+    """
+    known = {name.lstrip("-") for action in parser._actions for name in action.option_strings}
+    for argument in arguments:
+        name = argument.partition("=")[0].lstrip("-")
+        if not argument.startswith("--") or name in known or "." in name or not name:
+            continue
+        near = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else difflib.get_close_matches(name, sorted(known), n=1)
+        if near:
+            parser.error(f"there is no option --{name}, did you mean --{near[0]}?")
 
 
 _DESCRIPTION = """Train a variational autoencoder: on the digits that come with the package, on a folder of images of
@@ -72,20 +99,39 @@ def _add_data(group: Any) -> None:
     group.add_argument(
         "--image-size", type=PositiveInt | None, default=None, help="crop images to squares of this size"
     )
+    group.add_argument("--layout", choices=LAYOUTS, default="auto", help=LAYOUT_HELP)
+    group.add_argument(
+        "--missing", choices=("refuse", "nan"), default="refuse", help="nan: NaN stands for missing values"
+    )
+    group.add_argument(
+        "--skip-unreadable", type=bool, default=False, help="leave out images that cannot be read, and name them"
+    )
+    group.add_argument(
+        "--condition", type=str, nargs="+", default=[], metavar="NAME",
+        help="what a conditional model is given: columns of an .h5ad, arrays of an .npz; makes vae a cvae",
+    )  # fmt: skip
+    group.add_argument("--label", type=str | None, default=None, help="column of an .h5ad with the labels of its cells")
+    group.add_argument(
+        "--layer", type=str | None, default=None, help="where an .h5ad has its counts: X, raw, or a layer's name"
+    )
     group.add_argument("--held-out", type=float, default=0.2, help="part of the data that is kept for validation")
-    group.add_argument("--batch-size", type=PositiveInt, default=100, help="rows of a step, of all devices together")
+    group.add_argument(
+        "--batch-size", type=PositiveInt | None, default=None,
+        help="rows of a step, of all devices together (default: by the number of rows)",
+    )  # fmt: skip
     group.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that read ahead")
     group.add_argument(
         "--binarize", type=bool | None, default=None,
-        help="draw ink or paper from grey levels, anew each time (default: true for bernoulli)",
+        help="draw black or white from grey levels, anew each time (default: true for bernoulli)",
     )  # fmt: skip
+    group.add_argument("--flip", type=bool, default=False, help="mirror images left to right at random in training")
 
 
 def _add_model(group: Any) -> None:
     group.add_argument("--model", choices=MODELS, default="vae", help=_MODEL_HELP)
     group.add_argument(
         "--likelihood", choices=("auto", *LIKELIHOODS), default="auto",
-        help="p(x|z); auto: bernoulli for grey images, gaussian for all else",
+        help="p(x|z); auto: bernoulli for grey images, negative-binomial for .h5ad, else gaussian",
     )  # fmt: skip
     group.add_argument(
         "--latent-dim", type=PositiveInt, nargs="+", default=[20],
@@ -93,8 +139,13 @@ def _add_model(group: Any) -> None:
     )  # fmt: skip
     group.add_argument("--hidden", type=PositiveInt, nargs="+", default=[400], help="widths of the hidden layers")
     group.add_argument(
-        "--channels", type=PositiveInt, nargs="+", default=[32, 64],
-        help="of conv's convolutions, each of which halves the sides of the image",
+        "--channels", type=PositiveInt, nargs="+", default=None,
+        help="of conv at each resolution, of half the sides of the one before (default: by the size of the images)",
+    )  # fmt: skip
+    group.add_argument("--blocks", type=PositiveInt, default=1, help="residual blocks of conv at each resolution")
+    group.add_argument(
+        "--library-size", type=bool | None, default=None,
+        help="means of counts are a softmax over the genes times the sum of the row (default: true for .h5ad)",
     )  # fmt: skip
     group.add_argument("--prior", choices=PRIORS, default="standard", help="p(z)")
     group.add_argument("--components", type=PositiveInt, default=50, help="of the priors mixture and vamp")
@@ -108,7 +159,10 @@ _MODEL_HELP = (
 
 def _add_objective(group: Any) -> None:
     group.add_argument("--beta", type=NonNegativeFloat, default=1.0, help="weight of the KL")
-    group.add_argument("--warmup-epochs", type=NonNegativeFloat, default=0.0, help="raise beta from 0 during these")
+    group.add_argument(
+        "--warmup-epochs", type=NonNegativeFloat | None, default=None,
+        help="raise beta from 0 during these (default: a tenth of the epochs for conv, else 0)",
+    )  # fmt: skip
     group.add_argument("--free-bits", type=NonNegativeFloat, default=0.0, help="nats of each latent that cost nothing")
     group.add_argument(
         "--capacity", type=NonNegativeFloat | None, default=None, help="nats C, for beta |KL - C| as the loss's KL term"
@@ -123,17 +177,29 @@ def _add_run(group: Any) -> None:
         "--resume", type=str | None, default=None, metavar="FOLDER",
         help="go on with the run in this folder, with its settings but for those given anew",
     )  # fmt: skip
-    group.add_argument("--max-epochs", type=PositiveInt, default=200)
-    group.add_argument("--learning-rate", type=PositiveFloat, default=2e-3, help="of Adam")
+    group.add_argument(
+        "--quality", choices=tuple(QUALITIES), default="good",
+        help="how long to train where --max-epochs is not given: draft a quarter of good, best four times as long",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-epochs", type=PositiveInt | None, default=None, help="(default: by --quality and the number of rows)"
+    )
+    group.add_argument(
+        "--learning-rate", type=PositiveFloat | None, default=None, help="of Adam (default: 0.001 for conv, else 0.002)"
+    )
     group.add_argument("--schedule", choices=SCHEDULES, default="cosine", help="of the learning rate")
+    group.add_argument(
+        "--warmup-steps", type=NonNegativeInt | None, default=None,
+        help="raise the learning rate from 0 during these (default: 5% of the run, at most 100, for conv, else 0)",
+    )  # fmt: skip
     group.add_argument("--seed", type=NonNegativeInt, default=0, help="of the weights, the data's order and the noise")
     group.add_argument(
         "--checkpoint-every", type=PositiveInt | None, default=None, metavar="STEPS",
         help="save between epochs too (each epoch is saved anyway)",
     )  # fmt: skip
     group.add_argument(
-        "--pictures-every", type=NonNegativeInt, default=20, metavar="EPOCHS",
-        help="draw pictures and the report each so many epochs (0: at the end only)",
+        "--pictures-every", type=NonNegativeInt | None, default=None, metavar="EPOCHS",
+        help="draw pictures and the report each so many epochs (0: at the end only; default: five times)",
     )  # fmt: skip
 
 

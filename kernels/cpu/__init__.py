@@ -20,9 +20,17 @@ from ..layout import draws_like
 from ..likelihood_spec import KINDS, MIXTURE, Bounds, LikelihoodSpec
 
 try:
-    from . import _kernels
+    # Not `from . import _kernels`, which reports a missing file as a circular import.
+    import fastvae.kernels.cpu._kernels as _kernels
+except ModuleNotFoundError as error:
+    if error.name != "fastvae.kernels.cpu._kernels":
+        raise
+    raise ImportError(
+        "the C extension was not built when fastvae was installed: no C compiler was found, or it failed."
+        " Install a C compiler, then install fastvae again"
+    ) from None
 except ImportError as error:
-    raise ImportError(f"the C extension was not built when fastvae was installed, or does not load: {error}") from error
+    raise ImportError(f"the C extension does not load: {error}") from error
 
 alike_on_cpu, look_at_normal, plain_on_cpu = _kernels.alike, _kernels.look_at_normal, _kernels.plain
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,6 +130,24 @@ def test_without_the_extension_the_reference_serves_and_backends_says_so(run_pyt
     assert result.returncode == 0, result.stderr
     assert "extension was not built" in result.stdout
     assert "cpu float32" in result.stdout
+
+
+def test_an_install_without_the_extension_is_not_called_a_circular_import(tmp_path, run_python):
+    root = Path(__file__).parents[2]
+    hidden = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(root / "fastvae", tmp_path / "fastvae", ignore=hidden)
+    shutil.copytree(root / "kernels", tmp_path / "fastvae" / "kernels", ignore=hidden)
+    code = """
+import sys
+sys.path.insert(0, path)
+import fastvae
+print(fastvae.__file__, fastvae.backends()["cpu"]["reason"])
+"""
+    result = run_python(f"path = {str(tmp_path)!r}\n{code}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(str(tmp_path))
+    assert "Install a C compiler" in result.stdout
+    assert "circular" not in result.stdout
 
 
 def test_import_loads_no_backend_and_starts_nothing(run_python):

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DistributedSampler
 
 from fastvae.training.batches import BatchLoader, PartSampler, derived_seed
-from fastvae.training.sources import Samples
+from fastvae.training.samples import Samples
 
 
 def _parts(rows, batch_size, world_size, *, seed=5, epoch=0):

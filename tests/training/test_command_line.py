@@ -17,10 +17,13 @@ Image = pytest.importorskip("PIL.Image", reason="the extra of training is not in
 
 import fastvae.info  # noqa: E402
 from fastvae.__main__ import COMMANDS, main  # noqa: E402
+from fastvae.nn.model import LatentVariableModel  # noqa: E402
 from fastvae.training import run_folder  # noqa: E402
-from fastvae.training.checkpoints import find_checkpoint, read_checkpoint  # noqa: E402
+from fastvae.training.saved_run import find_checkpoint, read_checkpoint  # noqa: E402
 
 from .runs import history, largest_difference, save_images, saved, train  # noqa: E402
+
+PICTURES = ("curve-bound", "curve-terms", "curve-units", "kl", "reconstructions", "samples", "traversals")
 
 # ---- commands
 
@@ -126,7 +129,7 @@ def test_info_refuses_what_is_not_there(arguments, capsys):
 def test_a_run_leaves_checkpoints_a_log_pictures_and_a_report(finished):
     names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "logs/version_0/metrics.csv"} <= names
-    assert {f"pictures/{name}.png" for name in ("curves", "kl", "reconstructions", "samples", "traversals")} <= names
+    assert {f"pictures/{name}.png" for name in PICTURES} <= names
     assert "report.html" in names
     assert not [name for name in names if "unfinished" in name]
     rows = history(finished)
@@ -178,6 +181,7 @@ def test_the_best_checkpoint_is_that_of_the_highest_bound(data, tmp_path):
     "options",
     [
         ("--model=conv", "--channels=4"),
+        ("--model=conv", "--quality=draft", "--precision=bf16-true"),
         ("--model=conv", "--channels", "4", "6", "--likelihood=mixture"),
         ("--model=cvae",),
         ("--model=hvae", "--latent-dim", "2", "3"),
@@ -220,13 +224,61 @@ def test_a_folder_of_colour_images_trains_a_convolutional_vae(tmp_path):
     assert train(tmp_path / "images", tmp_path / "run", *options) == 0
     assert read_checkpoint(find_checkpoint(tmp_path / "run")).recipe.likelihood == "gaussian"
     assert main(["sample", str(tmp_path / "run"), f"--output={tmp_path / 'new.png'}", "--draw=true"]) == 0
-    assert Image.open(tmp_path / "new.png").width > 100
+    assert Image.open(tmp_path / "new.png").size == (80, 80)  # 8 by 8 images of 8 pixels, 2 between them
+
+
+def test_images_of_any_size_train_a_convolutional_vae(tmp_path):
+    data = save_images(tmp_path / "odd.npy", shape=(3, 11, 9))
+    assert train(data, tmp_path / "run", "--model=conv", "--channels", "4", "8", "--max-epochs=1") == 0
+    assert main(["sample", str(tmp_path / "run"), "--n=1", f"--output={tmp_path / 'one.png'}"]) == 0
+    assert Image.open(tmp_path / "one.png").size == (9, 11)
+
+
+def test_a_picture_of_samples_has_their_own_pixels(data, tmp_path, monkeypatch):
+    assert train(data, tmp_path / "run", "--likelihood=gaussian") == 0
+    dark = torch.full((1, 1, 8, 8), 0.02)
+    dark[..., 0, 0] = 9.0  # one outlier
+    monkeypatch.setattr(LatentVariableModel, "generate", lambda self, n, **given: dark.expand(n, -1, -1, -1))
+    assert main(["sample", str(tmp_path / "run"), "--n=1", f"--output={tmp_path / 'one.png'}"]) == 0
+    shown = np.asarray(Image.open(tmp_path / "one.png"))
+    assert shown.shape == (8, 8)
+    assert shown[0, 0] == 255
+    assert (shown[1:] == 5).all()
+
+
+def test_a_temperature_narrows_what_is_sampled(finished, tmp_path):
+    made = {}
+    for temperature in (1, 0):
+        output = tmp_path / f"{temperature}.npy"
+        assert main(["sample", str(finished), f"--temperature={temperature}", f"--output={output}"]) == 0
+        made[temperature] = np.load(output)
+    assert made[0].std(0).max() < 1e-6 < made[1].std(0).max()
+
+
+def test_the_report_of_iwae_names_the_epoch_of_its_best_checkpoint(data, tmp_path):
+    options = ("--model=iwae", "--iwae-samples=3", "--learning-rate=0.3", "--max-epochs=5", "--schedule=constant")
+    assert train(data, tmp_path / "run", *options) == 0
+    epoch = saved(tmp_path / "run", "best")["epoch"] + 1
+    assert f"nats (epoch {epoch})" in (tmp_path / "run/report.html").read_text()
+    assert "best held-out IWAE" in (tmp_path / "run/report.html").read_text()
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_pictures_are_drawn_in_any_precision(data, tmp_path, precision):
+    assert train(data, tmp_path / "run", f"--precision={precision}", "--max-epochs=1") == 0
+    assert (tmp_path / "run/report.html").exists()
 
 
 def test_vectors_train_without_pictures_of_images(tmp_path):
     data = save_images(tmp_path / "x.npy", shape=(6,))
     assert train(data, tmp_path / "run") == 0
-    assert {path.stem for path in (tmp_path / "run/pictures").iterdir()} == {"curves", "kl"}
+    assert {path.stem for path in (tmp_path / "run/pictures").iterdir()} == {
+        "curve-bound",
+        "curve-terms",
+        "curve-units",
+        "kl",
+        "latents",
+    }
 
 
 def test_settings_come_from_a_file_and_the_line_goes_over_it(data, tmp_path):
@@ -245,8 +297,13 @@ def test_the_settings_of_a_run_make_the_same_run(finished, tmp_path):
     assert largest_difference(saved(finished), saved(tmp_path / "again")) == 0.0
 
 
-def test_a_run_stopped_between_epochs_goes_on_to_the_same_end(data, tmp_path):
-    options = ("--max-epochs=4", "--schedule=constant")
+@pytest.mark.parametrize(
+    "model",
+    [(), ("--model=conv", "--channels=4", "--likelihood=gaussian", "--warmup-steps=3", "--warmup-epochs=1")],
+    ids=["linear layers", "conv"],
+)
+def test_a_run_stopped_between_epochs_goes_on_to_the_same_end(data, tmp_path, model):
+    options = ("--max-epochs=4", "--schedule=constant", *model)
     assert train(data, tmp_path / "whole", *options) == 0
     assert train(data, tmp_path / "parts", *options, "--max-epochs=1") == 0
     assert main(["train", f"--resume={tmp_path / 'parts'}", "--max-epochs=4"]) == 0

@@ -14,9 +14,9 @@ pytest.importorskip("jsonargparse", reason="the extra of training is not install
 import fastvae.files
 import fastvae.info
 from fastvae.__main__ import main
-from fastvae.training.checkpoints import find_checkpoint, read_checkpoint
+from fastvae.training.datasets import load_source
 from fastvae.training.evaluate import held_out_batches
-from fastvae.training.sources import load_source
+from fastvae.training.saved_run import find_checkpoint, read_checkpoint
 
 from .runs import OPTIONS, fails, history, save_images, saved, train
 
@@ -26,7 +26,6 @@ from .runs import OPTIONS, fails, history, save_images, saved, train
     [
         (("--data=nowhere.npy",), ("nowhere.npy does not exist",)),
         (("--batch-size=41",), ("40 samples", "--batch-size 40")),
-        (("--model=conv", "--channels", "2", "2", "2", "2"), ("8x8", "divisible by 16", "--image-size")),
         (("--model=hvae", "--hidden", "8", "8"), ("hvae has one hidden layer",)),
         (("--latent-dim", "2", "3"), ("several levels are for --model hvae",)),
         (("--model=cvae", "--prior=vamp"), ("cvae is built with the standard one",)),
@@ -114,9 +113,31 @@ def test_options_that_there_are_not_end_with_status_2(option, capsys):
     assert option.partition("=")[0].lstrip("-").replace("-", "_") in capsys.readouterr().err.replace("-", "_")
 
 
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [("--epochs=5", "--max-epochs"), ("--lr", "--learning-rate"), ("--lernin-rate", "--learning-rate"),
+     ("--batchsize=3", "--batch-size")],
+)  # fmt: skip
+def test_the_option_that_was_probably_meant_is_named(option, meant, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["train", option, "5"])
+    assert left.value.code == 2
+    name = option.partition("=")[0]
+    assert f"there is no option {name}, did you mean {meant}?" in capsys.readouterr().err
+
+
+def test_the_quality_of_a_resumed_run_is_refused(finished, capsys):
+    fails(capsys, ["train", f"--resume={finished}", "--quality=best"], "--quality", "--max-epochs")
+
+
 def test_a_conditional_model_needs_labels(tmp_path, capsys):
     data = save_images(tmp_path / "bare.npy")
     fails(capsys, ["train", f"--data={data}", "--model=cvae", *OPTIONS], "bare.npy has no labels", "subfolder")
+
+
+def test_vectors_are_not_mirrored(tmp_path, capsys):
+    data = save_images(tmp_path / "x.npy", shape=(6,))
+    fails(capsys, ["train", f"--data={data}", "--flip=true", *OPTIONS], "--flip mirrors images", "(6,)")
 
 
 def test_values_that_the_likelihood_has_no_probability_for_are_refused(tmp_path, capsys):

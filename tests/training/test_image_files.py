@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from fastvae.training.sources import load_source
+from fastvae.training.datasets import load_source
 
-from .test_sources import _refused, _save_image
+from .test_datasets import _refused, _save_image
 
 Image = pytest.importorskip("PIL.Image", reason="the extra of training is not installed")
 
@@ -178,3 +178,43 @@ def test_without_pillow_the_error_says_how_to_get_it(tmp_path, monkeypatch):
     _save_image(tmp_path / "a.png")
     monkeypatch.setitem(sys.modules, "PIL", None)
     _refused(tmp_path, "Pillow", 'pip install "fastvae-kernels[train]"')
+
+
+def test_all_unreadable_files_are_named_at_once(tmp_path):
+    for number in range(4):
+        _save_image(tmp_path / f"{number}.png", color=(200, 0, 10 * number), mode="RGB")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    cut = (tmp_path / "3.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(cut[: len(cut) - 25])  # readable but for its pixels
+    _refused(tmp_path, "broken.png", "cut.png", "--skip-unreadable")
+    source = load_source(str(tmp_path), skip_unreadable=True)
+    assert source.train.x.shape == (4, 3, 6, 8)
+    (note,) = source.notes
+    assert "broken.png" in note
+    assert "cut.png" in note
+    assert source.train.x[:, 2, 0, 0].tolist() == [0, 10, 20, 30]
+
+
+def test_labels_stay_with_their_images_where_some_are_left_out(tmp_path):
+    for label, blue in (("a", 0), ("b", 100), ("c", 200)):
+        for number in range(2):
+            _save_image(tmp_path / label / f"{number}.png", color=(0, 0, blue), mode="RGB")
+    (tmp_path / "b" / "0.png").write_bytes(b"")
+    source = load_source(str(tmp_path), skip_unreadable=True)
+    together = sorted(zip(source.train.index, source.train.labels, strict=True))
+    for row, label in together:
+        assert source.train.x[row, 2, 0, 0] == 100 * label
+
+
+def test_a_folder_without_a_readable_image_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    for skip in (False, True):
+        _refused(tmp_path, "none of the 1 images", "a.png", skip_unreadable=skip)
+
+
+def test_twelve_bits_in_files_of_sixteen_are_scaled_as_twelve(tmp_path):
+    for name, level in (("a.png", 4095), ("b.png", 2048), ("c.png", 0)):
+        Image.fromarray(np.full((6, 8), level, dtype=np.uint16)).save(tmp_path / name)
+    source = load_source(str(tmp_path))
+    assert source.train.x[:, 0, 0, 0].tolist() == [255, 128, 0]
+    assert source.notes == ("files of 16 bits have levels up to 4095, read as 12 bits",)

@@ -18,7 +18,7 @@ pytest.importorskip("jsonargparse", reason="the extra of training is not install
 
 import fastvae.files
 from fastvae.__main__ import main
-from fastvae.training.checkpoints import read_checkpoint
+from fastvae.training.saved_run import read_checkpoint
 
 from .runs import (
     OPTIONS,

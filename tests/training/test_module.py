@@ -114,6 +114,23 @@ def test_ink_is_drawn_anew_in_training_and_once_for_validation(tmp_path):
     assert torch.equal(torch.cat([module.held_out_pixels(part) for part in parts]), module.held_out_pixels(batch))
 
 
+def test_half_of_the_images_are_mirrored_in_training_and_none_in_validation(tmp_path):
+    torch.manual_seed(0)
+    shape = (1, 4, 4)
+    model = Recording(MLPEncoder(shape, 8, 3), MLPDecoder(3, 8, shape), Bernoulli())
+    x = torch.rand(200, *shape)
+    module = VAEModule(model, flip=True)
+    _fit(module, tmp_path, DataLoader(TensorDataset(x), batch_size=200))
+    seen = [came for came, _ in model.calls]
+    straight = [(came == x).flatten(1).all(1) for came in seen]
+    mirrored = [(came == x.flip(-1)).flatten(1).all(1) for came in seen]
+    assert all((one | other).all() for one, other in zip(straight, mirrored, strict=True))
+    assert all(70 <= one.sum() <= 130 for one in mirrored)
+    assert not torch.equal(mirrored[0], mirrored[1])
+    part = module._mirrored(x[50:], Batch(x[50:], None, 50, 200, 150), 0)
+    assert torch.equal(part, module._mirrored(x, Batch(x, None, 0, 200, 200), 0)[50:])
+
+
 @pytest.mark.parametrize(
     ("model", "objective"),
     [

@@ -84,6 +84,24 @@ def test_pictures_are_inside_with_words_for_those_who_do_not_see_them(written):
     assert image["alt"] == "What is seen"
 
 
+def test_large_pictures_are_made_small_and_stay_pictures(written, tmp_path):
+    np = pytest.importorskip("numpy")
+    Image = pytest.importorskip("PIL.Image")
+    random = np.random.default_rng(0)
+    smooth = np.kron(random.integers(0, 200, (60, 60, 3)), np.ones((25, 25, 1))) + random.integers(
+        0, 9, (1500, 1500, 3)
+    )
+    Image.fromarray(smooth.astype(np.uint8)).save(tmp_path / "photo.png")
+    assert (tmp_path / "photo.png").stat().st_size > 2_000_000
+    text = written(pictures=[(tmp_path / "photo.png", "a photo")])
+    assert len(text) < 400_000
+    (image,) = Page(text).attributes("img")
+    kind, _, data = image["src"].partition(";base64,")
+    assert kind == "data:image/jpeg"
+    (tmp_path / "inside.jpg").write_bytes(base64.b64decode(data))
+    assert Image.open(tmp_path / "inside.jpg").size == (960, 960)
+
+
 def test_of_many_epochs_about_twenty_are_shown_and_the_last_is_one(written):
     page = Page(written())
     assert len(page.attributes("tr")) <= ROWS + 1 + 3

@@ -56,6 +56,15 @@ def test_the_first_the_best_and_the_last_epoch_are_always_shown(table):
     assert [cells[0] for best, cells in rows if best] == ["63"]
 
 
+def test_under_iwae_the_best_epoch_is_that_of_the_bound_that_was_trained_on(table):
+    history = [
+        {"epoch": 1, "val_elbo": -1.0, "val_iwae": -9.0},
+        {"epoch": 2, "val_elbo": -2.0, "val_iwae": -8.0},
+        {"epoch": 3, "val_elbo": -3.0, "val_iwae": math.nan},
+    ]
+    assert [cells[0] for best, cells in table(history) if best] == ["2"]
+
+
 @pytest.mark.parametrize("epochs", [1, 2, ROWS])
 def test_few_epochs_are_all_shown(table, epochs):
     assert len(table([{"epoch": epoch} for epoch in range(1, epochs + 1)])) == epochs

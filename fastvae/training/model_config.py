@@ -1,4 +1,4 @@
-"""The models that the command line builds: a `Recipe` is all that it takes to build one again."""
+"""`ModelConfig`: the sizes and choices from which the command line builds a model, and a checkpoint builds it again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import likelihoods, priors
-from ..nn import VAE, ConditionalVAE, ConvDecoder, ConvEncoder, HierarchicalVAE, MLPDecoder, MLPEncoder
+from ..nn import (
+    VAE,
+    ConditionalVAE,
+    ConvDecoder,
+    ConvEncoder,
+    HierarchicalVAE,
+    MLPDecoder,
+    MLPEncoder,
+    ResidualDecoder,
+    ResidualEncoder,
+    StandardizedDecoder,
+    StandardizedEncoder,
+)
 from ..nn.levels import mlp_levels
 from ..nn.model import LatentVariableModel
 from .errors import TrainingError
@@ -27,22 +39,34 @@ PRIORS = ("standard", "learned", "mixture", "vamp")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A model by its sizes; plain values, which a checkpoint holds."""
+class ModelConfig:
+    """What a model is built from: plain values, which a checkpoint holds."""
 
     model: str
     likelihood: str
     event_shape: tuple[int, ...]
     latent_dim: tuple[int, ...] = (20,)
-    """Size of z; of hvae, of each level from the top down, and one number stands for two levels of this size."""
+    """Size of z. For hvae: of each level from the top down; one number means two levels of this size."""
     hidden: tuple[int, ...] = (400,)
-    """Widths of the hidden layers of each side; hvae has one."""
-    channels: tuple[int, ...] = (32, 64)
-    """Of the convolutions, each of which halves the image's sides."""
+    """Widths of the hidden layers of encoder and decoder; hvae has one."""
+    channels: tuple[int, ...] = (64, 128)
+    """conv: channels at each resolution, from the largest down; each has half the sides of the one before."""
+    patch: int = 1
+    """conv: side of the squares of pixels that become one position of the largest resolution."""
+    blocks: int = 1
+    """conv: residual blocks at each resolution; 0 for `ConvEncoder` and `ConvDecoder`, as in runs of version 0.1."""
+    linear: int | None = None
+    """conv: side of the averaged image of the linear part of encoder and decoder; None without one."""
+    standardize: bool = True
+    """Whether the networks see standardised data: not in runs of version 0.1, and never for counts."""
     num_classes: int | None = None
     prior: str = "standard"
     components: int = 50
-    """Of the priors that are mixtures."""
+    """Of the priors mixture and vamp."""
+    library_size: float | None = None
+    """Of generated cells: means of counts are a softmax over the genes times the size of the library; None without."""
+    missing: bool = False
+    """NaN stands for a missing value."""
 
     def __post_init__(self) -> None:
         for name, known in (("model", MODELS), ("likelihood", LIKELIHOODS), ("prior", PRIORS)):
@@ -58,15 +82,8 @@ class Recipe:
         image = len(self.event_shape) == 3
         if self.model == "conv" and not image:
             raise TrainingError(f"the data have shape {self.event_shape}, conv needs images (C, H, W): --model vae")
-        factor = 2 ** len(self.channels)
         if self.model == "conv" and not self.channels:
-            raise TrainingError("channels is empty, conv needs one number or more: --channels 32 64")
-        if self.model == "conv" and any(side % factor for side in self.event_shape[1:]):
-            height, width = self.event_shape[1:]
-            raise TrainingError(
-                f"the images are {height}x{width}, and {len(self.channels)} convolutions of stride 2 need sides"
-                f" divisible by {factor}: --image-size {max(factor, height // factor * factor)}, or fewer --channels"
-            )
+            raise TrainingError("channels is empty, conv needs one number or more: --channels 64 128")
         if self.likelihood == "mixture" and not (image and self.event_shape[0] in (1, 3)):
             raise TrainingError(f"the data have shape {self.event_shape}, the mixture needs images of 1 or 3 channels")
         if self.model != "hvae" and len(self.latent_dim) > 1:
@@ -79,22 +96,22 @@ class Recipe:
             raise TrainingError(f"num_classes is {self.num_classes}, expected it for cvae and for no other")
 
     @classmethod
-    def from_saved(cls, saved: Mapping[str, Any]) -> Recipe:
-        return cls(**saved)
+    def from_saved(cls, saved: Mapping[str, Any]) -> ModelConfig:
+        return cls(**{"blocks": 0, "standardize": False, **saved})
 
     def saved(self) -> dict[str, Any]:
-        """Of plain values: what `from_saved` takes."""
+        """As lists and plain values: the argument of `from_saved`."""
         return {
             name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
         }
 
-    def differences(self, other: Recipe) -> list[str]:
-        """Names and values of what differs: "latent_dim (20,), not (10,)"."""
+    def differences(self, other: ModelConfig) -> list[str]:
+        """Names and values of the fields that differ: "latent_dim (20,), not (10,)"."""
         ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
         return [f"{name} {ours[name]}, not {theirs[name]}" for name in ours if ours[name] != theirs[name]]
 
     def build(self, seed: int = 0) -> LatentVariableModel:
-        """The model, its first weights drawn from the seed; torch's generator is left as it was."""
+        """The model, with initial weights drawn from the seed; torch's global generator is not advanced."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed % 2**63)
             return self._hierarchical() if self.model == "hvae" else self._flat()
@@ -105,16 +122,17 @@ class Recipe:
         (latent_dim,) = self.latent_dim
         encoder: nn.Module
         decoder: nn.Module
-        if self.model == "conv":
+        if self.model == "conv" and self.blocks:
+            sizes: dict[str, Any] = {"patch": self.patch, "blocks": self.blocks, "linear": self.linear}
+            encoder = ResidualEncoder(self.event_shape, self.channels, latent_dim, **sizes)
+            decoder = ResidualDecoder(latent_dim, self.channels[::-1], outputs, **sizes)
+        elif self.model == "conv":
             encoder = ConvEncoder(self.event_shape, self.channels, latent_dim)
             decoder = ConvDecoder(latent_dim, channels=self.channels[::-1], output_shape=outputs)
         else:
             encoder = MLPEncoder(self.event_shape, self.hidden, latent_dim, condition_dim=self.num_classes)
             decoder = MLPDecoder(latent_dim, self.hidden[::-1], outputs, condition_dim=self.num_classes)
-        if self.likelihood in COUNTS:
-            encoder = _OfLogCounts(encoder, (latent_dim,))
-        if self.likelihood in COUNTS[1:]:
-            decoder = _MeanOfCounts(decoder, self.likelihood == "zero-inflated")
+        encoder, decoder = self._at_scale(encoder, (latent_dim,)), self._of_parameters(decoder)
         if self.num_classes is not None:
             return ConditionalVAE(encoder, decoder, likelihood, num_classes=self.num_classes)
         return VAE(encoder, decoder, likelihood, prior=self._prior(encoder, latent_dim))
@@ -124,12 +142,33 @@ class Recipe:
         (hidden,) = self.hidden
         dims = self.latent_dim * 2 if len(self.latent_dim) == 1 else self.latent_dim
         bottom_up, levels, _ = mlp_levels(self.event_shape, hidden, dims, nn.ReLU)
-        decoder: nn.Module = MLPDecoder(hidden, hidden, self._outputs(likelihood))
-        if self.likelihood in COUNTS:
-            bottom_up[0] = _OfLogCounts(bottom_up[0])
-        if self.likelihood in COUNTS[1:]:
-            decoder = _MeanOfCounts(decoder, self.likelihood == "zero-inflated")
+        bottom_up[0] = self._at_scale(bottom_up[0], None)
+        decoder = self._of_parameters(MLPDecoder(hidden, hidden, self._outputs(likelihood)))
         return HierarchicalVAE(bottom_up, levels, decoder, likelihood)
+
+    def _at_scale(self, network: nn.Module, latent_shape: tuple[int, ...] | None) -> nn.Module:
+        """The network that takes x, behind what brings the data to a scale of about 1."""
+        if self.missing:
+            network = _ZeroForMissing(network, latent_shape)
+        if self.likelihood in COUNTS:
+            return _OfLogCounts(network, latent_shape)
+        return StandardizedEncoder(network, self.statistics_shape) if self.standardize else network
+
+    def _of_parameters(self, decoder: nn.Module) -> nn.Module:
+        """The decoder, with its output at the scale of the likelihood's parameters."""
+        if self.likelihood == "zero-inflated" or (self.likelihood == "negative-binomial" and not self.library_size):
+            return _MeanOfCounts(decoder, self.likelihood == "zero-inflated", positive=not self.library_size)
+        if not self.standardize or self.likelihood in ("mixture", *COUNTS):
+            return decoder
+        # Logits start at those of the mean image; means at the statistics of the data.
+        logits = self.likelihood in ("bernoulli", "continuous-bernoulli")
+        return StandardizedDecoder(decoder, self.event_shape if logits else self.statistics_shape)
+
+    @property
+    def statistics_shape(self) -> tuple[int, ...]:
+        """Of the mean and the standard deviation of the data: for each channel of images, else for each coordinate."""
+        channels, *positions = self.event_shape
+        return (channels, 1, 1) if len(positions) == 2 else self.event_shape
 
     def _likelihood(self) -> Any:
         made: dict[str, Callable[[], nn.Module]] = {
@@ -138,16 +177,17 @@ class Recipe:
             "gaussian": lambda: likelihoods.Gaussian(0.1, learned=True),
             "laplace": lambda: likelihoods.Laplace(0.3, learned=True),
             "mixture": lambda: likelihoods.DiscretizedLogisticMixture(channels=self.event_shape[0]),
-            "poisson": likelihoods.Poisson,
-            "negative-binomial": lambda: likelihoods.NegativeBinomial(self.event_shape),
-            "zero-inflated": lambda: likelihoods.ZeroInflatedNegativeBinomial(self.event_shape),
+            "poisson": lambda: likelihoods.Poisson(self.library_size),
+            "negative-binomial": lambda: likelihoods.NegativeBinomial(self.event_shape, self.library_size),
+            "zero-inflated": lambda: likelihoods.ZeroInflatedNegativeBinomial(self.event_shape, self.library_size),
         }
-        return made[self.likelihood]()
+        likelihood: Any = made[self.likelihood]()
+        return likelihoods.MissingAsNaN(likelihood) if self.missing else likelihood
 
     def _outputs(self, likelihood: Any) -> tuple[int, ...]:
-        """The shape of what the decoder gives."""
+        """The shape of the decoder's output."""
         if self.likelihood == "mixture":
-            return (likelihood.parameter_channels, *self.event_shape[1:])
+            return (getattr(likelihood, "likelihood", likelihood).parameter_channels, *self.event_shape[1:])
         first, *others = self.event_shape
         return (2 * first if self.likelihood == "zero-inflated" else first, *others)
 
@@ -164,7 +204,7 @@ class Recipe:
 
 
 class _OfLogCounts(nn.Module):
-    """An encoder that sees log(1 + x): counts reach over decades."""
+    """``encoder(log(1 + x))``: counts span orders of magnitude."""
 
     def __init__(self, encoder: nn.Module, latent_shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
@@ -176,17 +216,34 @@ class _OfLogCounts(nn.Module):
         return self.encoder(torch.log1p(x), *others, **options)
 
 
-class _MeanOfCounts(nn.Module):
-    """A decoder whose output is made the mean of counts, by softplus; and the logits of zero inflation beside it."""
+class _ZeroForMissing(nn.Module):
+    """An encoder that sees 0, the mean of standardised data, for NaN (Mattei & Frellsen, arXiv 1812.02633)."""
 
-    def __init__(self, decoder: nn.Module, inflated: bool) -> None:
+    def __init__(self, encoder: nn.Module, latent_shape: tuple[int, ...] | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.latent_shape = latent_shape
+        self.packs_moments = getattr(encoder, "packs_moments", False)
+
+    def forward(self, x: Tensor, *others: Any, **options: Any) -> Any:
+        return self.encoder(torch.where(torch.isnan(x), x.new_zeros(()), x), *others, **options)
+
+
+class _MeanOfCounts(nn.Module):
+    """A decoder of counts, whose output is their mean; with ``inflated`` its second half are the logits of more zeros.
+
+    ``positive`` applies softplus to the mean; without it, the first output is the logits of a softmax over the genes.
+    """
+
+    def __init__(self, decoder: nn.Module, inflated: bool, positive: bool) -> None:
         super().__init__()
         self.decoder = decoder
         self.inflated = inflated
+        self.positive = positive
 
     def forward(self, *given: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         out = self.decoder(*given)
-        if not self.inflated:
-            return F.softplus(out)
-        mean, logits = out.chunk(2, dim=1)
-        return F.softplus(mean), logits
+        mean, *logits = out.chunk(2, dim=1) if self.inflated else (out,)
+        if self.positive:
+            mean = F.softplus(mean)
+        return (mean, *logits) if logits else mean

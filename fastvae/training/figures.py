@@ -1,4 +1,4 @@
-"""The pictures of a run, as matplotlib figures: images in rows, walks through the latents, curves."""
+"""Matplotlib figures of a run: grids of images, traversals of the latents, curves over the epochs."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 COLORS = ("#4c72b0", "#c44e52", "#55a868", "#8172b3", "#ccb974", "#64b5cd", "#dd8452", "#937860")
 WALK = (-3.0, -2.25, -1.5, -0.75, 0.0, 0.75, 1.5, 2.25, 3.0)
-"""In standard deviations of the prior: where `walk_latents` may go."""
-_WIDEST = 10.0
-"""Of a sheet of images, in inches."""
+"""Values that `walk_latents` sets a latent to, in standard deviations of the prior."""
+_WIDEST = 6.5
+"""Width of a grid of images in inches: on a phone, at 400 pixels, labels of 10 points are still legible."""
 _TITLE_WIDTH = 4.8
-"""In inches: narrower figures would cut their title off."""
+"""Width in inches that a title needs."""
 _CRISP = 32
-"""Images up to this side are drawn pixel by pixel; larger ones may be shrunk, and would lose lines that way."""
+"""Images up to this side are drawn without interpolation; larger ones may be shrunk, which would drop lines."""
 _PRIOR_DRAWS = 2000
-"""From which the mean and the spread of a prior are estimated that is not one Gaussian."""
+"""Draws from which mean and standard deviation are estimated of a prior that is not one Gaussian."""
 
 
 def new_figure(width: float, height: float, title: str | None = None) -> Figure:
@@ -46,7 +46,7 @@ def new_figure(width: float, height: float, title: str | None = None) -> Figure:
 
 
 def label(axis: Axes, title: str, x: str, y: str) -> None:
-    """What is drawn, on plain axes."""
+    """Title and labels, with a light grid and without the upper and right spine."""
     axis.set_title(title)
     axis.set_xlabel(x)
     axis.set_ylabel(y)
@@ -55,7 +55,7 @@ def label(axis: Axes, title: str, x: str, y: str) -> None:
 
 
 def sheet(images: Tensor, columns: int, gap: int = 2) -> Tensor:
-    """Images (N, C, H, W) in rows on one sheet: (rows (H + gap), columns (W + gap), C), with 0 between them."""
+    """Images (N, C, H, W) in a grid, (rows (H + gap), columns (W + gap), C); 0 between them, cut off to [0, 1]."""
     count, channels, height, width = images.shape
     rows = -(-count // columns)
     cells = torch.zeros(rows * columns, channels, height + gap, width + gap)
@@ -64,17 +64,17 @@ def sheet(images: Tensor, columns: int, gap: int = 2) -> Tensor:
     return cells.permute(0, 3, 1, 4, 2).reshape(rows * (height + gap), columns * (width + gap), channels)
 
 
-def is_ink(images: Tensor) -> bool:
-    """Whether images are drawings rather than photographs: of one channel, and most of it nothing."""
-    return images.shape[1] == 1 and bool(images.median() < 0.05)
+def displayable(images: Tensor, low: float, high: float) -> Tensor:
+    """Images whose values range from ``low`` to ``high``, mapped to [0, 1]; values outside are cut off."""
+    if (low, high) == (0.0, 1.0):
+        return images.clamp(0, 1)
+    return ((images - low) / max(high - low, 1e-12)).clamp(0, 1)
 
 
-def displayable(images: Tensor, like: Tensor) -> Tensor:
-    """Images for the eye: as they are where ``like`` is in [0, 1], else scaled as takes it there."""
-    low, high = like.min(), like.max()
-    if low >= 0 and high <= 1:
-        return images
-    return (images - low) / (high - low).clamp_min(1e-12)
+def image_grid(images: Tensor, columns: int) -> Tensor:
+    """Images (N, C, H, W) in [0, 1] pixel by pixel, as (rows, columns, C) uint8; a single one has no border."""
+    grid = sheet(images, columns, gap=2 if len(images) > 1 else 0)
+    return (grid * 255).round().to(torch.uint8)
 
 
 def show(
@@ -82,14 +82,15 @@ def show(
     images: Tensor,
     columns: int,
     *,
-    ink: bool,
+    ink: bool = False,
     gap: int = 2,
     below: Sequence[str] = (),
     beside: Sequence[str] = (),
 ) -> None:
-    """Images in rows, with words for the columns and the rows.
+    """Images in a grid, with labels below the columns and beside the rows.
 
-    ``ink``: of grey images, 1 is ink on white paper; as a photograph has it, 1 is white, if false.
+    Args:
+        ink: draw 1 of grey images black on white, as print; else white, as in a photograph.
     """
     drawn = sheet(images, columns, gap)
     options: dict[str, Any] = {"interpolation": "nearest" if max(images.shape[2:]) <= _CRISP else "antialiased"}
@@ -104,15 +105,19 @@ def show(
     axis.spines[:].set_visible(False)
 
 
+def _columns(images: Tensor) -> int:
+    return 10 if images.shape[-1] <= _CRISP else 8 if images.shape[-1] <= 64 else 5
+
+
 def _sheet_size(images: Tensor, columns: int, rows: int) -> tuple[float, float]:
-    """In inches: as wide as there is room for, but not more than an inch and a half for an image."""
+    """Width and height in inches, with at most 1.5 inches for an image."""
     width = min(_WIDEST, 1.5 * columns) if images.shape[-1] > 64 else min(_WIDEST, 0.75 * columns)
     return width, width / columns * rows * images.shape[-2] / images.shape[-1]
 
 
-def reconstructions(originals: Tensor, came: Tensor, columns: int = 10, *, ink: bool) -> Figure:
-    """Images, (N, C, H, W) each, in rows: one of originals, under it their reconstructions."""
-    columns = min(columns, len(originals))
+def reconstructions(originals: Tensor, came: Tensor, columns: int | None = None, *, ink: bool = False) -> Figure:
+    """Images, (N, C, H, W) each: rows of originals, each above the row of their reconstructions."""
+    columns = min(columns or _columns(originals), len(originals))
     rows = len(originals) // columns
     whole = rows * columns
     pairs = torch.stack([part[:whole].cpu().unflatten(0, (rows, columns)) for part in (originals, came)], 1)
@@ -124,21 +129,24 @@ def reconstructions(originals: Tensor, came: Tensor, columns: int = 10, *, ink: 
     return figure
 
 
-def samples(images: Tensor, columns: int = 10, *, ink: bool, title: str | None = None) -> Figure:
-    """Images, (N, C, H, W), in a grid."""
-    columns = min(columns, len(images))
+def samples(images: Tensor, columns: int | None = None, *, ink: bool = False, title: str | None = None) -> Figure:
+    """Images, (N, C, H, W), in a grid; of three rows or more without ``columns``, the last is left out if not full."""
+    whole = columns is None
+    columns = min(columns or _columns(images), len(images))
+    if whole and len(images) > 2 * columns:
+        images = images[: len(images) // columns * columns]
     width, height = _sheet_size(images, columns, -(-len(images) // columns))
     figure = new_figure(width if title is None else max(width, _TITLE_WIDTH), height + 0.5 * bool(title), title)
     show(figure.subplots(), images, columns, ink=ink)
     return figure
 
 
-def traversals(walks: Tensor, values: Sequence[float], carried: Sequence[str], *, ink: bool) -> Figure:
-    """One latent a row: images (rows, columns, C, H, W), the values along a row, and what each row's latent carries."""
+def traversals(walks: Tensor, values: Sequence[float], carried: Sequence[str], *, ink: bool = False) -> Figure:
+    """One latent a row: images (rows, columns, C, H, W), the values along a row, and a label for each row."""
     rows, columns = walks.shape[:2]
     width, height = _sheet_size(walks[0], columns, rows)
     figure = new_figure(
-        max(width + 0.9, _TITLE_WIDTH), height + 0.9, "One latent changed at a time: those that carry most"
+        max(width + 0.9, _TITLE_WIDTH), height + 0.9, "One latent changed at a time:\nthose that carry most"
     )
     axis = figure.subplots()
     show(axis, walks.flatten(0, 1), columns, ink=ink, below=[f"{value:g}" for value in values], beside=carried)
@@ -156,14 +164,21 @@ def walk_latents(
     start: int = 0,
     condition: Tensor | None = None,
 ) -> tuple[Tensor, list[str]] | None:
-    """One row of x (B, *event) decoded with one latent at a time set to each of the values, (rows, values, *event).
+    """One row of x (B, *event) decoded with one latent at a time set to each of the values.
 
-    Of the latents with the largest KL over all of x; where the prior has no closed form of it, of those whose posterior
-    mean varies most. Which comes second, in words. A latent with positions is changed a channel at a time, at all
-    positions. None for models with several levels of latents, each of which shapes those below it.
+    Walked are the latents with the largest KL over all of x; for a prior without a closed form of the KL, those whose
+    posterior mean varies most. A latent with positions is changed one channel at a time, at all positions.
 
-    Values are in standard deviations of the prior from its mean; of a prior that is not one Gaussian, both are
-    estimated from draws. ``start`` is the row, ``condition`` (B, ...) is of all rows.
+    Args:
+        values: in standard deviations of the prior from its mean; for a prior that is not one Gaussian, both are
+            estimated from draws.
+        rows: at most so many latents.
+        start: the row of x.
+        condition: (B, ...), of all rows.
+
+    Returns:
+        Images (rows, values, *event), and a label for each row with the KL or the variance of its latent. None for
+        models with several levels of latents, where one level changes the prior of the next.
     """
     given = {} if condition is None else {"condition": condition}
     if not isinstance(model, VAE):
@@ -184,7 +199,7 @@ def walk_latents(
 
 
 def _prior_moments(model: VAE, mu: Tensor, start: int, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the prior of row ``start``, of the shape of its z."""
+    """Mean and standard deviation of the prior of row ``start``, (*latent_shape) each."""
     prior = model._prior(None if condition is None else model._check_condition(condition, mu))
     mean: Tensor | None
     logvar: Tensor | None
@@ -201,7 +216,7 @@ def _prior_moments(model: VAE, mu: Tensor, start: int, condition: Tensor | None)
 
 
 def _carried(model: VAE, x: Tensor, mu: Tensor, condition: Tensor | None) -> tuple[Tensor, str]:
-    """How much each latent carries, and in which unit."""
+    """The KL of each latent in nats, or the variance of its posterior mean; and the unit."""
     if model._exact_kl:
         (kl,) = kl_per_latent(model, [x if condition is None else (x, condition)], seed=0)
         return kl, "nats"
@@ -212,36 +227,60 @@ def _carried(model: VAE, x: Tensor, mu: Tensor, condition: Tensor | None) -> tup
     return units.compute().variance, "var"
 
 
-def curves(history: Sequence[Mapping[str, float]]) -> Figure:
-    """The bound, its two terms and the active units over the epochs; a row of ``history`` has what was measured."""
-    figure = new_figure(10, 3.6)
-    bounds, terms, units = figure.subplots(1, 3, width_ratios=(4, 3, 3))
+def curves(history: Sequence[Mapping[str, float]]) -> dict[str, Figure]:
+    """Figures over the epochs by name: the bound, its two terms, and the active units where they were measured.
+
+    A row of ``history`` has the measurements of one epoch.
+    """
+    drawn = {"bound": _curve_of_bound(history), "terms": _curve_of_terms(history), "units": _curve_of_units(history)}
+    return {name: figure for name, figure in drawn.items() if any(axis.lines for axis in figure.axes)}
+
+
+def _curve_figure() -> tuple[Figure, Axes]:
+    figure = new_figure(*_CURVE_SIZE)
+    axis = figure.subplots()
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return figure, axis
+
+
+def _curve_of_bound(history: Sequence[Mapping[str, float]]) -> Figure:
+    figure, axis = _curve_figure()
     for color, (name, words) in zip(COLORS, _BOUNDS.items(), strict=False):
-        _plot(bounds, history, name, words, color, sign=-1)
-    label(bounds, "negative bound", "epoch", "nats a sample")
-    _cut_first_epochs(bounds)
-    _plot(terms, history, "val_reconstruction", "reconstruction", COLORS[1], sign=-1)
-    label(terms, "terms, held out", "epoch", "$-\\log\\,p(x|z)$ in nats")
-    _cut_first_epochs(terms)
-    beside = terms.twinx()
-    _plot(beside, history, "val_kl", "KL", COLORS[2])
-    beside.set_ylabel("KL in nats")
-    beside.spines[["top"]].set_visible(False)
-    if terms.lines or beside.lines:
-        # Two scales leave no place inside that is free for sure: below the epochs.
-        below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
-        terms.legend(*_handles(terms, beside), frameon=False, **below)
-    _plot(units, history, "active_units", "active", COLORS[3])
-    label(units, "active units, held out", "epoch", "latents")
-    units.set_ylim(bottom=0)
-    units.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    for axis in (bounds, terms, units):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    if bounds.lines:
-        bounds.legend(frameon=False)
+        _plot(axis, history, name, words, color, sign=-1)
+    label(axis, "negative bound", "epoch", "nats a sample")
+    _cut_first_epochs(axis)
+    if axis.lines:
+        axis.legend(frameon=False)
     return figure
 
 
+def _curve_of_terms(history: Sequence[Mapping[str, float]]) -> Figure:
+    figure, axis = _curve_figure()
+    _plot(axis, history, "val_reconstruction", "reconstruction", COLORS[1], sign=-1)
+    label(axis, "terms, held out", "epoch", "$-\\log\\,p(x|z)$ in nats")
+    _cut_first_epochs(axis)
+    beside = axis.twinx()
+    _plot(beside, history, "val_kl", "KL", COLORS[2])
+    beside.set_ylabel("KL in nats")
+    beside.spines[["top"]].set_visible(False)
+    if axis.lines or beside.lines:
+        # Below the axes: with two scales, curves may be anywhere inside.
+        below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
+        axis.legend(*_handles(axis, beside), frameon=False, **below)
+    return figure
+
+
+def _curve_of_units(history: Sequence[Mapping[str, float]]) -> Figure:
+    figure, axis = _curve_figure()
+    _plot(axis, history, "active_units", "active", COLORS[3])
+    label(axis, "active units, held out", "epoch", "latents")
+    axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return figure
+
+
+_CURVE_SIZE = (4.2, 3.2)
+"""In inches: legible at the width of a phone, and three fit beside each other on a screen."""
 _BOUNDS = {
     "train_elbo": "ELBO, training",
     "val_elbo": "ELBO, held out",
@@ -257,7 +296,7 @@ def _plot(axis: Axes, history: Sequence[Mapping[str, float]], name: str, words: 
 
 
 def _cut_first_epochs(axis: Axes) -> None:
-    """They fall by hundreds of nats, and would flatten what is worth seeing."""
+    """Limit the y axis to the later epochs: the first ones fall by hundreds of nats and would flatten the rest."""
     values = np.sort(np.concatenate([np.empty(0), *(np.asarray(line.get_ydata(), float) for line in axis.lines)]))
     if len(values) >= 10:
         low, usual, high = values[0], values[int(0.8 * len(values))], values[-1]

@@ -14,7 +14,7 @@ from fastvae.files import save_figure
 from fastvae.likelihoods import Bernoulli
 from fastvae.nn import VAE, ConditionalVAE, ConvDecoder, ConvEncoder, HierarchicalVAE, MLPDecoder, MLPEncoder
 from fastvae.priors import GaussianMixture, LearnedGaussian, Prior, VampPrior
-from fastvae.training import pictures
+from fastvae.training import figures
 
 
 def _title_fits(figure) -> bool:
@@ -52,15 +52,15 @@ def test_each_model_is_drawn_to_png_files_of_a_size_to_look_at(name, tmp_path):
     model, given = _models()[name]
     x = torch.rand(12, 3 if name == "colour" else 1, *([28 if name == "28x28" else 8] * 2))
     with torch.no_grad():
-        figures = [
-            pictures.reconstructions(x, model.reconstruct(x, **given), ink=False),
-            pictures.samples(model.generate(12, seed=0, **given), ink=False),
+        drawn = [
+            figures.reconstructions(x, model.reconstruct(x, **given), ink=False),
+            figures.samples(model.generate(12, seed=0, **given), ink=False),
         ]
-    walked = pictures.walk_latents(model, x, pictures.WALK, 3, **given)
+    walked = figures.walk_latents(model, x, figures.WALK, 3, **given)
     assert (walked is None) == (name == "levels")
     if walked is not None:
-        figures.append(pictures.traversals(walked[0], pictures.WALK, walked[1], ink=False))
-    for figure in figures:
+        drawn.append(figures.traversals(walked[0], figures.WALK, walked[1], ink=False))
+    for figure in drawn:
         save_figure(figure, tmp_path / "one.png")
         height, width, _ = imread(tmp_path / "one.png").shape
         assert 500 <= width <= 1650
@@ -71,12 +71,12 @@ def test_each_model_is_drawn_to_png_files_of_a_size_to_look_at(name, tmp_path):
 def test_titles_are_not_cut_off_where_images_are_few(count):
     images = torch.rand(count, 1, 8, 8)
     walks = images.unflatten(0, (1, count))
-    assert _title_fits(pictures.reconstructions(images, images, ink=True))
-    assert _title_fits(pictures.traversals(walks, [0.0] * count, ["1.0 nats"], ink=True))
+    assert _title_fits(figures.reconstructions(images, images, ink=True))
+    assert _title_fits(figures.traversals(walks, [0.0] * count, ["1.0 nats"], ink=True))
 
 
 def test_small_images_stay_crisp_and_large_ones_are_shrunk_smoothly():
-    how = {side: pictures.samples(torch.rand(2, 1, side, side), ink=True) for side in (8, 28, 256)}
+    how = {side: figures.samples(torch.rand(2, 1, side, side), ink=True) for side in (8, 28, 256)}
     assert [figure.axes[0].images[0].get_interpolation() for figure in how.values()] == [
         "nearest",
         "nearest",
@@ -86,19 +86,20 @@ def test_small_images_stay_crisp_and_large_ones_are_shrunk_smoothly():
 
 def test_epochs_and_active_units_are_whole_numbers_even_where_there_is_one():
     row = {"epoch": 1, "val_elbo": -3.0, "val_reconstruction": -2.0, "val_kl": 1.0, "active_units": 1}
-    figure = pictures.curves([row])
-    FigureCanvasAgg(figure).draw()
-    bounds, terms, units, _ = figure.axes
+    drawn = figures.curves([row])
+    for figure in drawn.values():
+        FigureCanvasAgg(figure).draw()
+    bounds, terms, units = (drawn[name].axes[0] for name in ("bound", "terms", "units"))
     ticks = [*bounds.get_xticks(), *terms.get_xticks(), *units.get_xticks(), *units.get_yticks()]
     assert all(tick == round(tick) for tick in ticks)
 
 
 def test_the_legend_of_the_terms_hides_neither_of_them():
     row = {"epoch": 1, "val_reconstruction": -2.0, "val_kl": 1.0}
-    figure = pictures.curves([row, {**row, "epoch": 2, "val_kl": 2.0}])
+    figure = figures.curves([row, {**row, "epoch": 2, "val_kl": 2.0}])["terms"]
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    terms = figure.axes[1]
+    terms = figure.axes[0]
     legend = terms.get_legend()
     place = legend.get_window_extent(canvas.get_renderer())
     assert [text.get_text() for text in legend.get_texts()] == ["reconstruction", "KL"]
@@ -124,7 +125,7 @@ def test_a_walk_is_in_standard_deviations_of_a_learned_prior():
         prior.mu[3] = 2.0
         prior.logvar[3] = 2 * torch.tensor(0.5).log()
     model, x = VAE(*_mlps(8, 5), Bernoulli(), prior=prior), torch.rand(30, 1, 8, 8)
-    walks, _ = pictures.walk_latents(model, x, (-1.0, 3.0), 1)
+    walks, _ = figures.walk_latents(model, x, (-1.0, 3.0), 1)
     z = model.encode(x[:1]).mu.detach().repeat(2, 1)
     z[:, 3] = torch.tensor([1.5, 3.5])
     assert _stands_at(model, x, walks[0], z)
@@ -141,7 +142,7 @@ def test_a_walk_is_in_standard_deviations_of_the_prior_of_its_condition():
     model = ConditionalVAE(*_mlps(8, 2, condition_dim=1), Bernoulli(), prior=Shifted())
     x, condition = torch.rand(6, 1, 8, 8), torch.arange(6.0).unsqueeze(1)
     _carries_all(model, 1)
-    walks, _ = pictures.walk_latents(model, x, (-1.0, 2.0), 1, start=4, condition=condition)
+    walks, _ = figures.walk_latents(model, x, (-1.0, 2.0), 1, start=4, condition=condition)
     given = {"condition": condition[[4, 4]]}
     z = model.encode(x[[4, 4]], **given).mu.detach().clone()
     z[:, 1] = torch.tensor([3.0, 6.0])
@@ -158,7 +159,7 @@ def test_the_spread_of_a_prior_without_closed_form_is_that_of_its_draws():
 
     model, x = VAE(*_mlps(8, 2), Bernoulli(), prior=Far(2)), torch.rand(8, 1, 8, 8)
     _carries_all(model, 0)
-    walks, _ = pictures.walk_latents(model, x, (0.0, 1.0), 1)
+    walks, _ = figures.walk_latents(model, x, (0.0, 1.0), 1)
     z = model.encode(x[[0, 0]]).mu.detach().clone()
     z[:, 0] = torch.tensor([10.0, 14.0])
     with torch.no_grad():
@@ -167,6 +168,6 @@ def test_the_spread_of_a_prior_without_closed_form_is_that_of_its_draws():
 
 def test_a_single_row_is_walked_though_it_varies_in_nothing():
     model = VAE(*_mlps(8, 5), Bernoulli(), prior=GaussianMixture(5, 3))
-    walks, carried = pictures.walk_latents(model, torch.rand(1, 1, 8, 8), (0.0,), 2)
+    walks, carried = figures.walk_latents(model, torch.rand(1, 1, 8, 8), (0.0,), 2)
     assert walks.shape == (2, 1, 1, 8, 8)
     assert carried == ["0.0 var", "0.0 var"]

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from fastvae.training.datasets import describe, download_source, load_source, split
 from fastvae.training.errors import TrainingError
-from fastvae.training.sources import Samples, describe, download_source, load_source, split
+from fastvae.training.samples import Samples
 
 Image = pytest.importorskip("PIL.Image", reason="the extra of training is not installed")
 pytest.importorskip("mlxtend", reason="the extra of training is not installed")
@@ -111,7 +112,7 @@ def test_levels_of_images_are_scaled_and_get_their_channel(tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "event"),
-    [((5, 7), (7,)), ((5, 6, 4, 3), (3, 6, 4)), ((5, 3, 6, 4), (3, 6, 4)), ((5, 9, 4, 1), (1, 9, 4))],
+    [((5, 7), (7,)), ((5, 6, 4, 3), (3, 6, 4)), ((5, 3, 6, 5), (3, 6, 5)), ((5, 9, 4, 1), (1, 9, 4))],
 )
 def test_shapes_of_arrays_are_understood(tmp_path, shape, event):
     np.save(tmp_path / "x.npy", np.zeros(shape, dtype=np.float32))
@@ -142,10 +143,10 @@ def test_labels_of_bytes_are_named_by_their_text(tmp_path):
 
 
 def test_bytes_are_not_read_to_be_checked(tmp_path, monkeypatch):
-    from fastvae.training import sources
+    from fastvae.training import arrays
 
     np.save(tmp_path / "x.npy", np.zeros((6, 2), dtype=np.uint8))
-    monkeypatch.setattr(sources.np, "isfinite", None)
+    monkeypatch.setattr(arrays.np, "isfinite", None)
     for counts in (False, True):
         assert len(load_source(str(tmp_path / "x.npy"), counts=counts).train) == 5
 

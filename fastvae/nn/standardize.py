@@ -1,0 +1,86 @@
+"""Networks that work on standardised data, inside models whose inputs and outputs keep the units of the data.
+
+Networks start at a scale of 1, and learn slowly from data of another one. The statistics are buffers, which are saved
+with the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .model import check_module
+
+
+class _Standardized(nn.Module):
+    """A network with buffers ``mean`` and ``std``, which are 0 and 1 until they are set or loaded."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, shape: Sequence[int]) -> None:
+        super().__init__()
+        check_module("network", network)
+        self.network = network
+        self.register_buffer("mean", torch.zeros(tuple(shape)))
+        self.register_buffer("std", torch.ones(tuple(shape)))
+
+    @torch.no_grad()
+    def set_statistics(self, mean: Tensor | float, std: Tensor | float = 1.0) -> None:
+        """Each of ``shape``, or of fewer dimensions that broadcast to it.
+
+        Raises:
+            ValueError: std has a value that is not positive.
+        """
+        spread = torch.as_tensor(std)
+        if not bool((spread > 0).all()):
+            raise ValueError(f"std has the value {spread.min().item():g}, expected positive numbers")
+        self.mean.copy_(torch.as_tensor(mean))
+        self.std.copy_(spread)
+
+    def extra_repr(self) -> str:
+        return f"shape={tuple(self.mean.shape)}"
+
+
+class StandardizedEncoder(_Standardized):
+    """``network((x - mean) / std)``, for an encoder or the first of the modules that lead up to one.
+
+    Args:
+        network: module that takes x first.
+        shape: of mean and std, to which x (B, *event) is broadcast: (C, 1, 1) for a value for each channel of images.
+
+    >>> import torch
+    >>> from fastvae.nn import MLPEncoder, StandardizedEncoder
+    >>> encoder = StandardizedEncoder(MLPEncoder(2, 8, 3), (2,))
+    >>> encoder.set_statistics(torch.tensor([500.0, 0.0]), torch.tensor([100.0, 1.0]))
+    >>> mu, logvar = encoder(torch.tensor([[450.0, 0.5]]))
+    >>> mu.shape, encoder.latent_dim
+    (torch.Size([1, 3]), 3)
+    """
+
+    def __init__(self, network: nn.Module, shape: Sequence[int]) -> None:
+        super().__init__(network, shape)
+        # What the models look for in an encoder.
+        self.packs_moments = getattr(network, "packs_moments", False)
+        self.latent_shape = getattr(network, "latent_shape", None)
+        self.latent_dim = getattr(network, "latent_dim", None)
+
+    def forward(self, x: Tensor, *others: Any, **options: Any) -> Any:
+        return self.network((x - self.mean) / self.std, *others, **options)
+
+
+class StandardizedDecoder(_Standardized):
+    """``mean + std network(z)``, for a decoder whose output is one tensor (B, *event).
+
+    For means in the units of the data, mean and std are the data's; for logits, mean is the logit of the data's mean.
+
+    Args:
+        network: module that takes z first.
+        shape: of mean and std, which the network's output is broadcast with.
+    """
+
+    def forward(self, z: Tensor, *others: Any) -> Tensor:
+        return torch.addcmul(self.mean, self.std, self.network(z, *others))
