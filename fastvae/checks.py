@@ -149,6 +149,8 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
         raise TypeError(f"shape is {shape!r}, expected a sequence of ints") from None
     if not sizes or min(sizes) < 0:
         raise ValueError(f"shape is {sizes}, expected (batch, *event) of sizes 0 or more")
+    if math.prod(sizes) >= 2**63:
+        raise ValueError(f"shape is {sizes}, expected fewer than 2**63 elements")
     return sizes
 
 

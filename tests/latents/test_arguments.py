@@ -158,3 +158,29 @@ def test_under_autocast_mu_and_logvar_are_promoted(monkeypatch):
     assert torch.equal(kl, expected[1])
     kl.sum().backward()
     assert mu.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": True}, "temperature is a bool, expected a number"),
+        ({"temperature": torch.ones(2)}, "temperature is a Tensor, expected a number"),
+        ({"beta": torch.tensor(1.0)}, "beta is a Tensor, expected a number"),
+        ({"beta": 1 + 0j}, "beta is a complex, expected a number"),
+        ({"free_bits": False}, "free_bits is a bool, expected a number"),
+        ({"check": "no"}, "check is a str, expected a bool"),
+        ({"per_coordinate": "no"}, "per_coordinate is a str, expected a bool"),
+        ({"clamp": (torch.tensor(-1.0), torch.tensor(1.0))}, "clamp is .*, expected a pair of numbers"),
+        ({"temprature": 1.0}, "unexpected keyword argument 'temprature'"),
+    ],
+)
+def test_values_that_equal_a_default_are_checked_too(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        fastvae.sample_and_kl(MU, MU, **arguments)
+
+
+def test_sizes_beyond_64_bits_are_named():
+    with pytest.raises(ValueError, match=r"shape is .*, expected fewer than"):
+        fastvae.noise(0, (2**62, 2**62))
+    with pytest.raises(ValueError, match=r"num_samples is 18446744073709551616, expected less than 2\*\*32"):
+        fastvae.sample_and_kl(MU, MU, num_samples=2**64)
