@@ -35,7 +35,7 @@ def jobs(shape: tuple[int, ...]) -> dict[tuple[str, str], Callable[[], object]]:
     kl, grad_kl = torch.empty(shape[0]), torch.ones(shape[0])
     inputs, scalars = LatentInputs(mu, logvar, seed=torch.tensor([7])), LatentScalars()
     outputs, grads, written = LatentOutputs(z, kl), LatentOutputs(grad_z, grad_kl), (grad_mu, grad_logvar, None, None)
-    code, *_ = cpu._packed_latent(LatentSpec())
+    code = cpu._latent_code(LatentSpec())
 
     def forward() -> None:
         cpu._kernels.latent_forward(inputs, outputs, code, scalars)

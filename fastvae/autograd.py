@@ -45,7 +45,7 @@ def run_latent(
         mu: of a packed latent, mu and scale in one tensor; ``scale`` is then None.
         alike: mu and scale passed `alike_on_cpu`.
     """
-    spec, scalars = described[:2]
+    spec, scalars = described[0], described[1]
     if row_offset:
         scalars = scalars._replace(row_offset=row_offset)
     backend = selected.requested
@@ -85,13 +85,14 @@ class Latent(Function):
         seed: Tensor | None,
         run: LatentRun,
     ) -> tuple[Tensor | None, ...]:
+        spec, scalars, _, kernels = run
         # The gradient of z, by scale, does not depend on mu: then mu need not be kept.
-        keeps_mu = run.spec.reduction is not None or not _has_z_alone(run)
+        keeps_mu = spec.reduction is not None or not _has_z_alone(run)
         ctx.save_for_backward(mu if keeps_mu else None, scale, prior_mu, prior_scale, seed)
         ctx.run = run
         ctx.set_materialize_grads(False)
-        inputs, (spec, scalars, _, kernels) = latent_inputs((mu, scale, prior_mu, prior_scale, seed)), run
-        if kernels is not None and spec.packed_dim is None:
+        inputs = latent_inputs((mu, scale, prior_mu, prior_scale, seed))
+        if kernels is not None:
             outputs = kernels.latent_forward(inputs, spec, scalars)
         else:
             outputs = ops.latent(inputs, run)
@@ -125,7 +126,7 @@ def backward_of_latent(
         return _backward_of_z(grads, inputs, run, wants_prior, direct)
     if not of_draws:
         inputs = latent_inputs((*inputs[:4], None))
-    if direct and spec.packed_dim is None:
+    if direct:
         return run.kernels.latent_backward(grads, inputs, run.spec, run.scalars, wants_prior)  # type: ignore[union-attr]
     return ops.latent_backward(grads, inputs, run, wants_prior, direct)
 

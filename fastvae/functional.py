@@ -131,7 +131,7 @@ def sample_and_kl(
         _check_all_values(mu, logvar, prior, described)
     seed = seed_tensor(seed, generator, mu.device, alike)
     outputs = run_latent(mu, logvar, prior, seed, described, row_offset, alike)
-    return _z_and_kl(outputs, described, mu)
+    return outputs if described.kernel_does_all else _finish(outputs, described, mu)  # type: ignore[return-value]
 
 
 @shows_options(LatentOptions)
@@ -179,9 +179,10 @@ def sample_and_kl_packed(
         prior = check_prior(prior_mu, prior_logvar, mu, described.spec)
         if described.check:
             _check_all_values(mu, logvar, prior, described)
-    seed = seed_tensor(seed, generator, moments.device)
-    outputs = run_latent(moments, None, prior, seed, described, row_offset)
-    return _z_and_kl(outputs, described, moments)
+    alike = alike_on_cpu(moments, moments)
+    seed = seed_tensor(seed, generator, moments.device, alike)
+    outputs = run_latent(moments, None, prior, seed, described, row_offset, alike)
+    return outputs if described.kernel_does_all else _finish(outputs, described, moments)  # type: ignore[return-value]
 
 
 @shows_options(LogProbOptions)
@@ -300,7 +301,9 @@ def gaussian_kl(
     if described.check:
         _check_all_values(mu, logvar, prior, described)
     outputs = run_latent(mu, logvar, prior, None, described, 0, alike)
-    _, *kl = _z_and_kl(outputs, described, mu)
+    if described.kernel_does_all:
+        return outputs[1]  # type: ignore[return-value]
+    _, *kl = _finish(outputs, described, mu)
     return (kl[0], kl[1]) if described.spec.per_coordinate else kl[0]
 
 
@@ -341,14 +344,14 @@ def noise(
     return ops.noise(seed_tensor(seed, None, device), sizes, row_offset, dtype, draw, requested_backend())
 
 
-def _z_and_kl(outputs: tuple[Tensor | None, ...], described: DescribedLatent, mu: Tensor) -> tuple[Tensor, ...]:
+def _finish(outputs: tuple[Tensor | None, ...], described: DescribedLatent, mu: Tensor) -> tuple[Tensor, ...]:
+    """z and the KL with what the kernel leaves to do, and the KL of each coordinate if it is wanted."""
     z, kl = outputs[:2]
-    if not described.kernel_does_all:
-        kl_mean = outputs[2] if len(outputs) > 2 else None
-        kl = finish_kl(kl, kl_mean, described, mu.shape[0])
-        if described.spec.per_coordinate:
-            assert kl_mean is not None
-            return z, kl, kl_mean.detach()  # type: ignore[return-value]
+    kl_mean = outputs[2] if len(outputs) > 2 else None
+    kl = finish_kl(kl, kl_mean, described, mu.shape[0])
+    if described.spec.per_coordinate:
+        assert kl_mean is not None
+        return z, kl, kl_mean.detach()  # type: ignore[return-value]
     return z, kl  # type: ignore[return-value]
 
 

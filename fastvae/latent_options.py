@@ -161,7 +161,7 @@ def _check_options(op: str, rank: int, packed_dim: int | None, /, **options: Any
         free_bits=group if given["free_bits"] else "none",
         free_bits_over_batch=over == "batch" if given["free_bits"] else False,
         per_coordinate=given["per_coordinate"],
-        packed_dim=packed_dim,
+        packed_dim=None if packed_dim is None else packed_dim % rank,
     )
     scalars = scalars._replace(
         num_samples=check_num_samples(given["num_samples"]),

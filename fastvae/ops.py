@@ -27,9 +27,8 @@ from .kernels.latent_spec import (
     LatentScalars,
     LatentSpec,
     decode_latent_spec,
-    latent_inputs,
 )
-from .kernels.layout import empty_kl, empty_outputs, likelihood_dtype, split_packed
+from .kernels.layout import empty_gradients, empty_kl, empty_outputs, likelihood_dtype
 from .kernels.likelihood_spec import MIXTURE, Bounds, LikelihoodSpec, decode_likelihood_spec
 from .torch_internals import is_compiling, is_static
 
@@ -62,7 +61,7 @@ def latent(inputs: LatentInputs, run: LatentRun) -> LatentOutputs:
     """All that the spec asks for; of a packed latent ``inputs.mu`` holds mu and scale."""
     spec, scalars, backend, kernels = run
     if kernels is not None:
-        return _run_latent(kernels, inputs, spec, scalars)
+        return kernels.latent_forward(inputs, spec, scalars)
     outputs = torch.ops.fastvae.latent.default(*_packed(inputs), spec.encode(), *_numbers(scalars), backend)
     given = iter(outputs)
     wanted = (spec.sample, spec.kernel_reduction is not None, spec.kl_mean, spec.log_probs, spec.log_probs)
@@ -75,7 +74,7 @@ def latent_backward(
     """Gradients of the inputs; ``direct``: the fast path is open to these gradients too."""
     spec, scalars, backend, kernels = run
     if direct and kernels is not None:
-        return _run_latent_backward(kernels, grads, inputs, spec, scalars, wants_prior)
+        return kernels.latent_backward(grads, inputs, spec, scalars, wants_prior)
     gradients = iter(
         torch.ops.fastvae.latent_backward.default(
             *_packed((*grads, *inputs)), wants_prior, spec.encode(), *_numbers(scalars), backend
@@ -154,34 +153,6 @@ def _bounds(floats: Sequence[float], traced: Tensor | None) -> Bounds:
     return Bounds(*(floats if traced is None else traced.tolist()))
 
 
-def _run_latent(kernels: ModuleType, inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> LatentOutputs:
-    if spec.packed_dim is not None:
-        inputs = _split(inputs, spec.packed_dim)
-    return kernels.latent_forward(inputs, spec, scalars)
-
-
-def _run_latent_backward(
-    kernels: ModuleType,
-    grads: LatentOutputs,
-    inputs: LatentInputs,
-    spec: LatentSpec,
-    scalars: LatentScalars,
-    wants_prior: bool,
-) -> LatentGradients:
-    if spec.packed_dim is None:
-        return kernels.latent_backward(grads, inputs, spec, scalars, wants_prior)
-    packed = torch.empty_like(inputs[0])  # type: ignore[arg-type]
-    out = packed.chunk(2, spec.packed_dim)
-    halves = _split(inputs, spec.packed_dim)
-    gradients = kernels.latent_backward(grads, halves, spec, scalars, wants_prior, out)
-    return LatentGradients(packed, None, gradients[2], gradients[3])
-
-
-def _split(inputs: LatentInputs, dim: int) -> LatentInputs:
-    mu, _, prior_mu, prior_scale, seed = inputs
-    return latent_inputs((*mu.chunk(2, dim), prior_mu, prior_scale, seed))  # type: ignore[union-attr]
-
-
 def _present(values: Sequence[Tensor | None]) -> list[Tensor]:
     return [value for value in values if value is not None]
 
@@ -199,26 +170,22 @@ def _noise(seed, shape, row_offset, dtype, draw, backend):
 
 def _latent(tensors, bits, spec, counts, floats, traced, backend):
     inputs, scalars = LatentInputs(*_unpacked(tensors, bits, 5)), _scalars(counts, floats, traced)
-    return _present(_run_latent(kernels_for(backend, inputs.mu), inputs, decode_latent_spec(spec), scalars))
+    return _present(kernels_for(backend, inputs.mu).latent_forward(inputs, decode_latent_spec(spec), scalars))
 
 
 def _fake_latent(tensors, bits, spec, counts, floats, traced, backend):
-    spec, mu = decode_latent_spec(spec), tensors[0]
-    if spec.packed_dim is not None:
-        mu, _ = split_packed(mu, spec.packed_dim)
-    return _present(empty_outputs(mu, spec, counts[1] or None))
+    return _present(empty_outputs(tensors[0], decode_latent_spec(spec), counts[1] or None))
 
 
 def _latent_backward(tensors, bits, wants_prior, spec, counts, floats, traced, backend):
     given = _unpacked(tensors, bits, 10)
     grads, inputs, scalars = LatentOutputs(*given[:5]), LatentInputs(*given[5:]), _scalars(counts, floats, traced)
     kernels = kernels_for(backend, inputs.scale if inputs.mu is None else inputs.mu)
-    return _present(_run_latent_backward(kernels, grads, inputs, decode_latent_spec(spec), scalars, wants_prior))
+    return _present(kernels.latent_backward(grads, inputs, decode_latent_spec(spec), scalars, wants_prior))
 
 
 def _fake_latent_backward(tensors, bits, wants_prior, spec, counts, floats, traced, backend):
-    mu, scale, prior_mu, prior_scale, _ = _unpacked(tensors, bits, 10)[5:]
-    return [torch.empty_like(t) for t in _present([mu, scale, *((prior_mu, prior_scale) if wants_prior else ())])]
+    return _present(empty_gradients(LatentInputs(*_unpacked(tensors, bits, 10)[5:]), wants_prior))
 
 
 def _likelihood(x, parameters, spec, floats, traced, backend):

@@ -5,7 +5,7 @@ the same functions, whose records `latent_spec` and `likelihood_spec` describe:
 
     noise(seed, shape, row_offset, dtype, draw)                             -> eps
     latent_forward(inputs, spec, scalars)                                   -> LatentOutputs
-    latent_backward(grads, inputs, spec, scalars, wants_prior, out)         -> LatentGradients
+    latent_backward(grads, inputs, spec, scalars, wants_prior)              -> LatentGradients
     likelihood_forward(x, parameters, spec, bounds)                         -> log p(x|z)
     likelihood_backward(grad, x, parameters, spec, bounds, wants)           -> a gradient for each parameter, or None
     describe(shape, dtype, device)                                          -> what a latent op runs on, in words
@@ -14,8 +14,8 @@ the same functions, whose records `latent_spec` and `likelihood_spec` describe:
 (the gradient of a KL of "none" often is expanded). ``inputs.mu`` may be None where z alone has a gradient, no residual
 and one draw: the gradient of mu is grad_z then, is not computed, and comes back as None. ``inputs.seed`` is None where
 no gradient needs the noise. The prior's gradients are computed if ``wants_prior``; for a prior that the batch shares
-they are sums over the batch in a fixed order. ``out``: where to write the gradients of mu and scale (the halves of a
-packed gradient); None makes new tensors. ``spec.packed_dim`` does not concern backends: they get mu and scale.
+they are sums over the batch in a fixed order. Of a packed latent (``spec.packed_dim``) mu holds mu and scale, and
+so does its gradient; scale and its gradient are None.
 
 Likelihoods: ``parameters`` is a tuple of as many tensors as the kind takes. The first has x's shape, (B, *event); each
 other one has x's shape, (*event) or (1, *event), which the batch shares, or x's rank and one element, and so has its

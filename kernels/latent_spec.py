@@ -111,13 +111,14 @@ class LatentScalars(NamedTuple):
 class LatentInputs(NamedTuple):
     """Tensors that a latent is computed from.
 
-    ``mu`` and ``scale`` have one shape, (B, *event), and any strides. ``prior_mu`` and ``prior_scale`` are both None or
+    ``mu`` and ``scale`` have one shape, (B, *event), and any strides. Of a packed latent (``spec.packed_dim``) ``mu``
+    holds both. ``prior_mu`` and ``prior_scale`` are both None or
     both tensors of mu's dtype, each of mu's shape, of shape (*event) or (1, *event), which the batch shares, or of mu's
     rank and of one element. ``seed`` is one int64 element on mu's device.
     """
 
     mu: Tensor | None  # None in a backward that does not need it: of z alone, whose gradient of mu is grad_z itself
-    scale: Tensor | None  # None only before a packed tensor is split: mu then holds both; backends get both
+    scale: Tensor | None  # None of a packed latent: mu holds both
     prior_mu: Tensor | None = None
     prior_scale: Tensor | None = None
     seed: Tensor | None = None
@@ -138,15 +139,16 @@ class LatentOutputs(NamedTuple):
     log_p: Tensor | None = None
 
 
-# The same from a tuple, in a third of the time: each call makes several.
-latent_inputs = functools.partial(tuple.__new__, LatentInputs)
-latent_outputs = functools.partial(tuple.__new__, LatentOutputs)
-
-
 class LatentGradients(NamedTuple):
     """Gradients of `LatentInputs`, each of its input's shape; None for those that were not wanted."""
 
     mu: Tensor | None
-    scale: Tensor | None  # None where mu is that of a packed tensor
+    scale: Tensor | None  # None of a packed latent
     prior_mu: Tensor | None = None
     prior_scale: Tensor | None = None
+
+
+# The same from a tuple, in half the time: each call makes several.
+latent_inputs = functools.partial(tuple.__new__, LatentInputs)
+latent_outputs = functools.partial(tuple.__new__, LatentOutputs)
+latent_gradients = functools.partial(tuple.__new__, LatentGradients)

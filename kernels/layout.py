@@ -15,7 +15,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .latent_spec import LatentOutputs, LatentSpec
+from .latent_spec import (
+    LatentGradients,
+    LatentInputs,
+    LatentOutputs,
+    LatentSpec,
+    latent_gradients,
+    latent_inputs,
+    latent_outputs,
+)
 
 Strides = tuple[int, int, int]  # of row, outer and inner index, in elements
 _ABSENT: Strides = (0, 0, 0)
@@ -57,34 +65,65 @@ def draws_like(mu: Tensor, num_samples: int) -> Tensor:
 
 def empty_outputs(mu: Tensor, spec: LatentSpec, num_samples: int | None) -> LatentOutputs:
     """Empty tensors for what the spec asks for: z laid out in memory as ``torch.empty_like(mu)`` is."""
-    single = compute_dtype(mu.dtype)
+    wants_z, reduction, dtype, packed_dim, wants_more = _wanted(spec, mu.dtype)
+    if packed_dim is not None:
+        mu = mu.narrow(packed_dim, 0, mu.shape[packed_dim] // 2)
     z = kl = kl_mean = log_q = log_p = None
-    if spec.sample:
+    if wants_z:
         z = torch.empty_like(mu) if num_samples is None else draws_like(mu, num_samples)
-    reduction = spec.kernel_reduction
     if reduction is not None:
-        kl = empty_kl(mu, reduction)
-    if spec.kl_mean:
-        kl_mean = mu.new_empty(mu.shape[1:], dtype=single)
-    if spec.log_probs:
+        kl = empty_kl(mu, reduction, dtype)
+    if wants_more and spec.kl_mean:
+        kl_mean = mu.new_empty(mu.shape[1:], dtype=dtype)
+    if wants_more and spec.log_probs:
         of_rows = mu.shape[:1] if num_samples is None else (num_samples, mu.shape[0])
-        log_q, log_p = (mu.new_empty(of_rows, dtype=single) for _ in range(2))
-    return LatentOutputs(z, kl, kl_mean, log_q, log_p)
+        log_q, log_p = mu.new_empty(of_rows, dtype=dtype), mu.new_empty(of_rows, dtype=dtype)
+    return latent_outputs((z, kl, kl_mean, log_q, log_p))
 
 
-def empty_kl(mu: Tensor, reduction: str, dtype: torch.dtype | None = None) -> Tensor:
-    """An empty tensor for a KL or a log-likelihood under ``reduction``, float32 unless mu is float64."""
-    dtype = dtype or compute_dtype(mu.dtype)
+@functools.lru_cache(maxsize=1024)
+def _wanted(spec: LatentSpec, dtype: torch.dtype) -> tuple[bool, str | None, torch.dtype, int | None, bool]:
+    wants_more = spec.kl_mean or spec.log_probs
+    return spec.sample, spec.kernel_reduction, compute_dtype(dtype), spec.packed_dim, wants_more
+
+
+def empty_kl(mu: Tensor, reduction: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """An empty tensor for a KL or a log-likelihood under ``reduction``. PyTorch parses ``size`` by name faster."""
+    if reduction == "sample":
+        return mu.new_empty(size=(mu.size(0),), dtype=dtype)
     if reduction == "none":
         return torch.empty_like(mu, dtype=dtype)
-    shape = {"sample": mu.shape[:1], "channel": mu.shape[:2]}.get(reduction, ())
-    return mu.new_empty(shape, dtype=dtype)
+    return mu.new_empty(size=mu.shape[:2] if reduction == "channel" else (), dtype=dtype)
+
+
+def empty_gradients(inputs: LatentInputs, wants_prior: bool) -> LatentGradients:
+    """Empty tensors for the gradients of the inputs, the prior's only if they are wanted."""
+    mu, scale, prior_mu, prior_scale, _ = inputs
+    of_prior_mu = of_prior_scale = None
+    if wants_prior and prior_mu is not None and prior_scale is not None:
+        of_prior_mu, of_prior_scale = torch.empty_like(prior_mu), torch.empty_like(prior_scale)
+    of_mu = None if mu is None else torch.empty_like(mu)
+    return latent_gradients((of_mu, None if scale is None else torch.empty_like(scale), of_prior_mu, of_prior_scale))
 
 
 def split_packed(moments: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """mu and scale: the halves of a tensor along ``dim``."""
     mu, scale = moments.chunk(2, dim)
     return mu, scale
+
+
+def split_latent(inputs: LatentInputs, spec: LatentSpec) -> tuple[LatentInputs, LatentSpec]:
+    """A packed latent with mu and scale apart; others as they are."""
+    if spec.packed_dim is None:
+        return inputs, spec
+    mu, _, *others = inputs
+    assert mu is not None
+    return latent_inputs((*split_packed(mu, spec.packed_dim), *others)), _unpacked_spec(spec)
+
+
+@functools.lru_cache(maxsize=1024)
+def _unpacked_spec(spec: LatentSpec) -> LatentSpec:
+    return spec._replace(packed_dim=None)
 
 
 def rows_view(*tensors: Tensor | None) -> RowsView:

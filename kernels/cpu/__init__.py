@@ -1,7 +1,8 @@
 """The CPU backend: C with SIMD (`_kernels`, built from the C files beside this one), float32, bfloat16 and float16.
 
-This file allocates outputs and packs what a call is for C, nothing else. Arithmetic is float32; every array is read
-once and written once; threads follow ``torch.set_num_threads``, and the bits do not depend on how many there are.
+This file packs what a call is for C, nothing else; where strides need a copy (`layout`), C writes nothing. Arithmetic
+is float32; every array is read once and written once; threads follow ``torch.set_num_threads``, and the bits do not
+depend on how many there are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..latent_spec import CLAMPS, SCALES, LatentGradients, LatentInputs, LatentOutputs, LatentScalars, LatentSpec
-from ..layout import draws_like
+from ..layout import empty_gradients, empty_kl, empty_outputs
 from ..likelihood_spec import KINDS, MIXTURE, Bounds, LikelihoodSpec
 
 try:
@@ -63,7 +64,6 @@ _DTYPES = {
 }
 _kernels.use_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None))
 _kernels.use_torch(Tensor, torch.nn.Parameter, Tensor.is_neg, torch.get_num_threads, _DTYPES)
-_kernels.use_named(LatentOutputs, LatentGradients)
 
 
 def device_types() -> tuple[str, ...]:
@@ -91,77 +91,37 @@ def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dt
     return eps
 
 
-def _empty_reduced(like: Tensor, reduction: str) -> Tensor:
-    """A float32 tensor for what is reduced over the events of ``like``. PyTorch parses ``size`` by name faster."""
-    if reduction == "sample":
-        return like.new_empty(size=(like.shape[0],), dtype=torch.float32)
-    if reduction == "none":
-        return torch.empty_like(like, dtype=torch.float32)
-    return like.new_empty(size=like.shape[:2] if reduction == "channel" else (), dtype=torch.float32)
-
-
 @functools.lru_cache(maxsize=1024)
-def _packed_latent(spec: LatentSpec) -> tuple[bytes, bool, str | None, bool, bool]:
-    """The struct `latent_code` of call.h, and of the outputs: whether z is wanted, how the KL is reduced, whether
-    kl_mean is wanted, and whether log_q and log_p are."""
-    reduction = spec.kernel_reduction
-    code = struct.pack(
-        "5i",
-        _REDUCTIONS[reduction],
+def _latent_code(spec: LatentSpec) -> bytes:
+    """The struct `latent_code` of call.h."""
+    return struct.pack(
+        "6i",
+        _REDUCTIONS[spec.kernel_reduction],
         SCALES.index(spec.scale),
         CLAMPS.index(spec.clamp),
         spec.residual,
         spec.kernel_free_bits,
+        spec.packed_dim or 0,
     )
-    return code, spec.sample, reduction, spec.kl_mean, spec.log_probs
 
 
 def latent_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> LatentOutputs:
-    mu, draws = inputs.mu, scalars.num_samples
+    mu = inputs.mu
     assert mu is not None
-    code, wants_z, reduction, wants_mean, wants_log_probs = _packed_latent(spec)
-    z = kl = mean = log_q = log_p = None
-    if wants_z:
-        z = torch.empty_like(mu) if draws is None else draws_like(mu, draws)
-    if reduction is not None:
-        kl = _empty_reduced(mu, reduction)
-    if wants_mean:
-        mean = mu.new_empty(mu.shape[1:], dtype=torch.float32)
-    if wants_log_probs:
-        rows = mu.shape[:1] if draws is None else (draws, mu.shape[0])
-        log_q, log_p = mu.new_empty(rows, dtype=torch.float32), mu.new_empty(rows, dtype=torch.float32)
-    outputs = _kernels.latent_forward(inputs, (z, kl, mean, log_q, log_p), code, scalars)
-    if outputs is not None:
-        return outputs
-    outputs = LatentOutputs(z, kl, mean, log_q, log_p)  # not written: the strides need a copy, see `layout`
-    _copy_all(latent_forward(LatentInputs(*_contiguous(inputs)), spec, scalars), outputs)
+    outputs = empty_outputs(mu, spec, scalars.num_samples)
+    if not _kernels.latent_forward(inputs, outputs, _latent_code(spec), scalars):
+        _copy_all(latent_forward(LatentInputs(*_contiguous(inputs)), spec, scalars), outputs)
     return outputs
 
 
 def latent_backward(
-    grads: LatentOutputs,
-    inputs: LatentInputs,
-    spec: LatentSpec,
-    scalars: LatentScalars,
-    wants_prior: bool,
-    out: tuple[Tensor | None, Tensor] | None = None,
+    grads: LatentOutputs, inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars, wants_prior: bool
 ) -> LatentGradients:
-    mu, scale, prior_mu, prior_scale, _ = inputs
-    assert scale is not None
-    of_mu = of_prior_mu = of_prior_scale = None
-    if mu is not None:
-        of_mu = torch.empty_like(mu) if out is None else out[0]
-    of_scale = torch.empty_like(scale) if out is None else out[1]
-    if wants_prior and prior_mu is not None and prior_scale is not None:
-        of_prior_mu, of_prior_scale = torch.empty_like(prior_mu), torch.empty_like(prior_scale)
-    written = (of_mu, of_scale, of_prior_mu, of_prior_scale)
-    gradients = _kernels.latent_backward(grads, inputs, written, _packed_latent(spec)[0], scalars)
-    if gradients is not None:
-        return gradients
-    # Not written: the strides need a copy.
-    dense = LatentOutputs(*_contiguous(grads)), LatentInputs(*_contiguous(inputs))
-    _copy_all(latent_backward(*dense, spec, scalars, wants_prior), written)
-    return LatentGradients(*written)
+    gradients = empty_gradients(inputs, wants_prior)
+    if not _kernels.latent_backward(grads, inputs, gradients, _latent_code(spec), scalars):
+        dense = LatentOutputs(*_contiguous(grads)), LatentInputs(*_contiguous(inputs))
+        _copy_all(latent_backward(*dense, spec, scalars, wants_prior), gradients)
+    return gradients
 
 
 @functools.lru_cache(maxsize=1024)
@@ -172,7 +132,7 @@ def _packed_likelihood(spec: LikelihoodSpec) -> bytes:
 
 
 def likelihood_forward(x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec, bounds: Bounds) -> Tensor:
-    log_prob = _empty_reduced(x[:, 0] if spec.kind == MIXTURE else parameters[0], spec.reduction)
+    log_prob = empty_kl(x[:, 0] if spec.kind == MIXTURE else parameters[0], spec.reduction)
     if not _kernels.likelihood_forward(x, parameters, log_prob, _packed_likelihood(spec), bounds):
         log_prob.copy_(likelihood_forward(x.contiguous(), _contiguous(parameters), spec, bounds))
     return log_prob

@@ -1,4 +1,4 @@
-"""What the C extension offers. The kernels return False or None, and write nothing, if the strides of a call's
+"""What the C extension offers. The kernels return False, and write nothing, if the strides of a call's
 tensors need more than two event indices (`fastvae.kernels.layout`). `code`: structs that `__init__.py` packs."""
 
 from collections.abc import Callable
@@ -11,21 +11,18 @@ from ..likelihood_spec import Bounds
 def noise(eps: Tensor, seed: Tensor, row_offset: int, draw: int, /) -> bool:
     """Write eps, which is contiguous."""
 
-def latent_forward(
-    inputs: LatentInputs, outputs: tuple[Tensor | None, ...], code: bytes, scalars: LatentScalars, /
-) -> LatentOutputs | None:
-    """Write those of the outputs (the fields of LatentOutputs) that are not None, and return them."""
+def latent_forward(inputs: LatentInputs, outputs: LatentOutputs, code: bytes, scalars: LatentScalars, /) -> bool:
+    """Write those of the outputs that are not None."""
 
 def latent_backward(
     grads: LatentOutputs,
     inputs: LatentInputs,
-    gradients: tuple[Tensor | None, ...],
+    gradients: LatentGradients,
     code: bytes,
     scalars: LatentScalars,
     /,
-) -> LatentGradients | None:
-    """Write those of the gradients (the fields of LatentGradients) that are not None, and return them; the prior's have
-    the prior's shapes."""
+) -> bool:
+    """Write those of the gradients that are not None."""
 
 def likelihood_forward(
     x: Tensor, parameters: tuple[Tensor, ...], log_prob: Tensor, code: bytes, bounds: Bounds, /
@@ -58,9 +55,6 @@ def use_torch(
     tensor: type, parameter: type, is_neg: Callable, get_num_threads: Callable, dtypes: dict[dtype, int], /
 ) -> None:
     """Types of plain tensors, the method that tells negative views, and the numbers of dtypes in call.h."""
-
-def use_named(outputs: type, gradients: type, /) -> None:
-    """LatentOutputs and LatentGradients, which are returned."""
 
 def use_exchange(capsule: object, /) -> bool:
     """Look at tensors by DLPack's C exchange interface if this is one, else by their methods; whether it is one."""

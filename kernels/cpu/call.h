@@ -48,6 +48,7 @@ typedef struct {
 /* What __init__.py packs of a LatentSpec and a LikelihoodSpec. */
 typedef struct {
     int32_t reduction, scale, clamp, residual, free_bits; /* free_bits: whether they count */
+    int32_t packed_dim; /* mu holds mu and scale as its halves along it; 0: it does not */
 } latent_code;
 
 typedef struct {

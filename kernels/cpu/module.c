@@ -75,32 +75,6 @@ static int run_for_python(call *c, unit_range *work) {
     return enough_memory;
 }
 
-/* LatentOutputs and LatentGradients. */
-static PyObject *named_outputs, *named_gradients;
-
-static PyObject *py_use_named(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    if (given != 2 || !PyType_Check(args[0]) || !PyType_Check(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "expected two types");
-        return NULL;
-    }
-    for (int i = 0; i < 2; i++) Py_INCREF(args[i]);
-    named_outputs = args[0];
-    named_gradients = args[1];
-    Py_RETURN_NONE;
-}
-
-/* A NamedTuple of these items, past its constructor: that runs in Python, for a tenth of a small latent's time. */
-static PyObject *with_names(PyObject *type, PyObject *items) {
-    Py_ssize_t size = PyTuple_Size(items);
-    PyObject *made = PyType_GenericAlloc((PyTypeObject *)type, size);
-    for (Py_ssize_t i = 0; made && i < size; i++) {
-        PyObject *item = PyTuple_GetItem(items, i);
-        Py_INCREF(item);
-        PyTuple_SetItem(made, i, item);
-    }
-    return made;
-}
-
 /* noise(eps, seed, row_offset, draw) */
 static PyObject *py_noise(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     call c = {0};
@@ -126,10 +100,11 @@ static int refuse(const char *reason) {
 }
 
 /* What both directions of a latent have: LatentInputs, a `latent_code` and LatentScalars. */
-static int take_latent(call *c, PyObject *given_inputs, PyObject *packed, PyObject *scalars, tensor *inputs) {
-    latent_code code;
+static int take_latent(call *c, PyObject *given_inputs, latent_code code, PyObject *scalars, tensor *inputs) {
     options *o = &c->options;
-    if (!view_tuple(given_inputs, INPUTS, INPUTS, inputs) || !take_code(packed, &code, sizeof code)) return 0;
+    if (!view_tuple(given_inputs, INPUTS, INPUTS, inputs)) return 0;
+    if (code.packed_dim && !split_packed(&inputs[MU], code.packed_dim, &inputs[SCALE]))
+        return refuse("the packed tensor is None, or cannot be halved in the packed dimension");
     if (inputs[SCALE].is_none) return refuse("scale is None");
     c->dtype = inputs[SCALE].dtype;
     c->reduction = code.reduction;
@@ -171,15 +146,17 @@ static int check_backward(const call *c, const tensor *grad, const tensor *in) {
 /* latent_forward(LatentInputs, LatentOutputs, code, LatentScalars) */
 static PyObject *py_latent_forward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     call c = {0};
+    latent_code code;
     tensor in[INPUTS], out[OUTPUTS];
-    if (!may_run(given, 4) || !take_latent(&c, args[0], args[2], args[3], in)) return NULL;
+    if (!may_run(given, 4) || !take_code(args[2], &code, sizeof code)) return NULL;
+    if (!take_latent(&c, args[0], code, args[3], in)) return NULL;
     if (!view_tuple(args[1], OUTPUTS, OUTPUTS, out) || !check_forward(&c, in, out)) return NULL;
     int64_t between_draws = c.draws ? take_draws(&out[Z]) : 0;
     int elementwise = c.reduction == ELEMENTWISE;
     if (!plan_rows(&c, &in[SCALE], 5 + elementwise,
                    (const tensor *[]){&in[MU], &in[SCALE], &in[PRIOR_MU], &in[PRIOR_SCALE], &out[Z], &out[KL]},
                    (strided *[]){&c.mu, &c.scale, &c.prior_mu, &c.prior_scale, &c.z, &c.kl}))
-        Py_RETURN_NONE;
+        Py_RETURN_FALSE;
     plan_channels(&c, &in[SCALE]);
     c.z.draw = between_draws;
     c.kl.data = out[KL].data;
@@ -187,16 +164,19 @@ static PyObject *py_latent_forward(PyObject *self, PyObject *const *args, Py_ssi
     c.log_p = (float *)out[LOG_P].data;
     c.columns[KL_MEAN] = (column_sums){
         .out = {.data = out[MEAN].data, .outer = c.inner, .inner = 1}, .dtype = FLOAT32, .divisor = (double)c.rows};
-    return run_for_python(&c, isa->latent_forward) ? with_names(named_outputs, args[1]) : NULL;
+    return run_for_python(&c, isa->latent_forward) ? PyBool_FromLong(1) : NULL;
 }
 
 /* latent_backward(LatentOutputs of gradients, LatentInputs, LatentGradients, code, LatentScalars) */
 static PyObject *py_latent_backward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     call c = {0};
+    latent_code code;
     tensor grad[OUTPUTS], in[INPUTS], of[GRADIENTS];
     strided of_prior_mu, of_prior_scale;
-    if (!may_run(given, 5) || !take_latent(&c, args[1], args[3], args[4], in)) return NULL;
+    if (!may_run(given, 5) || !take_code(args[3], &code, sizeof code)) return NULL;
+    if (!take_latent(&c, args[1], code, args[4], in)) return NULL;
     if (!view_tuple(args[0], OUTPUTS, OUTPUTS, grad) || !view_tuple(args[2], GRADIENTS, GRADIENTS, of)) return NULL;
+    if (code.packed_dim && !split_packed(&of[MU], code.packed_dim, &of[SCALE])) return NULL; /* it is like in[MU] */
     if (!check_backward(&c, grad, in)) return NULL;
     int64_t between_draws = c.draws ? take_draws(&grad[Z]) : 0;
     expand(&of[PRIOR_MU], in[SCALE].rank);
@@ -207,7 +187,7 @@ static PyObject *py_latent_backward(PyObject *self, PyObject *const *args, Py_ss
                                       &of[PRIOR_MU], &of[PRIOR_SCALE], &grad[KL]},
                    (strided *[]){&c.grad_z, &c.mu, &c.scale, &c.prior_mu, &c.prior_scale, &c.grad_mu, &c.grad_scale,
                                  &of_prior_mu, &of_prior_scale, &c.grad_kl}))
-        Py_RETURN_NONE;
+        Py_RETURN_FALSE;
     plan_channels(&c, &in[SCALE]);
     c.grad_z.draw = between_draws;
     take_grad_kl(&c, &grad[KL]);
@@ -215,7 +195,7 @@ static PyObject *py_latent_backward(PyObject *self, PyObject *const *args, Py_ss
     c.grad_log_p = row_values_of(&grad[LOG_P]);
     plan_shared_gradient(&c, &in[SCALE], &of[PRIOR_MU], of_prior_mu, &c.grad_prior_mu, &c.columns[OF_PRIOR_MU]);
     plan_shared_gradient(&c, &in[SCALE], &of[PRIOR_SCALE], of_prior_scale, &c.grad_prior_scale, &c.columns[OF_PRIOR_SCALE]);
-    return run_for_python(&c, isa->latent_backward) ? with_names(named_gradients, args[2]) : NULL;
+    return run_for_python(&c, isa->latent_backward) ? PyBool_FromLong(1) : NULL;
 }
 
 /* What both directions of a likelihood have: x, the parameters, a `likelihood_code` and Bounds. */
@@ -342,7 +322,6 @@ static PyMethodDef methods[] = {
     FAST(look_at_normal, "1: valid, 2: N(0, 1), or both"),
     FAST(plain, "whether arguments are plain"),
     FAST(alike, "whether two plain tensors are of a shape and dtype"),
-    FAST(use_named, "the types of what latent_forward and latent_backward return"),
     FAST(use_torch, "what the extension knows of PyTorch"),
     FAST(gammas, "lgamma and digamma of floats, for the tests"),
     FAST(words, "Philox words of given counters, for the tests"),

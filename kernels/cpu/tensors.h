@@ -172,6 +172,22 @@ static int64_t take_draws(tensor *t) {
     return stride;
 }
 
+/* Leaves the first half along a dimension, and gives the other; 0 if there are no halves. */
+static int split_packed(tensor *t, int64_t split_dim, tensor *second) {
+    if (split_dim < 1 || split_dim >= t->rank || t->shape[split_dim] % 2) return 0;
+    for (int64_t dim = 0; dim < t->rank; dim++) {
+        t->numbers[dim] = t->shape[dim] / (dim == split_dim ? 2 : 1);
+        t->numbers[MAX_RANK + dim] = t->strides[dim];
+    }
+    t->shape = t->numbers;
+    t->strides = t->numbers + MAX_RANK;
+    *second = *t;
+    second->shape = second->numbers;
+    second->strides = second->numbers + MAX_RANK;
+    if (t->data) second->data = (char *)t->data + t->shape[split_dim] * t->strides[split_dim] * (t->dtype == FLOAT32 ? 4 : 2);
+    return 1;
+}
+
 /* Merges neighbouring dimensions of the event wherever every tensor allows it; 0 if more than two are left. */
 static int plan_rows(call *c, const tensor *like, int count, const tensor *const *tensors, strided *const *planned) {
     int64_t size[2] = {1, 1}, groups = 0;

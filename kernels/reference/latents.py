@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..latent_spec import LatentGradients, LatentInputs, LatentOutputs, LatentScalars, LatentSpec
-from ..layout import compute_dtype, empty_outputs
+from ..layout import compute_dtype, empty_gradients, empty_outputs, split_latent, split_packed
 from .bounds import at_least, between
 from .philox import NoiseBlocks
 from .sums import batch_sum, event_sum, sum_last, sum_to_size
@@ -111,6 +111,7 @@ def log_probabilities(resolved: Resolved, z: Tensor, scaled_eps: Tensor) -> tupl
 
 
 def latent_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> LatentOutputs:
+    inputs, spec = split_latent(inputs, spec)
     mu = inputs.mu
     assert mu is not None
     compute, reduction = compute_dtype(mu.dtype), spec.kernel_reduction
@@ -211,21 +212,19 @@ class _PriorGradients(NamedTuple):
 
 
 def latent_backward(
-    grads: LatentOutputs,
-    inputs: LatentInputs,
-    spec: LatentSpec,
-    scalars: LatentScalars,
-    wants_prior: bool,
-    out: tuple[Tensor | None, Tensor] | None = None,
+    grads: LatentOutputs, inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars, wants_prior: bool
 ) -> LatentGradients:
-    only_scale = inputs.mu is None
-    if only_scale:  # of z alone, whose gradient of logvar does not depend on mu
+    gradients = empty_gradients(inputs, wants_prior=False)
+    grad_mu, grad_scale = gradients[:2]
+    if spec.packed_dim is not None and grad_mu is not None:
+        grad_mu, grad_scale = split_packed(grad_mu, spec.packed_dim)
+    inputs, spec = split_latent(inputs, spec)
+    if inputs.mu is None:  # of z alone, whose gradient of logvar does not depend on mu
         inputs = inputs._replace(mu=inputs.scale)
-    mu, scale = inputs.mu, inputs.scale
+    mu = inputs.mu
     assert mu is not None
-    assert scale is not None
+    assert grad_scale is not None
     compute = compute_dtype(mu.dtype)
-    grad_mu, grad_scale = out or (None if only_scale else torch.empty_like(mu), torch.empty_like(scale))
     of_prior = None
     if wants_prior and inputs.prior_mu is not None and inputs.prior_scale is not None:
         of_prior = _PriorGradients(
@@ -260,9 +259,8 @@ def latent_backward(
                 else:
                     total += sum_to_size(gradient, total.shape)
     if of_prior is None:
-        return LatentGradients(grad_mu, grad_scale)
-    dtype = mu.dtype
-    return LatentGradients(grad_mu, grad_scale, of_prior.mu.to(dtype), of_prior.scale.to(dtype))
+        return gradients
+    return gradients._replace(prior_mu=of_prior.mu.to(mu.dtype), prior_scale=of_prior.scale.to(mu.dtype))
 
 
 class _Chain:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..latent_spec import LatentGradients, LatentInputs, LatentOutputs, LatentScalars, LatentSpec
-from ..layout import empty_kl, empty_outputs
+from ..layout import empty_gradients, empty_kl, empty_outputs, split_latent, split_packed
 from . import launch
 from .latent_backward_kernel import latent_backward_kernel
 from .latent_forward_kernel import latent_forward_kernel
@@ -184,6 +184,7 @@ def _plan_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars
 
 def latent_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> LatentOutputs:
     """As `fastvae.kernels` says."""
+    inputs, spec = split_latent(inputs, spec)
     mu, scale, prior_mu, prior_scale, seed = inputs
     assert mu is not None
     assert scale is not None
@@ -324,16 +325,31 @@ def latent_backward(
     spec: LatentSpec,
     scalars: LatentScalars,
     wants_prior: bool,
-    out: tuple[Tensor | None, Tensor] | None = None,
 ) -> LatentGradients:
     """As `fastvae.kernels` says."""
+    of_mu, of_scale, *_ = empty_gradients(inputs, wants_prior=False)
+    if spec.packed_dim is None:
+        assert of_scale is not None
+        return _backward(grads, inputs, spec, scalars, wants_prior, (of_mu, of_scale))
+    assert of_mu is not None
+    out = split_packed(of_mu, spec.packed_dim)
+    found = _backward(grads, *split_latent(inputs, spec), scalars, wants_prior, out)
+    return found._replace(mu=of_mu, scale=None)
+
+
+def _backward(
+    grads: LatentOutputs,
+    inputs: LatentInputs,
+    spec: LatentSpec,
+    scalars: LatentScalars,
+    wants_prior: bool,
+    out: tuple[Tensor | None, Tensor],
+) -> LatentGradients:
     grad_z, grad_kl, _, grad_log_q, grad_log_p = grads
     mu, scale, _, _, seed = inputs
     assert scale is not None
     row_offset, num_samples, *numbers = scalars
     device = scale.device
-    if out is None:
-        out = None if mu is None else torch.empty_like(mu), torch.empty_like(scale)
     log_strides = None if grad_log_q is None and grad_log_p is None else (_strides(grad_log_q), _strides(grad_log_p))
     key = (
         (spec, num_samples, device, scale.dtype, scale.shape, scale.stride(), wants_prior, _prior_key(inputs)),

@@ -27,14 +27,14 @@ def permuted(*shape: int) -> torch.Tensor:
 ALL = LatentSpec(free_bits="channel", per_coordinate=True, log_probs=True)
 
 
-def step(kernels, mu, scale, prior_mu, prior_scale, draws=2, out=None):
+def step(kernels, mu, scale, prior_mu, prior_scale, draws=2):
     """Everything forward and backward give, with gradients of the shapes of what forward gave."""
     inputs, scalars = LatentInputs(mu, scale, prior_mu, prior_scale, SEED), LatentScalars(3, draws)
     outputs = kernels.latent_forward(inputs, ALL, scalars)
     torch.manual_seed(1)
     z, kl, log_q, log_p = [torch.randn_like(outputs[i]) for i in (0, 1, 3, 4)]
     grads = LatentOutputs(z, kl, None, log_q, log_p)
-    return (*outputs, *kernels.latent_backward(grads, inputs, ALL, scalars, True, out))
+    return (*outputs, *kernels.latent_backward(grads, inputs, ALL, scalars, True))
 
 
 def assert_all_close(came, expected):
@@ -48,11 +48,44 @@ PRIOR_SHAPES = [((2, 3, 4, 5), (2, 3, 4, 5)), ((1, 3, 4, 5), (1, 1, 1, 1)), ((1,
 @pytest.mark.parametrize(("mean_shape", "scale_shape"), PRIOR_SHAPES)
 def test_strides_that_two_event_indices_cannot_say_are_copied(mean_shape, scale_shape):
     mu, prior_mu, prior_scale = torch.randn(2, 3, 4, 5), permuted(*mean_shape), permuted(*scale_shape)
-    scale, out = permuted(2, 3, 4, 5), (permuted(2, 3, 4, 5), permuted(2, 3, 4, 5))
-    came = step(cpu, mu, scale, prior_mu, prior_scale, out=out)
+    scale = permuted(2, 3, 4, 5)
+    came = step(cpu, mu, scale, prior_mu, prior_scale)
     assert_all_close(came, step(reference, mu, scale, prior_mu, prior_scale))
-    assert came[5] is out[0]
-    assert came[6] is out[1]
+    assert came[6].stride() == scale.stride()
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packed_dim", [1, 3])
+@pytest.mark.parametrize("make", [torch.randn, permuted])
+def test_a_packed_latent_is_that_of_its_halves(exchanges, dtype, packed_dim, make):
+    if exchanges and EXCHANGE is None:
+        pytest.skip(f"torch {torch.__version__} has no DLPack exchange interface")
+    moments = make(2, 4, 5, 6).to(dtype)
+    packed, spec = LatentInputs(moments, None, seed=SEED), LatentSpec(packed_dim=packed_dim)
+    halves = LatentInputs(*moments.chunk(2, packed_dim), seed=SEED)
+    expected = cpu.latent_forward(halves, LatentSpec(), LatentScalars())
+    grads = LatentOutputs(torch.randn_like(expected.z), torch.randn(2))
+    apart = cpu.latent_backward(grads, halves, LatentSpec(), LatentScalars(), False)
+    _kernels.use_exchange(EXCHANGE if exchanges else None)
+    try:
+        outputs = cpu.latent_forward(packed, spec, LatentScalars())
+        gradient, *none = cpu.latent_backward(grads, packed, spec, LatentScalars(), False)
+    finally:
+        _kernels.use_exchange(EXCHANGE)
+    assert none == [None] * 3
+    assert gradient.stride() == moments.stride()
+    assert torch.equal(gradient, torch.cat(apart[:2], packed_dim))
+    assert torch.equal(outputs.z, expected.z)
+    assert torch.equal(outputs.kl, expected.kl)
+
+
+def test_a_packed_tensor_that_cannot_be_halved_is_refused():
+    for moments, packed_dim in ((torch.randn(2, 3), 1), (torch.randn(2, 4), 2), (torch.randn(2, 4), -1), (None, 1)):
+        outputs = LatentOutputs(torch.empty(2, 2))
+        code = cpu._latent_code(LatentSpec(packed_dim=packed_dim))
+        with pytest.raises(ValueError, match="cannot be halved"):
+            _kernels.latent_forward(LatentInputs(moments, None, seed=SEED), outputs, code, LatentScalars())
 
 
 @pytest.mark.parametrize(("mean_shape", "scale_shape"), PRIOR_SHAPES)
@@ -92,11 +125,11 @@ def test_bad_arguments_of_the_extension_are_errors():
     for function, expected in ((_kernels.latent_forward, 4), (_kernels.latent_backward, 5), (_kernels.noise, 4)):
         with pytest.raises(TypeError, match=f"expected {expected} arguments, got 1"):
             function(None)
-    with pytest.raises(ValueError, match="the code has 4 bytes, expected 20"):
+    with pytest.raises(ValueError, match="the code has 4 bytes, expected 24"):
         _kernels.latent_forward(inputs, outputs, b"code", scalars)
     with pytest.raises(TypeError, match="expected bytes"):
         _kernels.latent_forward(inputs, outputs, "code", scalars)
-    code = bytes(20)
+    code = bytes(24)
     with pytest.raises(TypeError, match="expected a tuple of 5 items, got None"):
         _kernels.latent_forward(None, outputs, code, scalars)
     with pytest.raises(TypeError, match="expected a tuple of 5 items"):
@@ -112,7 +145,7 @@ def test_a_latent_that_cannot_be_computed_is_refused():
     inputs, spec, scalars = LatentInputs(mu, mu, seed=SEED), LatentSpec(), LatentScalars()
     for missing in ("mu", "scale"):
         with pytest.raises(ValueError, match=f"{missing} is None"):
-            _kernels.latent_forward(inputs._replace(**{missing: None}), LatentOutputs(mu), bytes(20), scalars)
+            _kernels.latent_forward(inputs._replace(**{missing: None}), LatentOutputs(mu), bytes(24), scalars)
     with pytest.raises(ValueError, match="z is wanted, and seed is None"):
         cpu.latent_forward(inputs._replace(seed=None), spec, scalars)
     with pytest.raises(ValueError, match="log_q and log_p are wanted without z"):
