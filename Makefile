@@ -21,7 +21,7 @@ demo: $(VENV)/installed
 # Processes that share the tests, a file at a time as its tests share what was compiled or trained; each computes on one
 # thread.
 WORKERS ?= 2
-PYTEST := $(RUN) -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/installed
 	$(PYTEST)

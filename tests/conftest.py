@@ -27,6 +27,10 @@ from .gpu_marker import (  # noqa: F401  (pytest finds its hooks here)
     pytest_configure,
     pytest_terminal_summary,
 )
+from .interpreter import speed_up
+
+if "TRITON_INTERPRET" in os.environ:
+    speed_up()
 
 # Tests are of results: a machine that pauses is no failure.
 hypothesis.settings.register_profile("untimed", deadline=None)

@@ -54,9 +54,8 @@ def status_of(code: str) -> int:
         sys.stderr.flush()
 
 
-def serve() -> None:
-    import torch  # noqa: F401  (what every fork has imported)
-
+def serve(first: str) -> None:
+    exec(first)
     for line in sys.stdin:
         print(json.dumps(run(*json.loads(line))), flush=True)
 
@@ -70,14 +69,19 @@ class Server:
         return subprocess.CompletedProcess(args=[code], **json.loads(self.process.stdout.readline()))
 
 
-@pytest.fixture(scope="session")
-def run_python() -> Iterator[Server]:
-    """``run_python(code, **environment)``: what `python -c code` comes to, without the variables of these tests."""
+def server(first: str) -> Iterator[Server]:
+    """A server that runs this code first, which must start no threads."""
     environment = {name: value for name, value in os.environ.items() if name not in OURS}
-    command = [sys.executable, "-c", "from tests import fresh; fresh.serve()"]
+    command = [sys.executable, "-c", f"from tests import fresh; fresh.serve({first!r})"]
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     with subprocess.Popen(
         command, cwd=root, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         yield Server(process)
         process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Iterator[Server]:
+    """``run_python(code, **environment)``: what `python -c code` comes to, without the variables of these tests."""
+    yield from server("import torch")

@@ -1,4 +1,4 @@
-"""The marker ``gpu``: what `pytest -m gpu` runs, and what it says where there is no GPU.
+"""The marker ``gpu``: what `pytest -m gpu` runs, and what it says where there is no GPU; and the order of files.
 
 conftest.py takes these hooks in. Marked are the tests of the Triton backend and its launches, which run in Triton's
 interpreter on a machine without a GPU, and those that take the ``gpu`` fixture, which are skipped there.
@@ -12,15 +12,21 @@ import pytest
 import torch
 
 WITHOUT_GPU = "there is no GPU that PyTorch can use"
+FIXTURES = {"gpu", "launches", "counted_launches"}
 
 
 def mark_gpu_tests(items: Iterable[pytest.Item]) -> None:
-    """Mark every test that is parametrised with the Triton backend or takes the ``gpu`` or ``launches`` fixture."""
+    """Mark every test that is parametrised with the Triton backend or takes a fixture of launches or ``gpu``."""
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         on_triton = any(isinstance(value, str) and value == "triton" for value in parameters)
-        if on_triton or not {"gpu", "launches"}.isdisjoint(getattr(item, "fixturenames", ())):
+        if on_triton or not FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("gpu")
+
+
+def put_training_first(items: list[pytest.Item]) -> None:
+    """Its files take longest: at the end, one would keep a single process busy while the other waits."""
+    items.sort(key=lambda item: "training" not in item.path.parts)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # before -m chooses among the items
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mark_gpu_tests(items)
+    put_training_first(items)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,17 +57,17 @@ def test_the_triton_variant_and_users_of_the_device_are_marked_and_nothing_else(
     assert [item.markers for item in others] == [[]] * 3
 
 
-def test_choosing_the_marker_runs_the_triton_variants_and_says_what_was_skipped(tmp_path):
+def test_choosing_the_marker_runs_the_triton_variants_and_says_what_was_skipped(tmp_path, run_python):
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_some.py").write_text(TESTS)
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "--rootdir", str(tmp_path), "--strict-markers", "-v", "-m", "gpu"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    options = ["--rootdir", str(tmp_path), "--strict-markers", "-v", "-m", "gpu", str(tmp_path)]
+    program = f"""
+import os, sys, pytest
+sys.path.insert(0, {str(ROOT)!r})
+os.chdir({str(tmp_path)!r})
+sys.exit(pytest.main({options}))
+"""
+    result = run_python(program, CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "1 passed, 1 skipped, 2 deselected" in result.stdout
     assert "test_of_backends[triton] PASSED" in result.stdout

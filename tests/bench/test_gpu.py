@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -364,14 +362,9 @@ def test_a_gpu_that_triton_does_not_serve_is_said(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which this would measure for minutes")
-def test_without_a_gpu_the_program_says_so_in_one_line_and_exits_with_2(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "bench", "gpu", "--results", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def test_without_a_gpu_the_program_says_so_in_one_line_and_exits_with_2(tmp_path, run_python):
+    program = f"import sys\nfrom bench.__main__ import main\nsys.exit(main(['gpu', '--results', {str(tmp_path)!r}]))"
+    result = run_python(program)
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr == f"bench gpu: none of the 40 cases was measured: {WITHOUT_GPU}\n"

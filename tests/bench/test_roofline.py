@@ -250,7 +250,8 @@ def test_a_kernel_is_compiled_and_reported(tmp_path):
     assert entries["gfx942", "64x65536"]["vgpr_spills"] == 0
 
 
-def test_the_interpreter_is_refused():
-    result = run("--op=noise", TRITON_INTERPRET="1")
+def test_the_interpreter_is_refused(run_python):
+    program = "import sys\nfrom bench.__main__ import main\nsys.exit(main(['roofline', '--op=noise']))"
+    result = run_python(program, TRITON_INTERPRET="1")
     assert result.returncode == 2
     assert "TRITON_INTERPRET" in result.stderr

@@ -176,16 +176,22 @@ def check(backend, device, dtype, shape, config, reduction="sample", names=("z",
             assert_no_worse_than_eager(one.cpu(), exact_grad, eager_grad, floors["z"])
 
 
+def shapes_for(backend, name):
+    """Both; in the interpreter, which is slow, by turns: to the kernels they are rows of one length or another."""
+    place = list(EVERYTHING).index(name) % 2
+    return SHAPES[place : place + 1] if backend == "triton" else SHAPES
+
+
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_values_and_gradients_match_torch_distributions(backend, device, poisoned_memory, name):
-    for shape in SHAPES:
+    for shape in shapes_for(backend, name):
         check(backend, device, torch.float32, shape, EVERYTHING[name])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["full prior", "shared prior", "one variance", "std with prior", "residual", "draws"])
 def test_half_precision_matches_float64(backend, device, poisoned_memory, name, dtype):
-    for shape in SHAPES:
+    for shape in shapes_for(backend, name):
         check(backend, device, dtype, shape, EVERYTHING[name])
 
 
@@ -203,10 +209,10 @@ def test_every_reduction_matches(backend, device, poisoned_memory, name, reducti
 
 
 @pytest.mark.parametrize(
-    "shape", [(5,), (7, 1), (33, 2), (3, 31), (130, 33), (2, 1024), (3, 2051), (2, 2, 3, 2, 3)], ids=str
+    "shape", [(5,), (7, 1), (33, 2), (3, 31), (35, 33), (2, 1024), (3, 1029), (2, 2, 3, 2, 3)], ids=str
 )
 @pytest.mark.parametrize("name", ["shared prior", "draws with prior"])
 def test_every_rank_and_remainder_is_right(backend, device, poisoned_memory, shape, name):
-    if backend == "triton" and shape in ((3, 2051), (130, 33)) and name == "draws with prior":
+    if backend == "triton" and shape in ((3, 1029), (35, 33)) and name == "draws with prior":
         pytest.skip("long in the interpreter; the other case has this shape")
     check(backend, device, torch.float32, shape, EVERYTHING[name])

@@ -91,7 +91,7 @@ def test_float64_is_computed_in_float64(poisoned_memory, reduction):
 
 
 @pytest.mark.parametrize(
-    "shape", [(5,), (7, 1), (33, 2), (3, 31), (130, 33), (2, 1024), (3, 2051), (2, 2, 3, 2, 3)], ids=str
+    "shape", [(5,), (7, 1), (33, 2), (3, 31), (35, 33), (2, 1024), (3, 1029), (2, 2, 3, 2, 3)], ids=str
 )
 def test_every_rank_and_remainder_is_right(backend, device, poisoned_memory, shape):
     check_all(backend, *posterior(shape, torch.float32, device), "sample")
@@ -148,7 +148,10 @@ LAYOUTS = (
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 def test_any_strides_of_the_inputs_are_right(backend, device, poisoned_memory, layout, dtype):
     mu, logvar = layout(dtype, device)
-    for reduction in ("sample", "none"):
+    reductions = ("sample", "none")
+    if backend == "triton":  # the interpreter is slow: one of them in either dtype
+        reductions = reductions[:1] if dtype == torch.float32 else reductions[1:]
+    for reduction in reductions:
         check_all(backend, mu, logvar, reduction)
 
 
@@ -297,7 +300,7 @@ def test_extreme_logvar_is_right(backend, device, value):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("shape", [(5, 3), (5, 10), (5, 100), (3, 1500)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 3), (5, 10), (5, 100), (3, 1030)], ids=str)
 def test_nan_and_infinity_stay_in_their_row_and_follow_ieee(backend, device, bad, shape):
     for argument in (0, 1):
         tensors = list(posterior(shape, torch.float32, device))

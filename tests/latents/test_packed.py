@@ -67,7 +67,10 @@ def test_packed_equals_the_halves_in_value_and_gradient(backend, device, poisone
     if dtype == torch.float64 and backend != "reference":
         pytest.skip("float64 is the reference's")
     moments, dim = packed(layout, dtype)
-    for reduction in ("none", "sample", "sum", "batchmean"):
+    reductions = ("none", "sample", "sum", "batchmean")
+    if backend == "triton":  # the interpreter is slow: each layout meets two of them in either dtype
+        reductions = reductions[:2] if dtype == torch.float32 else reductions[2:]
+    for reduction in reductions:
         if reduction == "batchmean" and moments.shape[0] == 0:
             continue
         ours, halves = both_ways(moments.to(device), dim, reduction)

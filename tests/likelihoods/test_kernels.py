@@ -84,7 +84,7 @@ def test_sums_over_the_dimensions_behind_the_second(case, kernels, device):
 
 
 def test_rows_longer_than_a_tile(case, kernels, device):
-    shape = (2, 1, 1500) if case.spec.kind == MIXTURE else (3, 2600)
+    shape = (2, 1, 1100) if case.spec.kind == MIXTURE else (3, 1100)
     assert_close(case, kernels, device, *draw(case, shape), "sample")
 
 
@@ -102,8 +102,11 @@ def test_each_tensor_has_a_dtype_of_its_own(case, kernels, device):
     assert_close(case, kernels, device, x, parameters, "sample", FLOOR[torch.float16])
 
 
-def test_integer_data(case, kernels, device):
-    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool):
+def test_integer_data(case, backend, kernels, device):
+    dtypes = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+    if backend == "triton":  # the interpreter is slow: each kind meets two of them, by turns
+        dtypes = dtypes[list(CASES.values()).index(case) % 3 :: 3]
+    for dtype in dtypes:
         x, parameters = draw(case, shapes_of(case)[0])
         if case.spec.kind == MIXTURE:
             integers = (x * (127 if dtype == torch.int8 else 255)).round().to(dtype)
@@ -186,8 +189,10 @@ def test_nan_stays_nan(case, kernels, device):
             assert grads[0][0].isnan().any()
 
 
-def test_the_same_bits_again(case, kernels, device):
+def test_the_same_bits_again(case, backend, kernels, device):
     shape = (40, 3, 11) if case.spec.kind == MIXTURE else (150, 33)
+    if backend == "triton":  # the interpreter is slow: sums over the batch are of two programs
+        shape = (9, 3, 11) if case.spec.kind == MIXTURE else (40, 33)
     x, parameters = draw(case, shape)
     grad = grad_like(case, x, parameters, "sample")
     first = run(kernels, device, case, x, parameters, "sample", grad)
@@ -202,8 +207,9 @@ def test_the_same_bits_again(case, kernels, device):
 
 
 @pytest.mark.parametrize("case", SHARING, indirect=True)
-def test_a_shared_gradient_is_summed_over_a_large_batch(case, kernels, device):
-    assert_close(case, kernels, device, *draw(case, (200, 40)), "sample")
+def test_a_shared_gradient_is_summed_over_a_large_batch(case, backend, kernels, device):
+    rows = 70 if backend == "triton" else 200  # three programs of 32 rows, in an interpreter that is slow
+    assert_close(case, kernels, device, *draw(case, (rows, 40)), "sample")
 
 
 @pytest.mark.parametrize("case", COUNTING, indirect=True)

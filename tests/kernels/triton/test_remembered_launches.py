@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bench import stub_driver
+from tests.fresh import server
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(stub_driver.compiler() is None, reason="there is no C compiler")
@@ -39,17 +40,23 @@ def draw(rows=3, row_offset=0, dtype=torch.float32, draw=0, seed=seed):
 """
 
 
-def results_of(program: str, cache: Path | None = None) -> dict:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    if cache is not None:
-        environment["TRITON_CACHE_DIR"] = str(cache)
-    command = [sys.executable, "-c", BEGIN + program + "\nprint(json.dumps(results))"]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def run_python():
+    """Each program is a process that has imported Triton without its interpreter, and launched nothing yet."""
+    yield from server("import bench.host, fastvae.kernels.triton")
 
 
-def test_a_call_is_started_by_triton_once_and_then_without_it():
+@pytest.fixture
+def results_of(run_python):
+    def results_of(program: str) -> dict:
+        result = run_python(BEGIN + program + "\nprint(json.dumps(results))")
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout.splitlines()[-1])
+
+    return results_of
+
+
+def test_a_call_is_started_by_triton_once_and_then_without_it(results_of):
     results = results_of("""
 results = {}
 for _ in range(5):
@@ -92,7 +99,7 @@ results["bounded"] = len(memory._found) <= memory.MOST and memory.get((key,)) ==
     }
 
 
-def test_pointers_that_are_not_aligned_have_a_kernel_of_their_own():
+def test_pointers_that_are_not_aligned_have_a_kernel_of_their_own(results_of):
     results = results_of("""
 store, spec, scalars = torch.randn(61), LatentSpec(sample=False), LatentScalars()
 def call(start):
@@ -104,7 +111,7 @@ results = [call(0), call(1), call(0), call(1)], len(jit_runs), driver.kernels
     assert results == [[1, 2, 1, 2], 2, 2]
 
 
-def test_the_current_device_and_stream_are_asked_for_at_every_launch():
+def test_the_current_device_and_stream_are_asked_for_at_every_launch(results_of):
     results = results_of("""
 stream, guarded, seen = 7, [], []
 active = triton.runtime.driver.active
@@ -136,7 +143,7 @@ results = {"streams": seen, "guarded": guarded}
     assert results == {"streams": [7, 8, 8], "guarded": [1, -1]}
 
 
-def test_threads_may_launch_at_the_same_time():
+def test_threads_may_launch_at_the_same_time(results_of):
     results = results_of("""
 errors = []
 def work():
@@ -155,7 +162,7 @@ results = errors, driver.launches, driver.kernels
 
 
 @pytest.mark.parametrize(("shape", "kernels"), [("128x10", 1), ("40x4096", 2)])
-def test_a_training_run_of_any_batches_and_numbers_takes_two_kernels_at_most(shape, kernels):
+def test_a_training_run_of_any_batches_and_numbers_takes_two_kernels_at_most(results_of, shape, kernels):
     rows, event = map(int, shape.split("x"))
     results = results_of(f"""
 asked = host.asked_for(lambda: host.training_run({rows}, {event}))
