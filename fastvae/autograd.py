@@ -25,7 +25,8 @@ from .kernels.likelihood_spec import Bounds, LikelihoodSpec
 from .kernels.reference.latents import grad_kl_elementwise
 from .latent_options import DescribedLatent
 from .ops import LatentRun, LikelihoodRun, latent_run
-from .torch_internals import any_is_batched, fast_apply, is_compiling
+from .torch_internals import any_is_batched, fast_apply, is_compiling, is_in_forward_mode, needs_formula
+from .transforms import transformed_latent, transformed_likelihood
 
 _is_grad_enabled = torch.is_grad_enabled
 
@@ -53,8 +54,12 @@ def run_latent(
         kernels: ModuleType | None = kernels_for(backend, mu)
     else:
         kernels = direct_kernels(backend, mu, scale, *prior, seed)
-    apply = Latent.apply if kernels is None else _apply_latent
-    return apply(mu, scale, *prior, seed, latent_run((spec, scalars, backend, kernels)))
+    run = latent_run((spec, scalars, backend, kernels))
+    if kernels is None:
+        if needs_formula():
+            return transformed_latent(latent_inputs((mu, scale, *prior, seed)), run, backward_of_latent)
+        return Latent.apply(mu, scale, *prior, seed, run)
+    return _apply_latent(mu, scale, *prior, seed, run)
 
 
 def run_likelihood(x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec, bounds: Bounds) -> Tensor:
@@ -63,13 +68,16 @@ def run_likelihood(x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSp
     kernels = None
     if are_direct(x, *parameters):
         kernels = ops.likelihood_kernels(backend, x, parameters)
+    run = LikelihoodRun(spec, bounds, backend, kernels)
+    if kernels is None and needs_formula():
+        return transformed_likelihood(x, parameters, run)
     apply = Likelihood.apply if kernels is None else _apply_likelihood
-    return apply(LikelihoodRun(spec, bounds, backend, kernels), x, *parameters)
+    return apply(run, x, *parameters)
 
 
 def is_differentiated(grads: Sequence[Tensor | None]) -> bool:
     """Whether the backward of these gradients is to be recomputed in plain PyTorch."""
-    return _is_grad_enabled() or (not is_compiling() and any_is_batched(grads))
+    return _is_grad_enabled() or (not is_compiling() and (any_is_batched(grads) or is_in_forward_mode()))
 
 
 class Latent(Function):

@@ -72,7 +72,9 @@ def check_posterior(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
 
 def fit_to_rows(name: str, given: Tensor, like_name: str, like: Tensor) -> Tensor:
     """What kernels take beside ``like``: a tensor of its shape, of the event's shape, of (1, *event) or one element."""
-    if given.shape in (like.shape, like.shape[1:]):
+    # Ranks first: (3,) == (B, 3) compares sizes before it compares ranks, and would fix B for torch.export.
+    missing = like.dim() - given.dim()
+    if missing in (0, 1) and given.shape == like.shape[missing:]:
         return given
     if given.numel() == 1:
         return given.reshape((1,) * like.dim())

@@ -341,7 +341,8 @@ def noise(
     check_dtype("dtype", dtype)
     if seed is None:
         raise TypeError("seed is None, expected an int or a one-element int64 tensor")
-    return ops.noise(seed_tensor(seed, None, device), sizes, row_offset, dtype, draw, requested_backend())
+    drawn_from = seed_tensor(seed, None, device)
+    return ops.noise(drawn_from.expand(sizes), drawn_from, row_offset, dtype, draw, requested_backend())
 
 
 def _finish(outputs: tuple[Tensor | None, ...], described: DescribedLatent, mu: Tensor) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .checks import check_number, check_tensor, seed_tensor
 from .draw_options import Generator, Seed
-from .objectives import model_method
+from .wrapped_models import model_method
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,7 +4,8 @@
     E[log w_1]  =  ELBO  <=  E[log 1/K sum_k w_k]  =  IWAE_K  <=  log p(x)
 
 (Burda et al., arXiv 1509.00519, theorem 1.) An objective is a frozen dataclass of settings, without parameters, for any
-model with the methods of `fastvae.nn.VAE`: ``terms`` for the ELBO, ``log_weights`` for importance weights. All results
+model with the methods of `fastvae.nn.VAE`: ``terms`` for the ELBO, ``log_weights`` for importance weights. The model
+may be wrapped by DistributedDataParallel, whose processes then share their gradients, or by torch.compile. All results
 are in nats; seeds work as in `fastvae.sample_and_kl`. Invalid arguments raise TypeError or ValueError; the message
 names the argument.
 """
@@ -24,9 +25,13 @@ from .deprecated import renamed
 from .draw_options import Condition, Generator, ModelOptions, Seed, check_names, condition_given
 from .latent_options import described_latent, shows_options
 from .size_checks import check_count
+from .torch_internals import exportable
+from .wrapped_models import model_method, through_wrappers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from .nn.model import LogWeights
 
 Schedule = Callable[[int], float]
 BatchMean = Callable[[Tensor], Tensor]
@@ -36,6 +41,7 @@ GRADIENTS = ("standard", "dreg")
 __getattr__ = renamed(__name__, {"Objective": "ObjectiveOutput"})
 
 
+@exportable
 class ObjectiveOutput(NamedTuple):
     """What an objective returns for a batch x (B, *event)."""
 
@@ -115,7 +121,7 @@ class ELBO:
     ) -> ObjectiveOutput:
         weight = _value_at(step, "beta", self.beta if beta is None else beta)
         target = _value_at(step, "capacity", self.capacity if capacity is None else capacity)
-        terms = model_method(model, "terms")(
+        terms = through_wrappers(model, "terms")(
             x, **condition_given(options), per_coordinate=self.per_coordinate,
             reduction="sample" if self.free_bits_over == "sample" or not self.free_bits else "batchmean",
             free_bits=self.free_bits, free_bits_group=self.free_bits_group, free_bits_over=self.free_bits_over,
@@ -175,12 +181,8 @@ class IWAE:
         self, model: nn.Module, x: Tensor, *, batch_mean: BatchMean = torch.mean, **options: Unpack[ModelOptions]
     ) -> ObjectiveOutput:
         held, given = self.gradient == "dreg", condition_given(options)
-        weights = model_method(model, "log_weights")(x, self.num_samples, hold_posterior=held, **given)
-        if self.gradient == "dreg":
-            # The gradient of logsumexp already has one factor v_k; the gradient that reaches z_k gets the second.
-            normalised = torch.softmax(weights.log_weights.detach(), 0)
-            for z in weights.z:
-                _scale_gradient(z, normalised)
+        run = through_wrappers(model, "log_weights", _reparameterise_twice if held else None)
+        weights = run(x, self.num_samples, hold_posterior=held, **given)
         bound = iwae_bound(weights.log_weights)
         return ObjectiveOutput(-batch_mean(bound), bound, None, None, None)
 
@@ -199,6 +201,7 @@ def iwae_bound(log_weights: Tensor) -> Tensor:
     return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
 
 
+@exportable
 class LogMarginal(NamedTuple):
     """An estimate of log p(x) of each sample, and its accuracy; (B,) each."""
 
@@ -341,6 +344,14 @@ def _log_mean(chunks: Iterator[Tensor]) -> LogMarginal:
     return LogMarginal(*(part.to(dtype) for part in parts))
 
 
+def _reparameterise_twice(weights: LogWeights) -> LogWeights:
+    """The gradient of logsumexp already has one factor v_k; the gradient that reaches z_k gets the second."""
+    normalised = torch.softmax(weights.log_weights.detach(), 0)
+    for z in weights.z:
+        _scale_gradient(z, normalised)
+    return weights
+
+
 def _scale_gradient(z: Tensor, weights: Tensor) -> None:
     """Multiply the gradient of z (K, B, *latent) by weights (K, B) in backward."""
     if z.requires_grad:
@@ -355,12 +366,3 @@ def _value_at(step: int | None, name: str, value: float | Schedule | None) -> fl
             raise ValueError(f"step is None, expected an int: {name} is a schedule")
         value = value(step)
     return None if value is None else check_number(name, value, 0.0)
-
-
-def model_method(model: nn.Module, name: str) -> Callable[..., Any]:
-    method = getattr(model, name, None)
-    if not callable(method):
-        raise TypeError(
-            f"model is a {type(model).__name__}, expected one with the method {name}, as fastvae.nn.VAE has"
-        )
-    return method

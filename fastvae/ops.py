@@ -107,11 +107,11 @@ def likelihood_backward(
     return [next(gradients) if wanted else None for wanted in wants]
 
 
-def noise(seed: Tensor, shape: Sequence[int], row_offset: int, dtype: torch.dtype, draw: int, backend: str) -> Tensor:
-    """Standard normals of the noise stream."""
-    if are_direct(seed):
-        return _noise(seed, shape, row_offset, dtype, draw, backend)
-    return torch.ops.fastvae.noise.default(seed, shape, row_offset, dtype, draw, backend)
+def noise(like: Tensor, seed: Tensor, row_offset: int, dtype: torch.dtype, draw: int, backend: str) -> Tensor:
+    """Standard normals of the noise stream, of the shape of ``like``: torch.jit.trace records no list of sizes."""
+    if are_direct(seed, like):
+        return _noise(like, seed, row_offset, dtype, draw, backend)
+    return torch.ops.fastvae.noise.default(like.detach(), seed, row_offset, dtype, draw, backend)
 
 
 def likelihood_kernels(backend: str, x: Tensor, parameters: Sequence[Tensor]) -> ModuleType:
@@ -164,8 +164,8 @@ def _define(schema: str, run: Callable, fake: Callable) -> None:
     torch.library.register_fake(f"fastvae::{name}", fake, lib=_library)
 
 
-def _noise(seed, shape, row_offset, dtype, draw, backend):
-    return implementation(backend, seed.device, dtype).noise(seed, tuple(shape), row_offset, dtype, draw)
+def _noise(like, seed, row_offset, dtype, draw, backend):
+    return implementation(backend, seed.device, dtype).noise(seed, tuple(like.shape), row_offset, dtype, draw)
 
 
 def _latent(tensors, bits, spec, counts, floats, traced, backend):
@@ -211,12 +211,24 @@ def _fake_likelihood_backward(grad, x, parameters, wants, spec, floats, traced, 
     return [torch.empty_like(given) for given, wanted in zip(parameters, wants, strict=True) if wanted]
 
 
+def _noise_of_seeds(info, in_dims, like, seed, *arguments):
+    """The rule of torch.func.vmap: each of several seeds draws what it draws alone, and one seed draws once for all."""
+    of_like, of_seed, *_ = in_dims
+    if of_like is not None:
+        like = like.select(of_like, 0)
+    op = torch.ops.fastvae.noise.default
+    if of_seed is None:
+        return op(like, seed, *arguments), None
+    return torch.stack([op(like, one, *arguments) for one in seed.unbind(of_seed)]), 0
+
+
 _NUMBERS = "float[] floats, Tensor? traced, str backend"
 _define(
-    "noise(Tensor seed, SymInt[] shape, SymInt row_offset, ScalarType dtype, SymInt draw, str backend) -> Tensor",
+    "noise(Tensor like, Tensor seed, SymInt row_offset, ScalarType dtype, SymInt draw, str backend) -> Tensor",
     _noise,
-    lambda seed, shape, row_offset, dtype, draw, backend: seed.new_empty(shape, dtype=dtype),
+    lambda like, seed, row_offset, dtype, draw, backend: seed.new_empty(like.shape, dtype=dtype),
 )
+torch.library.register_vmap("fastvae::noise", _noise_of_seeds, lib=_library)
 _LATENT = f"str spec, SymInt[] counts, {_NUMBERS}"
 _define(f"latent(Tensor[] tensors, int bits, {_LATENT}) -> Tensor[]", _latent, _fake_latent)
 _define(

@@ -103,7 +103,7 @@ class Prior(nn.Module):
         mean = kl.mean() if spec.kernel_reduction is None else None
         if spec.kernel_reduction in ("sum", "batchmean"):
             kl = kl.sum() if spec.kernel_reduction == "sum" else kl.mean()
-        return z, finish_kl(kl, mean, described, len(mu))
+        return z, finish_kl(kl, mean, described, mu.shape[0])
 
     @shows_options(SeedOptions)
     def sample_and_log_prob(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,8 +41,12 @@ _profiler_is_on = _find("torch.autograd:_profiler_enabled") or _yes
 _tracing_state = _find("torch:_C._get_tracing_state") or _yes
 
 
+# The level of forward-mode differentiation, -1 for none. Without the name it is assumed to be active.
+_forward_mode = vars(forward_ad)
+
+
 def is_observed() -> object:
-    """True in effect if a compiler, mode, transform, profiler or tracer is active."""
+    """True in effect if a compiler, mode, transform, profiler, tracer or forward-mode differentiation is active."""
     return (
         is_compiling()
         or _dispatch_modes()
@@ -50,13 +54,37 @@ def is_observed() -> object:
         or _transforms_are_active()
         or _profiler_is_on()
         or _tracing_state()
+        or _forward_mode.get("_current_level", 0) >= 0
     )
 
 
 def is_transformed() -> bool:
-    """Whether torch.compile, torch.func or forward-mode differentiation is active. Without the names: assumed to be."""
-    level = getattr(forward_ad, "_current_level", 0)
-    return bool(is_compiling() or _transforms_are_active() or level >= 0)
+    """Whether torch.compile, torch.func, torch.jit.trace or forward-mode differentiation is active.
+
+    Without the names: assumed to be.
+    """
+    return is_compiling() or needs_formula()
+
+
+def needs_formula() -> bool:
+    """Whether operators need rules for more than gradients: in torch.func, torch.jit.trace and forward mode."""
+    return bool(_transforms_are_active() or _tracing_state() or is_in_forward_mode())
+
+
+def is_in_forward_mode() -> bool:
+    return _forward_mode.get("_current_level", 0) >= 0
+
+
+# The transforms of torch.func that are active, and the kind that `torch.func.grad` is.
+_active_transforms = _find("torch:_C._functorch.get_interpreter_stack")
+_GRAD = _find("torch:_C._functorch.TransformType.Grad")
+
+
+def only_grad_is_active() -> bool:
+    """Whether no transform but torch.func.grad, no compiler and no tracer is active. Without the names: no."""
+    if is_compiling() or _active_transforms is None or _GRAD is None or is_in_forward_mode() or _tracing_state():
+        return False
+    return all(one.key() == _GRAD for one in _active_transforms() or ())
 
 
 def fast_apply(function: type[Function]) -> Callable[..., Any]:
@@ -110,6 +138,19 @@ def standard_gamma(concentration: Tensor, generator: torch.Generator | None = No
         drawn = gamma.sample()
         generator.set_state(torch.get_rng_state())
     return drawn
+
+
+# Lets torch.export.save save programs that return a NamedTuple. Without the name it refuses them; they still run.
+_register_namedtuple = _find("torch.utils._pytree:_register_namedtuple")
+
+Result = TypeVar("Result", bound=type)
+
+
+def exportable(result: Result) -> Result:
+    """A NamedTuple that exported programs may return."""
+    if _register_namedtuple is not None:
+        _register_namedtuple(result, serialized_type_name=f"{result.__module__}.{result.__name__}")
+    return result
 
 
 # Whether torch.compile knows a number when it traces. Without the name: it is asked to treat every number as unknown.

@@ -16,7 +16,7 @@ MODULES = ["fastvae", *(module.name for module in pkgutil.walk_packages(fastvae.
 MODULES += ["fastvae.kernels.layout", "fastvae.kernels.backend", "fastvae.kernels.reference.philox"]
 
 
-PAGES = {"integrations.md": 5, "latents.md": 11, "mathematics.md": 11, "training.md": 7}
+PAGES = {"deployment.md": 9, "integrations.md": 5, "latents.md": 11, "mathematics.md": 11, "training.md": 7}
 """And the number of examples that each has at the least."""
 TRAINING = ("lightning", "jsonargparse", "matplotlib", "mlxtend")
 NEEDS = {"fastvae.integrations.pyro": ("pyro",), "training.md": TRAINING}

@@ -14,7 +14,7 @@ from ..torch_internals import is_transformed
 
 
 def is_supported(tensor: Tensor) -> bool:
-    """Whether its device and dtype have kernels, and no compiler, transform or forward-mode AD is active."""
+    """Whether its device and dtype have kernels, and no compiler, transform, tracer or forward-mode AD is active."""
     return has_kernels(tensor.device, tensor.dtype) and not is_transformed()
 
 

@@ -2,7 +2,7 @@
 
 Replaced are ``Normal.rsample``, inherited by its subclasses, the constructor of Normal, whose argument validation takes
 half of its time and becomes one pass, and the registered KLs between Normals and between Independent Normals. torch's
-own code runs for float64, 0-d parameters, devices without kernels, `torch.compile` and torch.func.
+own code runs for float64, 0-d parameters, devices without kernels, `torch.compile`, torch.func and torch.jit.trace.
 """
 
 from __future__ import annotations

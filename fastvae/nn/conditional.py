@@ -134,7 +134,7 @@ _CLASSES = "int64 classes (batch,) or one int"
 def _one_hot(classes: Tensor | int, num_classes: int, like: Tensor) -> Tensor:
     """(B, num_classes), in the dtype of ``like``."""
     if is_integer(classes):
-        classes = torch.full((len(like),), int(classes), device=like.device)
+        classes = torch.full((like.shape[0],), int(classes), device=like.device)
     if not isinstance(classes, Tensor):
         raise TypeError(f"condition is a {type(classes).__name__}, expected {_CLASSES}")
     if classes.dtype != torch.int64 or classes.dim() != 1:
@@ -150,5 +150,5 @@ def _one_hot(classes: Tensor | int, num_classes: int, like: Tensor) -> Tensor:
 def _check_device_and_rows(condition: Tensor, like: Tensor) -> None:
     if condition.device != like.device:
         raise ValueError(f"condition is on {condition.device}, expected it on {like.device}")
-    if len(condition) != len(like):
+    if condition.shape[0] != like.shape[0]:
         raise ValueError(f"condition has shape {tuple(condition.shape)}, expected {len(like)} rows")

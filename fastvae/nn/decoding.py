@@ -49,5 +49,5 @@ def _map_parts(parameters: Parameters, change: Callable[[Tensor], Tensor]) -> Pa
         return change(parameters)
     first = parameters[0]
     return tuple(
-        [change(part) if part.dim() == first.dim() and len(part) == len(first) else part for part in parameters]
+        [change(part) if part.dim() == first.dim() and part.shape[0] == first.shape[0] else part for part in parameters]
     )

@@ -32,6 +32,7 @@ from ..latent_options import DescribedLatent, Scale, described_latent, shows_opt
 from ..likelihoods import Likelihood
 from ..likelihoods.base import Parameters
 from ..size_checks import check_count
+from ..torch_internals import exportable
 from .decoding import decode, log_prob_of_draws
 from .levels import Level, check_levels, draws_of, level_seeds, mlp_levels, rows_of
 from .model import LatentVariableModel, LogWeights, check_module
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@exportable
 class HierarchicalOutput(NamedTuple):
     """What `HierarchicalVAE.forward` returns. Tuples have one entry for each level, from the top down."""
 
@@ -170,7 +172,7 @@ class HierarchicalVAE(LatentVariableModel):
             zs.append(z)
             kls.append(kl)
             kl_per_coordinate += of_level
-        kl = finish_kl(sum(kls[1:], kls[0]), None, of_sum, len(x))
+        kl = finish_kl(sum(kls[1:], kls[0]), None, of_sum, x.shape[0])
         output = HierarchicalOutput(tuple(zs), kl, tuple(kls), decode(self.decoder, state))
         return (output, tuple(kl_per_coordinate)) if options.get("per_coordinate") else output
 

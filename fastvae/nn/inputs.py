@@ -72,7 +72,7 @@ def join_condition(h: Tensor, condition: Tensor | None, condition_dim: int) -> T
     if condition is None:
         raise TypeError(f"condition is None, expected a tensor of shape (batch, {condition_dim})")
     check_rows("condition", condition, (condition_dim,))
-    if len(condition) != len(h):
+    if condition.shape[0] != h.shape[0]:
         raise ValueError(f"condition has {len(condition)} rows, the input has {len(h)}; expected the same")
     positions = h.shape[2:]
     channels = condition.reshape(condition.shape + (1,) * len(positions)).expand(-1, -1, *positions)

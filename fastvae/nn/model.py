@@ -21,12 +21,14 @@ from ..latent_options import shows_options
 from ..likelihoods import Likelihood
 from ..likelihoods.base import mean_given
 from ..size_checks import check_count
+from ..torch_internals import exportable
 from .decoding import decode, log_prob_of_shared_draws
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@exportable
 class ELBOTerms(NamedTuple):
     """The bound and its two terms, in nats, (B,) each: elbo = reconstruction - kl."""
 
@@ -37,6 +39,7 @@ class ELBOTerms(NamedTuple):
     """KL(q(z|x) || p(z)), summed over all latents: 0 or more, unless it is estimated (a prior without closed form)."""
 
 
+@exportable
 class LossTerms(NamedTuple):
     """The two terms of a training loss, and the KL of each latent."""
 
@@ -49,6 +52,7 @@ class LossTerms(NamedTuple):
     level a tensor of its z's shape, or None if not requested or without a closed form."""
 
 
+@exportable
 class LogWeights(NamedTuple):
     """Importance weights of K draws for each row of x."""
 

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from ..checks import check_posterior
 from ..functional import reparameterize, sample_and_kl, sample_and_kl_packed, sample_and_log_prob
 from ..priors import Prior, normal_log_prob
+from ..torch_internals import exportable
 
 Gaussian = tuple[Tensor, Tensor]
 """mu and logvar of a prior, or mu and another scale where a model uses another parameterisation."""
 
 
+@exportable
 class Posterior(NamedTuple):
     """q(z|x) = N(mu, diag exp(logvar)); both (B, *latent_shape)."""
 
@@ -27,6 +29,7 @@ class Posterior(NamedTuple):
     logvar: Tensor
 
 
+@exportable
 class EncoderOutput(NamedTuple):
     """mu and logvar, and the packed tensor that they are views of, if the encoder returned one."""
 

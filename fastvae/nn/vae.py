@@ -20,6 +20,7 @@ from ..likelihoods import Likelihood
 from ..likelihoods.base import Parameters
 from ..priors import Prior, StandardNormal
 from ..size_checks import check_count, latent_shape_of
+from ..torch_internals import exportable
 from .decoding import decode, log_prob_of_draws
 from .model import LatentVariableModel, LogWeights, check_module
 from .posterior import EncoderOutput, Gaussian, Posterior, draw_with_kl, draw_with_log_prob, encode
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@exportable
 class VAEOutput(NamedTuple):
     """What `VAE.forward` returns."""
 

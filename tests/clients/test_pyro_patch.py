@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 from pyro import distributions as of_pyro
-from pyro.infer import TraceMeanField_ELBO
+from pyro.infer import JitTrace_ELBO, TraceMeanField_ELBO
 from torch.distributions import kl as torch_kl
 from torch.distributions import kl_divergence
 
@@ -58,6 +58,24 @@ def test_the_losses_are_those_of_an_unpatched_run():
 
 def test_with_fastvaes_noise_the_final_loss_is_within_those_of_other_seeds():
     check_same_spread(make_step, "pyro")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("guide", ["normal", "ours"])
+def test_a_traced_objective_is_that_of_an_unpatched_run(guide):
+    found = []
+    for patched in (False, True):
+        torch.manual_seed(0)
+        problem, elbo = Problem(), JitTrace_ELBO(ignore_jit_warnings=True)
+        with fastvae.patch("pyro") if patched else contextlib.nullcontext():
+            elbo.loss_and_grads(problem.model, getattr(problem, guide), problem.x)  # the first call traces
+            torch.manual_seed(1)
+            for _ in range(2):
+                problem.encoder.zero_grad()
+                found.append(elbo.loss_and_grads(problem.model, getattr(problem, guide), problem.x))
+                found.append(problem.encoder.weight.grad.clone())
+    assert found[0] != found[2]
+    torch.testing.assert_close(found[4:], found[:4])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -68,7 +68,7 @@ def opcheck_cases():
     yield ops.latent, (*packed(whole), *how("reference", packed_dim=1, free_bits="channel"))
     floats_as_tensor = (LatentSpec(clamp="hard").encode(), [0, 0], [], torch.ones(5, dtype=torch.float64), "auto")
     yield ops.latent, (*packed([mu, logvar, *no_prior, seed]), *floats_as_tensor)
-    yield ops.noise, (seed, (3, 4), 0, torch.float16, 0, "auto")
+    yield ops.noise, (mu, seed, 0, torch.float16, 0, "auto")
 
 
 @pytest.mark.parametrize("index", range(len(list(opcheck_cases()))))

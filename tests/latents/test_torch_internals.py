@@ -13,7 +13,7 @@ from tests.fresh import server
 SOURCES = Path(fastvae.__file__).parent
 NAMES = re.findall(r'_find\("(.+?)"\)', (SOURCES / "torch_internals.py").read_text())
 
-# Draws, gradients, batches of gradients, second derivatives, patched distributions, counts, compiled code.
+# Draws, gradients, batches of gradients, transforms, second derivatives, patched distributions, counts, compiled code.
 OPS = """
 import warnings
 import torch, fastvae
@@ -29,6 +29,8 @@ results += torch.autograd.grad(kl, mu, torch.eye(3), is_grads_batched=True, reta
 (first,) = torch.autograd.grad(kl.sum(), logvar, create_graph=True)
 results += torch.autograd.grad(first.sum(), logvar)
 results.append(fastvae.noise(7, (2, 3)))
+results.append(torch.func.grad(lambda m: fastvae.sample_and_kl(m, 2 * m, seed=1)[1].sum())(mu.detach()))
+results.append(torch.func.vmap(lambda m: fastvae.reparameterize(m, m, seed=1))(mu.detach().unsqueeze(1)))
 posterior = fastvae.DiagonalGaussian(mu, logvar)
 results += [posterior.mode + 0, posterior.sample_and_kl(seed=3)[1]]
 counts = likelihoods.NegativeBinomial(4)
