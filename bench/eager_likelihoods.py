@@ -55,6 +55,12 @@ def zero_inflated_negative_binomial(x: Tensor, mean: Tensor, theta: Tensor, logi
     return (x < EPS).to(zero.dtype) * zero + (x >= EPS).to(zero.dtype) * other
 
 
+def scaled_bernoulli(x: Tensor, probs: Tensor, row_factor: Tensor, event_factor: Tensor) -> Tensor:
+    """The formula of PeakVI (Ashuach et al. 2022)."""
+    q = probs * row_factor * event_factor
+    return -F.binary_cross_entropy(q, (x > 0).to(q.dtype), reduction="none")
+
+
 def discretized_logistic_mixture(x: Tensor, parameter: Tensor, components: int) -> Tensor:
     """Of each pixel, with the special cases of PixelCNN++ (arXiv 1701.05517) for bins of little probability."""
     y = 2 * x - 1

@@ -62,13 +62,15 @@ def run_latent(
     return _apply_latent(mu, scale, *prior, seed, run)
 
 
-def run_likelihood(x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec, bounds: Bounds) -> Tensor:
-    """log p(x|z), reduced, with gradients."""
+def run_likelihood(
+    x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec, bounds: Bounds, noticed: Tensor | None = None
+) -> Tensor:
+    """log p(x|z), reduced, with gradients; ``noticed`` as in `fastvae.kernels`."""
     backend = selected.requested
     kernels = None
     if are_direct(x, *parameters):
         kernels = ops.likelihood_kernels(backend, x, parameters)
-    run = LikelihoodRun(spec, bounds, backend, kernels)
+    run = LikelihoodRun(spec, bounds, backend, kernels, noticed)
     if kernels is None and needs_formula():
         return transformed_likelihood(x, parameters, run)
     apply = Likelihood.apply if kernels is None else _apply_likelihood

@@ -31,14 +31,21 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def check_tensor(name: str, tensor: Tensor) -> None:
-    """A floating-point tensor with a batch dimension."""
+    """A dense floating-point tensor with a batch dimension."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
     check_dtype(name, tensor.dtype)
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        raise TypeError(f"{name} is a {'nested' if tensor.is_nested else tensor.layout} tensor, expected a dense one")
+    check_dense(name, tensor)
     if tensor.dim() == 0:
         raise ValueError(f"{name} is 0-d, expected shape (batch, *event)")
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    """A tensor of any dtype, neither sparse nor nested."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        raise TypeError(f"{name} is a {'nested' if tensor.is_nested else tensor.layout} tensor, expected a dense one")
 
 
 def check_dtype(name: str, dtype: torch.dtype) -> None:
@@ -123,6 +130,13 @@ def is_integer(value: object) -> bool:
     return isinstance(value, (int, torch.SymInt, numbers.Integral)) and not isinstance(value, bool)
 
 
+def int_of(value: int) -> int:
+    """What Python takes as an index, but True and False."""
+    if isinstance(value, bool):
+        raise TypeError("a bool is no size")
+    return operator.index(value)
+
+
 def check_row_offset(row_offset: int) -> int:
     """An int of Python's, or of the compiler's."""
     if type(row_offset) is int and 0 <= row_offset < 2**63:
@@ -146,7 +160,7 @@ def check_draw(draw: int) -> int:
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     try:
-        sizes = tuple(operator.index(size) for size in shape)
+        sizes = tuple(int_of(size) for size in shape)
     except TypeError:
         raise TypeError(f"shape is {shape!r}, expected a sequence of ints") from None
     if not sizes or min(sizes) < 0:
@@ -175,6 +189,7 @@ def seed_tensor(
     if generator is not None:
         raise ValueError("seed and generator were both given, expected at most one of them")
     if isinstance(seed, Tensor):
+        check_dense("seed", seed)
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise TypeError(
                 f"seed is a tensor of {dtype_name(seed.dtype)}, shape {tuple(seed.shape)}; expected one int64 element"

@@ -156,7 +156,7 @@ class PosteriorCollapseWarning(UserWarning):
 
 
 def posterior_collapse(kl_per_latent: Tensor | Sequence[Tensor], threshold: float = 0.01) -> list[tuple[int, ...]]:
-    """The latents whose KL, averaged over the data, is below a threshold; warns if there are any.
+    """The latents whose KL, averaged over the data, is below a threshold or NaN; warns if there are any.
 
     (Bowman et al., arXiv 1511.06349; He et al., arXiv 1901.05534.) Synchronises the device.
 
@@ -169,7 +169,7 @@ def posterior_collapse(kl_per_latent: Tensor | Sequence[Tensor], threshold: floa
         Indices (level, *index of the latent); the level of a single tensor is 0.
 
     Warns:
-        PosteriorCollapseWarning: the number of collapsed latents, and the first few of them.
+        PosteriorCollapseWarning: the number of collapsed latents, and the first few of them; also how many are NaN.
 
     >>> import torch, warnings
     >>> from fastvae.monitors import posterior_collapse
@@ -180,14 +180,15 @@ def posterior_collapse(kl_per_latent: Tensor | Sequence[Tensor], threshold: floa
     threshold = check_number("threshold", threshold, 0.0)
     levels = _levels(kl_per_latent)
     collapsed = [
-        (number, *index) for number, level in enumerate(levels) for index in (level < threshold).nonzero().tolist()
+        (number, *index) for number, level in enumerate(levels) for index in (~(level >= threshold)).nonzero().tolist()
     ]
     if collapsed:
         total = sum(level.numel() for level in levels)
+        invalid = sum(int(level.isnan().sum()) for level in levels)
         shown = ", ".join(map(str, collapsed[:_SHOWN])) + (", ..." if len(collapsed) > _SHOWN else "")
         warnings.warn(
-            f"posterior collapse: the KL of {len(collapsed)} of {total} latents is below {threshold:g} nats; (level, "
-            f"*index): {shown}",
+            f"posterior collapse: the KL of {len(collapsed)} of {total} latents is below {threshold:g} nats"
+            f"{f' or NaN ({invalid} are NaN)' if invalid else ''}; (level, *index): {shown}",
             PosteriorCollapseWarning,
             stacklevel=2,
         )

@@ -24,6 +24,7 @@ from .checks import check_flag, check_number, check_row_offset, check_tensor, se
 from .deprecated import renamed
 from .draw_options import Condition, Generator, ModelOptions, Seed, check_names, condition_given
 from .latent_options import described_latent, shows_options
+from .returned import check_returned
 from .size_checks import check_count
 from .torch_internals import exportable
 from .wrapped_models import model_method, through_wrappers
@@ -126,6 +127,10 @@ class ELBO:
             reduction="sample" if self.free_bits_over == "sample" or not self.free_bits else "batchmean",
             free_bits=self.free_bits, free_bits_group=self.free_bits_group, free_bits_over=self.free_bits_over,
         )  # fmt: skip
+        who = f"{type(model).__name__}.terms"
+        check_returned(who, terms.reconstruction, x.shape[:1], "log p(x|z) of each row of x")
+        if not isinstance(terms.kl, Tensor) or terms.kl.dim():
+            check_returned(who, terms.kl, x.shape[:1], "the KL of each row of x")
         kl = batch_mean(terms.kl) if terms.kl.dim() else terms.kl
         assert weight is not None
         penalty = kl if target is None else (kl - target).abs()
@@ -183,6 +188,8 @@ class IWAE:
         held, given = self.gradient == "dreg", condition_given(options)
         run = through_wrappers(model, "log_weights", _reparameterise_twice if held else None)
         weights = run(x, self.num_samples, hold_posterior=held, **given)
+        who, shape = f"{type(model).__name__}.log_weights", (self.num_samples, *x.shape[:1])
+        check_returned(who, weights.log_weights, shape, "log w of each draw and row of x")
         bound = iwae_bound(weights.log_weights)
         return ObjectiveOutput(-batch_mean(bound), bound, None, None, None)
 

@@ -30,6 +30,7 @@ from .kernels.latent_spec import (
 )
 from .kernels.layout import empty_gradients, empty_kl, empty_outputs, likelihood_dtype
 from .kernels.likelihood_spec import MIXTURE, Bounds, LikelihoodSpec, decode_likelihood_spec
+from .kernels.reference.likelihoods import notice
 from .torch_internals import is_compiling, is_static
 
 _library = torch.library.Library("fastvae", "DEF")
@@ -55,6 +56,7 @@ class LikelihoodRun(NamedTuple):
     bounds: Bounds
     backend: str
     kernels: ModuleType | None
+    noticed: Tensor | None = None  # see `fastvae.kernels`
 
 
 def latent(inputs: LatentInputs, run: LatentRun) -> LatentOutputs:
@@ -87,7 +89,9 @@ def latent_backward(
 def likelihood(x: Tensor, parameters: tuple[Tensor, ...], run: LikelihoodRun) -> Tensor:
     """log p(x|z), reduced."""
     if run.kernels is not None:
-        return run.kernels.likelihood_forward(x, parameters, run.spec, run.bounds)
+        return run.kernels.likelihood_forward(x, parameters, run.spec, run.bounds, run.noticed)
+    if run.noticed is not None:
+        notice(run.noticed, x, parameters, run.spec)
     floats, traced = _floats(run.bounds)
     return torch.ops.fastvae.likelihood.default(x, list(parameters), run.spec.encode(), floats, traced, run.backend)
 

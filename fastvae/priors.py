@@ -23,6 +23,7 @@ from .kernels.layout import likelihood_dtype
 from .kernels.reference.latents import LOG_2_PI
 from .kl_options import finish_kl
 from .latent_options import described_latent, shows_options
+from .returned import check_returned
 from .size_checks import check_count, latent_shape_of, positive_sizes
 
 if TYPE_CHECKING:
@@ -63,7 +64,13 @@ class Prior(nn.Module):
         """
         check_count("n", n, 0)
         check_number("temperature", temperature, 0.0)
-        return self._draw(n, seed_tensor(seed, generator, self._like.device), temperature).to(self._like.dtype)
+        drawn = self._draw(n, seed_tensor(seed, generator, self._like.device), temperature)
+        check_returned(f"{type(self).__name__}._draw", drawn, (n, *self.latent_shape), "the draws z")
+        return drawn.to(self._like.dtype)
+
+    def _checked_log_prob(self, z: Tensor) -> Tensor:
+        of_rows = z.shape[: z.dim() - len(self.latent_shape)]
+        return check_returned(f"{type(self).__name__}.log_prob", self.log_prob(z), of_rows, "one sum for each z")
 
     def _draw(self, n: int, seed: Tensor, temperature: float) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no sample")
@@ -132,11 +139,11 @@ class Prior(nn.Module):
         draw: dict[str, Any] = {"num_samples": check_num_samples(num_samples), **seed}
         if hold_posterior:
             z = functional.reparameterize(mu, logvar, **draw)
-            return z, normal_log_prob(z, mu.detach(), logvar.detach(), mu.dim() - 1), self.log_prob(z)
+            return z, normal_log_prob(z, mu.detach(), logvar.detach(), mu.dim() - 1), self._checked_log_prob(z)
         if self.closed_form:
             return functional.sample_and_log_prob(mu, logvar, *self.gaussian(mu.dtype), **draw)
         z, log_q, _ = functional.sample_and_log_prob(mu, logvar, **draw)
-        return z, log_q, self.log_prob(z)
+        return z, log_q, self._checked_log_prob(z)
 
     def extra_repr(self) -> str:
         kl = "exact KL" if self.closed_form else "KL estimated from one draw"

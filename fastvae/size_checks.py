@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 
 from torch import nn
 
-from .checks import is_integer
+from .checks import int_of, is_integer
 
 
 def latent_shape_of(encoder: nn.Module, given: int | Sequence[int] | None) -> tuple[int, ...] | None:
@@ -24,7 +23,7 @@ def latent_shape_of(encoder: nn.Module, given: int | Sequence[int] | None) -> tu
 
 def positive_size(name: str, size: int) -> int:
     try:
-        given = operator.index(size)
+        given = int_of(size)
     except TypeError:
         raise TypeError(f"{name} is {size!r}, expected a positive int") from None
     if given < 1:

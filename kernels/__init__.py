@@ -6,7 +6,7 @@ the same functions, whose records `latent_spec` and `likelihood_spec` describe:
     noise(seed, shape, row_offset, dtype, draw)                             -> eps
     latent_forward(inputs, spec, scalars)                                   -> LatentOutputs
     latent_backward(grads, inputs, spec, scalars, wants_prior)              -> LatentGradients
-    likelihood_forward(x, parameters, spec, bounds)                         -> log p(x|z)
+    likelihood_forward(x, parameters, spec, bounds, noticed=None)           -> log p(x|z)
     likelihood_backward(grad, x, parameters, spec, bounds, wants)           -> a gradient for each parameter, or None
     describe(shape, dtype, device)                                          -> what a latent op runs on, in words
 
@@ -18,8 +18,9 @@ they are sums over the batch in a fixed order. Of a packed latent (``spec.packed
 so does its gradient; scale and its gradient are None.
 
 Likelihoods: ``parameters`` is a tuple of as many tensors as the kind takes. The first has x's shape, (B, *event); each
-other one has x's shape, (*event) or (1, *event), which the batch shares, or x's rank and one element, and so has its
-gradient: a sum over the batch in a fixed order. ``wants`` says of each parameter whether its gradient is wanted. Every
+other one has x's shape, (*event) or (1, *event), which the batch shares, (B, 1, ...), one number a row, or x's rank and
+one element, and so has its gradient: a sum in a fixed order. ``wants`` says of each parameter whether its gradient is
+wanted. ``noticed`` is a bool tensor of one element, set where a value is outside the domain (`likelihood_spec`). Every
 tensor has a dtype of its own, x also an integer one or bool, any strides (0 among them), and gradients take the dtype
 of their parameter; results are float32 (float64 if x or a parameter is). The parameter of a mixture is
 (B, channels, ...), x is (B, C, ...), the result of "none" (B, ...) without the C, and "channel" does not occur.

@@ -14,10 +14,16 @@ Of each coordinate, with x the data, the decoder's parameters as named, and eps 
                             mean m, theta t, logits l of a zero that is not the negative binomial's
                                                   x = 0: softplus(n - l) - softplus(-l)
                                                   else:  that negative binomial - softplus(l)
+    "scaled_bernoulli"      probability p, factors d, f     q = p d f is the probability of x > 0
+                                                  x > 0: log q    else: log(1 - q)    of each at least -100
 
-(Kingma & Welling, arXiv 1312.6114; Loaiza-Ganem & Cunningham, arXiv 1907.06845, for the continuous Bernoulli; the last
-two as in scVI, Lopez et al. 2018, whose eps keeps logarithms finite where a decoder gives 0.) The v of a Gaussian or
-Laplace may be clamped to (low, high), with a gradient of 1 on the bounds.
+(Kingma & Welling, arXiv 1312.6114; Loaiza-Ganem & Cunningham, arXiv 1907.06845, for the continuous Bernoulli; negative
+binomials as in scVI, Lopez et al. 2018, whose eps keeps logarithms finite where a decoder gives 0; the last as in
+PeakVI, Ashuach et al. 2022, computed as PyTorch's binary cross entropy is.) The v of a Gaussian or Laplace may be
+clamped to (low, high), with a gradient of 1 on the bounds. The derivative by q is (1 or 0 - q) / max(q (1 - q), 1e-12).
+
+A value is outside a density's domain, of which a call can be told (``noticed``), where the x of the three kinds of
+counts is not a whole number of 0 or more, or the q of a scaled Bernoulli not within 0 and 1; NaN always is.
 
 Of each pixel, over its C = 1 or 3 channels and M mixture components:
 
@@ -51,13 +57,20 @@ PARAMETERS = {
     "poisson": 1,
     "negative_binomial": 2,
     "zero_inflated_negative_binomial": 3,
+    "scaled_bernoulli": 3,
     "discretized_logistic_mixture": 1,
 }
 KINDS = tuple(PARAMETERS)
 MIXTURE = "discretized_logistic_mixture"
+# Of these `noticed` tells that a value is outside the domain.
+COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
+NOTICING = (*COUNTS, "scaled_bernoulli")
 
 # Counts below it are zero, and what keeps logarithms of means finite.
 EPS = 1e-8
+# PyTorch's bounds in a binary cross entropy: of a logarithm, and of the denominator of its derivative.
+LOWEST_LOG = -100.0
+LEAST_VARIANCE = 1e-12
 
 
 class LikelihoodSpec(NamedTuple):

@@ -125,19 +125,32 @@ def kl_independent(p: Independent, q: Independent) -> Tensor | None:
     p_base, q_base = p.base_dist, q.base_dist
     if not (isinstance(p_base, Normal) and isinstance(q_base, Normal) and dims == q.reinterpreted_batch_ndims):
         return None
-    if dims == p_base.loc.dim() - 1 and (_cache_with_kl(p_base) is None or not _is_standard(q_base)):
+    rank = max(p_base.loc.dim(), q_base.loc.dim())
+    if dims == rank - 1 and (_cache_with_kl(p_base) is None or not _is_standard(q_base)):
         return _kl_between(p_base, q_base, "sample")
     elementwise = kl(p_base, q_base)
     return elementwise if elementwise is None or not dims else elementwise.sum(tuple(range(-dims, 0)))
 
 
 def _kl_between(p: Normal, q: Normal, reduction: Reduction) -> Tensor | None:
-    loc, scale = p.loc, p.scale
+    loc, scale = _expanded_to_prior(p, q)
     if not (_is_supported(loc, scale) and _is_supported_prior(q.loc, loc) and _is_supported_prior(q.scale, loc)):
         return None
     result = gaussian_kl(loc, scale, q.loc, q.scale, scale="std", reduction=reduction)
     assert isinstance(result, Tensor)  # per_coordinate is False
     return _to_formula_dtype(result, loc)
+
+
+def _expanded_to_prior(p: Normal, q: Normal) -> tuple[Tensor, Tensor]:
+    """The posterior's parameters, repeated without a copy where the prior is larger in some dimension."""
+    loc, scale, prior = p.loc, p.scale, q.loc
+    if not prior.dim() or prior.shape == loc.shape:
+        return loc, scale
+    try:
+        shape = torch.broadcast_shapes(loc.shape, prior.shape)
+    except RuntimeError:
+        return loc, scale  # torch raises the error
+    return (loc, scale) if shape == loc.shape else (loc.expand(shape), scale.expand(shape))
 
 
 def _to_formula_dtype(result: Tensor, loc: Tensor) -> Tensor:

@@ -1,38 +1,55 @@
-"""scvi-tools under `fastvae.patch`: sampling in its encoders, their KL, and the negative binomial likelihoods.
+"""scvi-tools under `fastvae.patch`: sampling in its encoders, their KL, likelihoods of counts and of accessibility.
 
-The encoders of `scvi.nn` build their posterior from `FusedNormal`, a subclass of torch's Normal whose draws and KL are
-fused. ``log_nb_positive`` and ``log_zinb_positive``, from which NegativeBinomial and ZeroInflatedNegativeBinomial
-compute ``log_prob``, become one pass forward and one backward; the gradient of a dispersion shared by the cells is
-summed over them in that pass. scvi-tools' own code does everything else, warnings about counts included, and runs for
-float64, other values of ``eps``, JAX arrays and devices without kernels.
+The encoders of `scvi.nn`, and MULTIVI, build their posterior from `FusedNormal`, a subclass of torch's Normal whose
+draws and KL are fused. ``log_nb_positive`` and ``log_zinb_positive`` become one pass forward and one backward, also of
+tensors that broadcast; the gradient of a dispersion shared by the cells is summed over them in that pass. In
+``log_prob`` of NegativeBinomial and ZeroInflatedNegativeBinomial the same pass notices values that are no counts, of
+which scvi-tools warns. The Bernoulli of PEAKVI and MULTIVI, on a product of probabilities, is the scaled Bernoulli.
+
+scvi-tools' own code does everything else, and runs for float64, other values of ``eps``, JAX arrays and devices without
+kernels.
 """
 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal, register_kl
+from torch.distributions import Distribution, Normal, constraints, register_kl
 from torch.distributions import kl as torch_kl
 
-from ..kernels.likelihood_spec import EPS
-from ..likelihoods import negative_binomial_log_prob, zero_inflated_negative_binomial_log_prob
+from ..autograd import run_likelihood
+from ..kernels.likelihood_spec import EPS, NO_BOUNDS, LikelihoodSpec
+from ..likelihoods.functional import INTEGERS
 from . import normal_ops
+from .broadcast import log_prob as broadcast_log_prob
 from .monkeypatch import MonkeyPatch
 from .patching import setting_of
 from .support import is_supported
 
+_NB, _ZINB = "negative_binomial", "zero_inflated_negative_binomial"
+
 
 def install(monkeypatch: MonkeyPatch) -> None:
-    from scvi.distributions import _negative_binomial
+    from scvi.distributions import _negative_binomial as counts
+    from scvi.module import _multivae, _peakvae
     from scvi.nn import _base_components
 
-    monkeypatch.setattr(_base_components, "Normal", FusedNormal)
+    for module in (_base_components, _multivae):
+        monkeypatch.setattr(module, "Normal", FusedNormal)
     for name, fused in (("log_nb_positive", _log_nb), ("log_zinb_positive", _log_zinb)):
-        monkeypatch.rebind(_negative_binomial, name, fused(getattr(_negative_binomial, name)))
+        monkeypatch.rebind(counts, name, fused(getattr(counts, name)))
+    for owner, name, fused in (
+        (counts.NegativeBinomial, "log_prob", _log_prob_of_nb),
+        (counts.ZeroInflatedNegativeBinomial, "log_prob", _log_prob_of_zinb),
+        (_peakvae.PEAKVAE, "get_reconstruction_loss", _loss_of_peakvi),
+        (_multivae.MULTIVAE, "get_reconstruction_loss_accessibility", _loss_of_multivi),
+    ):
+        monkeypatch.setattr(owner, name, fused(getattr(owner, name)))
 
 
 class FusedNormal(Normal):
@@ -54,10 +71,11 @@ def _log_nb(original: Callable[..., Any]) -> Callable[..., Any]:
     def log_nb_positive(
         x: Any, mu: Any, theta: Any, eps: float = EPS, log_fn: Any = torch.log, lgamma_fn: Any = torch.lgamma
     ) -> Any:
-        theta = _before_expand(theta)
-        if not (_are_defaults(eps, log_fn, lgamma_fn) and _is_supported(x, mu, theta)):
-            return original(x, mu, theta, eps=eps, log_fn=log_fn, lgamma_fn=lgamma_fn)
-        return negative_binomial_log_prob(mu, theta, x, reduction="none").to(_dtype_of(x, mu, theta))
+        if _are_defaults(eps, log_fn, lgamma_fn):
+            log_prob = _fused(_NB, x, mu, theta)
+            if log_prob is not None:
+                return log_prob
+        return original(x, mu, theta, eps=eps, log_fn=log_fn, lgamma_fn=lgamma_fn)
 
     return log_nb_positive
 
@@ -67,43 +85,126 @@ def _log_zinb(original: Callable[..., Any]) -> Callable[..., Any]:
     def log_zinb_positive(
         x: Any, mu: Any, theta: Any, pi: Any, eps: float = EPS, log_fn: Any = torch.log, lgamma_fn: Any = torch.lgamma
     ) -> Any:
-        theta = _before_expand(theta)
-        if not (_are_defaults(eps, log_fn, lgamma_fn) and _is_supported(x, mu, theta, pi)):
-            return original(x, mu, theta, pi, eps=eps, log_fn=log_fn, lgamma_fn=lgamma_fn)
-        log_prob = zero_inflated_negative_binomial_log_prob(mu, theta, pi, x, reduction="none")
-        return log_prob.to(_dtype_of(x, mu, theta, pi))
+        if _are_defaults(eps, log_fn, lgamma_fn):
+            log_prob = _fused(_ZINB, x, mu, theta, pi)
+            if log_prob is not None:
+                return log_prob
+        return original(x, mu, theta, pi, eps=eps, log_fn=log_fn, lgamma_fn=lgamma_fn)
 
     return log_zinb_positive
+
+
+def _log_prob_of_nb(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(original)
+    def log_prob(self: Any, value: Any) -> Tensor:
+        log_prob = _log_prob_and_warning(self, _NB, value, self._validate_args, self.mu, self.theta)
+        return original(self, value) if log_prob is None else log_prob
+
+    return log_prob
+
+
+def _log_prob_of_zinb(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(original)
+    def log_prob(self: Any, value: Any) -> Tensor:
+        log_prob = _log_prob_and_warning(self, _ZINB, value, True, self.mu, self.theta, self.zi_logits)
+        return original(self, value) if log_prob is None else log_prob
+
+    return log_prob
+
+
+def _log_prob_and_warning(distribution: Any, kind: str, value: Any, validate: bool, *parameters: Any) -> Tensor | None:
+    """`_fused`, and scvi-tools' warning of values outside the support. It reads the device where scvi-tools does."""
+    cls = type(distribution)
+    own = (
+        cls.support is not constraints.nonnegative_integer or cls._validate_sample is not Distribution._validate_sample
+    )
+    if own or distribution._eps != EPS:
+        return None
+    noticed = _nothing_noticed(parameters[0]) if validate and isinstance(parameters[0], Tensor) else None
+    log_prob = _fused(kind, value, *parameters, noticed=noticed)
+    if log_prob is not None and noticed is not None and noticed.item():
+        from scvi import settings
+
+        warnings.warn(
+            "The value argument must be within the support of the distribution",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel + 1,  # from this function, not the method
+        )
+    return log_prob
+
+
+def _fused(kind: str, x: Any, mu: Any, theta: Any, *others: Any, noticed: Tensor | None = None) -> Tensor | None:
+    """log p of each element in scvi-tools' dtype; None where no fused op supports the tensors."""
+    theta = _before_expand(theta)
+    if not _is_supported(x, mu, theta, *others):
+        return None
+    log_prob = broadcast_log_prob(kind, x, (mu, theta, *others), noticed)
+    return log_prob.to(functools.reduce(torch.promote_types, [one.dtype for one in (x, mu, theta, *others)]))
+
+
+def _nothing_noticed(like: Tensor) -> Tensor:
+    return torch.zeros(1, dtype=torch.bool, device=like.device)
+
+
+def _loss_of_peakvi(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(original)
+    def get_reconstruction_loss(self: Any, p: Any, d: Any, f: Any, x: Any) -> Tensor:
+        loss = _binary_cross_entropy(x, p, d, f)
+        return original(self, p, d, f, x) if loss is None else loss
+
+    return get_reconstruction_loss
+
+
+def _loss_of_multivi(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(original)
+    def get_reconstruction_loss_accessibility(self: Any, x: Any, p: Any, d: Any) -> Tensor:
+        factor = 1 if self.region_factors is None else torch.sigmoid(self.region_factors)
+        loss = _binary_cross_entropy(x, p, d, factor)
+        return original(self, x, p, d) if loss is None else loss
+
+    return get_reconstruction_loss_accessibility
+
+
+def _binary_cross_entropy(x: Any, p: Any, d: Any, f: Any) -> Tensor | None:
+    """Of p d f and x > 0, summed over the regions; None where no fused op supports these, or PyTorch would refuse them.
+
+    Probabilities outside [0, 1] are found on the CPU alone: on a GPU, reading the finding would wait for the device.
+    """
+    d, f = [one if isinstance(one, Tensor) or not isinstance(p, Tensor) else p.new_full((1, 1), one) for one in (d, f)]
+    if not _is_supported(x, p, d, f) or x.dim() != 2 or x.shape != p.shape:
+        return None
+    if any(one.dtype != torch.float32 for one in (p, d, f)) or torch.is_autocast_enabled(p.device.type):
+        return None
+    rows, regions = x.shape
+    if d.shape not in ((rows, 1), (1, 1)) or f.shape not in ((regions,), (1, regions), (1, 1)):
+        return None
+    noticed = _nothing_noticed(p) if p.is_cpu else None
+    log_prob = run_likelihood(x, (p, d, f), LikelihoodSpec("scaled_bernoulli", "sample"), NO_BOUNDS, noticed)
+    return None if noticed is not None and noticed.item() else -log_prob
 
 
 def _are_defaults(eps: float, log_fn: Any, lgamma_fn: Any) -> bool:
     return eps == EPS and log_fn is torch.log and lgamma_fn is torch.lgamma
 
 
-def _is_supported(x: Any, mu: Any, *others: Any) -> bool:
-    """Whether the fused likelihoods support these: mu of x's shape or with a leading dimension of draws; the others
-    broadcast to mu."""
-    if setting_of("scvi") is None:
-        return False
-    if not all(isinstance(tensor, Tensor) for tensor in (x, mu, *others)):
+def _is_supported(x: Any, *parameters: Any) -> bool:
+    """Whether the fused likelihoods support these: dense tensors on a device with kernels, whose shapes broadcast."""
+    if setting_of("scvi") is None or not all(isinstance(tensor, Tensor) for tensor in (x, *parameters)):
         return False  # JAX arrays
-    return (
-        mu.dim() > 0
-        and mu.shape in (x.shape, mu.shape[:1] + x.shape)
-        and all(tensor.device == mu.device for tensor in (x, *others))
-        and all(is_supported(tensor) for tensor in (mu, *others))
-        and (not x.is_floating_point() or is_supported(x))
-        and all(_broadcasts_to(mu.shape, tensor.shape) for tensor in others)
-    )
-
-
-def _broadcasts_to(target: torch.Size, shape: torch.Size) -> bool:
-    sizes = zip(shape[::-1], target[::-1], strict=False)
-    return len(shape) <= len(target) and all(size in (1, wanted) for size, wanted in sizes)
-
-
-def _dtype_of(*tensors: Tensor) -> torch.dtype:
-    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    first = parameters[0]
+    if not all(
+        tensor.device == first.device and tensor.layout is torch.strided and not tensor.is_nested
+        for tensor in (x, *parameters)
+    ):
+        return False
+    if not all(is_supported(tensor) for tensor in parameters) or not (x.dtype in INTEGERS or is_supported(x)):
+        return False
+    if all(tensor.shape == x.shape for tensor in parameters):
+        return x.dim() > 0
+    try:
+        return len(torch.broadcast_shapes(x.shape, *[tensor.shape for tensor in parameters])) > 0
+    except RuntimeError:
+        return False  # scvi-tools' own code raises the error
 
 
 def _before_expand(theta: Any) -> Any:

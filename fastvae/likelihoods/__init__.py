@@ -24,6 +24,7 @@ from .functional import (
     laplace_log_prob,
     negative_binomial_log_prob,
     poisson_log_prob,
+    scaled_bernoulli_log_prob,
     zero_inflated_negative_binomial_log_prob,
 )
 from .images import DiscretizedLogisticMixture
@@ -49,5 +50,6 @@ __all__ = [
     "laplace_log_prob",
     "negative_binomial_log_prob",
     "poisson_log_prob",
+    "scaled_bernoulli_log_prob",
     "zero_inflated_negative_binomial_log_prob",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_dense
 from ..kernels.layout import compute_dtype
 from ..kernels.likelihood_spec import EPS
 from ..latent_options import shows_options
@@ -64,6 +65,8 @@ class _Counts(FusedLikelihood):
         """The parts, with the mean (or log rate) in the place of logits."""
         if self.library_size is None:
             return parts
+        if x is not None:
+            check_dense("x", x)
         return self._from_log_mean(self._log_mean(parts[0], self.library_size, x, mask)), *parts[1:]
 
     def _from_log_mean(self, log_mean: Tensor) -> Tensor:
@@ -90,6 +93,8 @@ class _Counts(FusedLikelihood):
 
 def _not_nan(x: Tensor | None) -> Tensor | None:
     """The mask of the data that a model is given; None if all are observed."""
+    if x is not None:
+        check_dense("x", x)
     return None if x is None or not x.is_floating_point() else ~torch.isnan(x)
 
 

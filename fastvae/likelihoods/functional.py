@@ -5,7 +5,7 @@ Conventions of all functions:
     x           the data, (B, *event), row b is sample b; float32, bfloat16, float16, float64, an integer dtype or bool
     parameters  floating-point tensors on x's device, of any dtypes; the first has x's shape. Each other one has that
                 shape, or a shape that broadcasts to the event (shared by the batch: its gradient is summed over the
-                batch in the same pass), or one element.
+                batch in the same pass), or (B, 1, ...), one number for each row, or one element.
     draws       the first parameter may have one more dimension, (K, B, *event): K draws for each row of x, which is
                 not copied; log p is then (K, B), or (K, B, *event) for "none"
     reduction   "none" (each coordinate), "sample" (summed over the event: (B,)), "sum", "batchmean" (sum / B)
@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ..autograd import run_likelihood
-from ..checks import check_clamp, check_flag, check_reduction, check_tensor, fit_to_rows, refuse_first
+from ..checks import check_clamp, check_dense, check_flag, check_reduction, check_tensor, fit_to_rows, refuse_first
 from ..fast_path import alike_on_cpu
 from ..kernels.likelihood_spec import MIXTURE, NO_BOUNDS, Bounds, LikelihoodSpec, channels_of_mixture
 from ..latent_options import shows_options
@@ -183,6 +183,33 @@ def zero_inflated_negative_binomial_log_prob(
 
 
 @shows_options(LikelihoodOptions)
+def scaled_bernoulli_log_prob(
+    probs: Tensor, row_factor: Tensor, event_factor: Tensor, x: Tensor, **options: Unpack[LikelihoodOptions]
+) -> Tensor:
+    """Whether x > 0, as a product of probabilities q = p d f:  log q where x > 0, else log(1 - q).
+
+    (PeakVI, Ashuach et al. 2022, of the accessibility of a region of the genome in a cell: p from the decoder, d from
+    the cell's depth, f of the region.) Each logarithm is at least -100 and the derivative by q at most 1e12, as in
+    PyTorch's binary cross entropy. Of decoders that give logits, `bernoulli_log_prob` is more accurate.
+
+    Args:
+        probs: p in [0, 1], of x's shape.
+        row_factor: d in [0, 1], usually (B, 1, ...): one for each row.
+        event_factor: f in [0, 1], usually of the event's shape.
+        x: counts or a mask; of every value it matters only whether it is above 0.
+
+    >>> import torch
+    >>> from fastvae.likelihoods import scaled_bernoulli_log_prob
+    >>> x = torch.tensor([[2.0, 0.0]])   # log 1/8 and log 7/8
+    >>> scaled_bernoulli_log_prob(torch.full((1, 2), 0.5), torch.full((1, 1), 0.5), torch.full((2,), 0.5), x)
+    tensor([-2.2130])
+    """
+    parameters = [("probs", probs), ("row_factor", row_factor), ("event_factor", event_factor)]
+    rules: list[Rule] = [(name, _is_probability, "0 to 1") for name, _ in parameters]
+    return _log_prob("scaled_bernoulli", x, parameters, options, *rules)
+
+
+@shows_options(LikelihoodOptions)
 def discretized_logistic_mixture_log_prob(
     parameters: Tensor, x: Tensor, *, components: int = 10, **options: Unpack[LikelihoodOptions]
 ) -> Tensor:
@@ -237,7 +264,11 @@ def discretized_logistic_mixture_log_prob(
     return log_prob if mask is None else reduce_observed(log_prob, mask, reduction, draws)
 
 
-_IN_UNIT_INTERVAL: Rule = ("x", lambda x: (x >= 0) & (x <= 1), "0 to 1")
+def _is_probability(values: Tensor) -> Tensor:
+    return (values >= 0) & (values <= 1)
+
+
+_IN_UNIT_INTERVAL: Rule = ("x", _is_probability, "0 to 1")
 _COUNTS: Rule = ("x", lambda x: (x >= 0) & torch.isfinite(x), "a finite count of 0 or more")
 _MEAN: Rule = ("mean", lambda mean: (mean >= 0) & torch.isfinite(mean), "a finite number of 0 or more")
 _THETA: Rule = ("theta", lambda theta: (theta > 0) & torch.isfinite(theta), "a finite number above 0")
@@ -272,7 +303,7 @@ def _log_prob(
     others = parameters[1:]
     spec = LikelihoodSpec(density, reduction, clamp is not None)
     if not draws:
-        fitted = [fit_to_rows(other_name, other, "x", x) for other_name, other in others]
+        fitted = [_fit(other_name, other, x) for other_name, other in others]
         return run_likelihood(x, (first, *fitted), spec, bounds)
     # The draws become the first event dimension, (B, K, *event); x is expanded without a copy.
     fitted = [_beside_draws(other_name, other, first, x) for other_name, other in others]
@@ -282,12 +313,20 @@ def _log_prob(
     return run_likelihood(repeated, (first.transpose(0, 1), *fitted), spec, bounds).transpose(0, 1)
 
 
+def _fit(name: str, given: Tensor, x: Tensor) -> Tensor:
+    """A parameter as the kernels take it; one number a row, (B, 1, ...), stays as it is."""
+    one_a_row = given.dim() == x.dim() and given.shape[0] == given.numel() == x.shape[0]
+    return given if one_a_row else fit_to_rows(name, given, "x", x)
+
+
 def _beside_draws(name: str, given: Tensor, first: Tensor, x: Tensor) -> Tensor:
     if given.shape == first.shape:
         return given.transpose(0, 1)
-    fitted = fit_to_rows(name, given, "x", x)
+    fitted = _fit(name, given, x)
     if fitted.numel() == 1:
         return fitted.reshape((1,) * first.dim())
+    if fitted.numel() == fitted.shape[0] == x.shape[0] and fitted.dim() == x.dim():
+        return fitted.unsqueeze(1)  # one number a row
     if fitted.dim() < x.dim():
         fitted = fitted.unsqueeze(0)
     return fitted.unsqueeze(1).expand(fitted.shape[0], first.shape[0], *x.shape[1:])
@@ -297,6 +336,7 @@ def _check_inputs(x: Tensor, parameters: list[Parameter]) -> None:
     if alike_on_cpu(parameters[0][1], x):
         parameters = parameters[1:]
     elif isinstance(x, Tensor) and x.dtype in INTEGERS:
+        check_dense("x", x)
         if x.dim() == 0:
             raise ValueError("x is 0-d, expected shape (batch, *event)")
     else:

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..checks import check_dense
+
 # Of parameters that must be positive; 0 is a value of all others, and of every x.
 _HARMLESS = {"mean": 1.0, "theta": 1.0}
 
@@ -31,6 +33,7 @@ def check_mask(mask: Tensor, x: Tensor, over: Sequence[int]) -> Tensor:
         raise TypeError(f"mask is a {type(mask).__name__}, expected a bool tensor: True where x is observed")
     if mask.dtype != torch.bool:
         raise TypeError(f"mask is {str(mask.dtype).removeprefix('torch.')}, expected bool: True where x is observed")
+    check_dense("mask", mask)
     if mask.device != x.device:
         raise ValueError(f"mask is on {mask.device}, x is on {x.device}; expected the same device")
     shape = tuple(over)

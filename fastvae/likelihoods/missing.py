@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_dense
 from .base import Likelihood, Parameters, mean_given, sample_given
 from .functional import LikelihoodOptions
 
@@ -44,6 +45,7 @@ class MissingAsNaN(nn.Module):
 
     def log_prob(self, parameters: Parameters, x: Tensor, **options: Unpack[LikelihoodOptions]) -> Tensor:
         """log p of the entries of x that are not NaN: (B,) in nats. A mixture's pixel is missing if any channel is."""
+        check_dense("x", x)
         mask = ~torch.isnan(x)
         if hasattr(self.likelihood, "parameter_channels"):
             mask = mask.all(1)

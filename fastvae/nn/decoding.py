@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from ..likelihoods import Likelihood
 from ..likelihoods.base import Parameters
+from ..returned import check_returned, check_rows
 
 
 def decode(decoder: nn.Module, z: Tensor, condition: Tensor | None = None) -> Parameters:
     """The parameters of p(x|z), or of p(x|z, c)."""
-    return decoder(z) if condition is None else decoder(z, condition)
+    parameters = decoder(z) if condition is None else decoder(z, condition)
+    check_rows("decoder", parameters, z)
+    return parameters
+
+
+def log_prob(likelihood: Likelihood, parameters: Parameters, x: Tensor) -> Tensor:
+    """log p(x|z) in nats, (B,)."""
+    return _checked(likelihood, likelihood.log_prob(parameters, x), x.shape[:1])
+
+
+def _checked(likelihood: Likelihood, log_prob: Tensor, shape: Sequence[int]) -> Tensor:
+    meaning = "one sum for each row of x" if len(shape) == 1 else "one sum for each draw and row of x"
+    return check_returned(f"{type(likelihood).__name__}.log_prob", log_prob, shape, meaning)
 
 
 def log_prob_of_draws(
@@ -36,11 +49,12 @@ def log_prob_of_shared_draws(likelihood: Likelihood, decoder: nn.Module, z: Tens
 
 def _log_prob(likelihood: Likelihood, parameters: Parameters, x: Tensor) -> Tensor:
     """(K, B), for parameters (K, B, ...); x is repeated for likelihoods that take no dimension of draws."""
-    if getattr(likelihood, "takes_draws", False):
-        return likelihood.log_prob(parameters, x)
     draws = (parameters if isinstance(parameters, Tensor) else parameters[0]).shape[:2]
+    if getattr(likelihood, "takes_draws", False):
+        return _checked(likelihood, likelihood.log_prob(parameters, x), draws)
     repeated = x.expand(draws[0], *x.shape).flatten(0, 1)
-    return likelihood.log_prob(_map_parts(parameters, lambda part: part.flatten(0, 1)), repeated).unflatten(0, draws)
+    flat = _map_parts(parameters, lambda part: part.flatten(0, 1))
+    return log_prob(likelihood, flat, repeated).unflatten(0, draws)
 
 
 def _map_parts(parameters: Parameters, change: Callable[[Tensor], Tensor]) -> Parameters:

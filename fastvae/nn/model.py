@@ -22,7 +22,7 @@ from ..likelihoods import Likelihood
 from ..likelihoods.base import mean_given
 from ..size_checks import check_count
 from ..torch_internals import exportable
-from .decoding import decode, log_prob_of_shared_draws
+from .decoding import decode, log_prob, log_prob_of_shared_draws
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -125,7 +125,7 @@ class LatentVariableModel(nn.Module):
         """
         check_names("elbo", options, ModelOptions)
         output = self(x, **options)  # through __call__, so that hooks and wrappers of forward run
-        reconstruction = self.likelihood.log_prob(output.parameters, x)
+        reconstruction = log_prob(self.likelihood, output.parameters, x)
         return ELBOTerms(reconstruction - output.kl, reconstruction, output.kl)
 
     @shows_options(ModelAndKLOptions)
@@ -142,7 +142,7 @@ class LatentVariableModel(nn.Module):
         per_coordinate = options.pop("per_coordinate", False) and self._exact_kl
         result = self(x, per_coordinate=per_coordinate, **{"reduction": "batchmean", **options})
         output, kl_per_latent = result if per_coordinate else (result, (None,) * self._num_levels)
-        return LossTerms(self.likelihood.log_prob(output.parameters, x), output.kl, kl_per_latent)
+        return LossTerms(log_prob(self.likelihood, output.parameters, x), output.kl, kl_per_latent)
 
     def log_likelihood_under_prior(
         self,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..checks import check_posterior
 from ..functional import reparameterize, sample_and_kl, sample_and_kl_packed, sample_and_log_prob
 from ..priors import Prior, normal_log_prob
+from ..returned import check_returned, check_rows
 from ..torch_internals import exportable
 
 Gaussian = tuple[Tensor, Tensor]
@@ -48,12 +49,21 @@ def encode(name: str, encoder: nn.Module, x: Tensor, condition: Tensor | None = 
                 f"{name} returned a Tensor of shape {tuple(output.shape)}, expected the pair (mu, logvar) or moments "
                 "(B, 2C, ...)"
             )
+        check_rows(name, output, x)
         mu, logvar = output.chunk(2, 1)
         return EncoderOutput(mu, logvar, output)
     if not isinstance(output, (tuple, list)) or len(output) != 2:
         actual = f"{len(output)} values" if isinstance(output, (tuple, list)) else type(output).__name__
         raise TypeError(f"{name} returned {actual}, expected the pair (mu, logvar)")
-    mu, logvar = check_posterior(*output)
+    check_rows(name, output, x)
+    mu, logvar = output
+    if isinstance(mu, Tensor) and isinstance(logvar, Tensor) and mu.dim() != logvar.dim():
+        # One number a row would be taken for one a coordinate where a batch has as many rows.
+        raise ValueError(
+            f"{name} returned logvar of shape {tuple(logvar.shape)}, mu of {tuple(mu.shape)};"
+            " expected as many dimensions"
+        )
+    mu, logvar = check_posterior(mu, logvar)
     return EncoderOutput(mu, logvar, None)
 
 
@@ -62,7 +72,12 @@ def draw_with_kl(posterior: EncoderOutput, prior: Prior | Gaussian | None, **key
     mu, logvar, moments = posterior
     if isinstance(prior, Prior):
         if moments is None or not prior.closed_form:
-            return prior.sample_and_kl(mu, logvar, **keywords)
+            z, kl, *rest = prior.sample_and_kl(mu, logvar, **keywords)
+            who, reduction = f"{type(prior).__name__}.sample_and_kl", keywords.get("reduction", "sample")
+            shapes = {"none": mu.shape, "sample": mu.shape[:1]}
+            check_returned(who, z, mu.shape, "z, as mu")
+            check_returned(who, kl, shapes.get(reduction, ()), f"the KL of reduction {reduction!r}")
+            return z, kl, *rest
         prior_mu, prior_logvar = prior.gaussian(mu.dtype)
     else:
         prior_mu, prior_logvar = prior or (None, None)
@@ -82,7 +97,12 @@ def draw_with_log_prob(
     """z (K, B, *latent), log q(z|x) and log p(z) (K, B), as `fastvae.priors.Prior.sample_and_log_prob` returns them."""
     mu, logvar, _ = posterior
     if isinstance(prior, Prior):
-        return prior.sample_and_log_prob(mu, logvar, num_samples, hold_posterior=hold_posterior, **draw)
+        drawn = prior.sample_and_log_prob(mu, logvar, num_samples, hold_posterior=hold_posterior, **draw)
+        draws, who = (num_samples, mu.shape[0]), f"{type(prior).__name__}.sample_and_log_prob"
+        check_returned(who, drawn[0], (num_samples, *mu.shape), "the draws z")
+        for name, one in zip(("log q(z|x)", "log p(z)"), drawn[1:], strict=True):
+            check_returned(who, one, draws, f"{name} of each draw and row")
+        return drawn
     if not hold_posterior:
         return sample_and_log_prob(mu, logvar, *(prior or ()), num_samples=num_samples, **draw)
     z = reparameterize(mu, logvar, num_samples=num_samples, **draw)

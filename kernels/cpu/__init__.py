@@ -131,10 +131,12 @@ def _packed_likelihood(spec: LikelihoodSpec) -> bytes:
     return struct.pack("4i", KINDS.index(spec.kind), spec.components, _REDUCTIONS[spec.reduction], bounded)
 
 
-def likelihood_forward(x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec, bounds: Bounds) -> Tensor:
+def likelihood_forward(
+    x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec, bounds: Bounds, noticed: Tensor | None = None
+) -> Tensor:
     log_prob = empty_kl(x[:, 0] if spec.kind == MIXTURE else parameters[0], spec.reduction)
-    if not _kernels.likelihood_forward(x, parameters, log_prob, _packed_likelihood(spec), bounds):
-        log_prob.copy_(likelihood_forward(x.contiguous(), _contiguous(parameters), spec, bounds))
+    if not _kernels.likelihood_forward(x, parameters, log_prob, _packed_likelihood(spec), bounds, noticed):
+        log_prob.copy_(likelihood_forward(x.contiguous(), _contiguous(parameters), spec, bounds, noticed))
     return log_prob
 
 

@@ -25,9 +25,15 @@ def latent_backward(
     """Write those of the gradients that are not None."""
 
 def likelihood_forward(
-    x: Tensor, parameters: tuple[Tensor, ...], log_prob: Tensor, code: bytes, bounds: Bounds, /
+    x: Tensor,
+    parameters: tuple[Tensor, ...],
+    log_prob: Tensor,
+    code: bytes,
+    bounds: Bounds,
+    noticed: Tensor | None,
+    /,
 ) -> bool:
-    """Write log p, reduced."""
+    """Write log p, reduced, and set ``noticed`` if a value is outside the domain."""
 
 def likelihood_backward(
     grad: Tensor,

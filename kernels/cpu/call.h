@@ -15,7 +15,17 @@ enum { FLOAT32, BFLOAT16, FLOAT16, UINT8, INT8, INT16, INT32, INT64 };
 enum { NO_KL, ELEMENTWISE, PER_SAMPLE, SUM, BATCHMEAN, PER_CHANNEL };
 enum { SCALE_LOGVAR, SCALE_LOGSTD, SCALE_STD, SCALE_VAR, SCALE_SOFTPLUS };
 enum { CLAMP_NONE, CLAMP_HARD, CLAMP_SOFT };
-enum { BERNOULLI, CONTINUOUS_BERNOULLI, GAUSSIAN, LAPLACE, POISSON, NEGATIVE_BINOMIAL, ZERO_INFLATED, MIXTURE };
+enum {
+    BERNOULLI,
+    CONTINUOUS_BERNOULLI,
+    GAUSSIAN,
+    LAPLACE,
+    POISSON,
+    NEGATIVE_BINOMIAL,
+    ZERO_INFLATED,
+    SCALED_BERNOULLI,
+    MIXTURE
+};
 
 /* Coordinate d of row b stands at data[b * row + (d / inner_size) * outer + (d % inner_size) * inner]. */
 typedef struct {
@@ -65,6 +75,13 @@ typedef struct {
     float *partial; /* an event's worth for each chunk of the batch; if single, a number for each unit */
 } column_sums;
 
+/* A sum over the event: one for each row. Each tile of a row writes a partial sum. */
+typedef struct {
+    strided out; /* data NULL: not wanted */
+    int dtype;
+    float *partial; /* (rows, tiles_a_row) */
+} row_sums;
+
 /* Indices of call.columns: the mean of the KL in latent_forward, the prior's gradients in latent_backward, and in
    likelihood_backward the gradients of all parameters but the first. */
 enum { KL_MEAN = 0, OF_PRIOR_MU = 0, OF_PRIOR_SCALE, MOST_COLUMN_SUMS };
@@ -95,6 +112,8 @@ typedef struct {
     int64_t image_channels;
     strided x, parameters[MOST_PARAMETERS], grad_parameters[MOST_PARAMETERS];
     int x_dtype, parameter_dtypes[MOST_PARAMETERS];
+    row_sums row_gradients[MOST_PARAMETERS]; /* of parameters with one number for each row */
+    uint8_t *noticed;                        /* set to 1 if a value is outside the domain; NULL: nobody asks */
 
     /* A unit is what one thread computes at a time: tiles_a_unit tiles, one below the other. Where the draws are shared
        out among threads, each unit comes once for each share. */
@@ -109,7 +128,7 @@ typedef void unit_range(const call *c, int64_t first, int64_t last);
 typedef struct {
     const char *name;
     unit_range *noise, *latent_forward, *latent_backward, *likelihood_forward, *likelihood_backward;
-    void (*finish_columns)(const call *c);
+    void (*finish_columns)(const call *c), (*finish_rows)(const call *c);
     void (*gammas)(const float *y, int64_t n, float *lgamma, float *digamma);
     void (*words)(const int64_t *counter, int64_t n, uint64_t seed, int64_t *word);
 } instruction_set;

@@ -106,7 +106,10 @@ static void ISA_NAME(likelihood_forward)(const call *c, int64_t first, int64_t l
         } else {
             likelihood_inputs in = read_inputs(c, t, &buffers);
             int64_t n = t.rows * t.count;
-            if (kind >= NEGATIVE_BINOMIAL)
+            if (c->noticed) notice(c, &in, n);
+            if (kind == SCALED_BERNOULLI)
+                scaled_bernoulli_log_prob(&in, n, log_prob);
+            else if (kind >= NEGATIVE_BINOMIAL)
                 counts_log_prob(kind, &in, n, log_prob);
             else
                 EACH_VECTOR_OF_KIND(kind, n, log_prob_vector, &c->likelihood, in, log_prob);
@@ -120,12 +123,13 @@ static void ISA_NAME(likelihood_forward)(const call *c, int64_t first, int64_t l
 
 /* Whether the gradient of a parameter is wanted. */
 static inline int is_wanted(const call *c, int i) {
-    return c->grad_parameters[i].data || (i > 0 && c->columns[OF_PARAMETER(i)].out.data);
+    return c->grad_parameters[i].data ||
+           (i > 0 && (c->columns[OF_PARAMETER(i)].out.data || c->row_gradients[i].out.data));
 }
 
 static void ISA_NAME(likelihood_backward)(const call *c, int64_t first, int64_t last) {
     likelihood_buffers buffers;
-    float grads[MOST_PARAMETERS][TILE], sums[MOST_COLUMN_SUMS][TILE];
+    float grads[MOST_PARAMETERS][TILE + LANES], sums[MOST_COLUMN_SUMS][TILE];
     int kind = c->likelihood.kind;
     for (int64_t unit = first; unit < last; unit++) {
         for (int i = 0; i < MOST_COLUMN_SUMS; i++)
@@ -143,12 +147,16 @@ static void ISA_NAME(likelihood_backward)(const call *c, int64_t first, int64_t 
             for (int i = 0; i < MOST_PARAMETERS; i++)
                 to[i] = begin_shared_gradient(c, t, &c->grad_parameters[i], c->parameter_dtypes[i], grads[i]);
             int64_t n = t.rows * t.count;
-            if (kind >= NEGATIVE_BINOMIAL)
+            if (kind == SCALED_BERNOULLI)
+                scaled_bernoulli_gradient(&in, n, to);
+            else if (kind >= NEGATIVE_BINOMIAL)
                 counts_gradient(kind, is_wanted(c, 1), &in, n, to);
             else
                 EACH_VECTOR_OF_KIND(kind, n, derivatives_vector, &c->likelihood, in, to);
             for (int i = 0; i < MOST_PARAMETERS; i++)
-                if (is_wanted(c, i))
+                if (c->row_gradients[i].out.data)
+                    sum_tile(c, t, to[i], c->event, c->row_gradients[i].partial);
+                else if (is_wanted(c, i))
                     end_shared_gradient(c, t, &c->grad_parameters[i], c->parameter_dtypes[i], to[i], grads[i],
                                         i ? sums[OF_PARAMETER(i)] : NULL);
         }

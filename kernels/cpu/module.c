@@ -227,13 +227,13 @@ static void take_mixture(call *c, tensor *x, tensor *parameter, tensor *grad, in
     between[2] = take_channels(grad);
 }
 
-/* likelihood_forward(x, parameters, log_prob, code, Bounds) */
+/* likelihood_forward(x, parameters, log_prob, code, Bounds, noticed) */
 static PyObject *py_likelihood_forward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     call c = {0};
-    tensor x, parameters[MOST_PARAMETERS], log_prob, none = {0};
+    tensor x, parameters[MOST_PARAMETERS], log_prob, noticed, none = {0};
     int64_t between[3] = {0};
-    if (!may_run(given, 5) || !take_likelihood(&c, args, args[3], args[4], &x, parameters)) return NULL;
-    if (!view_tensor(args[2], &log_prob)) return NULL;
+    if (!may_run(given, 6) || !take_likelihood(&c, args, args[3], args[4], &x, parameters)) return NULL;
+    if (!view_tensor(args[2], &log_prob) || !view_tensor(args[5], &noticed)) return NULL;
     take_mixture(&c, &x, &parameters[0], &none, between);
     for (int i = 1; i < MOST_PARAMETERS; i++) expand(&parameters[i], x.rank);
     int elementwise = c.reduction == ELEMENTWISE;
@@ -245,6 +245,7 @@ static PyObject *py_likelihood_forward(PyObject *self, PyObject *const *args, Py
     c.x.draw = between[0];
     c.parameters[0].draw = between[1];
     c.kl.data = log_prob.data;
+    c.noticed = (uint8_t *)noticed.data;
     return run_for_python(&c, isa->likelihood_forward) ? PyBool_FromLong(1) : NULL;
 }
 
@@ -273,8 +274,12 @@ static PyObject *py_likelihood_backward(PyObject *self, PyObject *const *args, P
     take_grad_kl(&c, &grad);
     c.grad_parameters[0] = planned[0];
     c.grad_parameters[0].draw = between[2];
-    for (int i = 1; i < MOST_PARAMETERS; i++)
-        plan_shared_gradient(&c, &x, &of[i], planned[i], &c.grad_parameters[i], &c.columns[OF_PARAMETER(i)]);
+    for (int i = 1; i < MOST_PARAMETERS; i++) {
+        if (is_one_a_row(&of[i], &x))
+            c.row_gradients[i] = (row_sums){.out = {.data = of[i].data, .row = of[i].strides[0]}, .dtype = of[i].dtype};
+        else
+            plan_shared_gradient(&c, &x, &of[i], planned[i], &c.grad_parameters[i], &c.columns[OF_PARAMETER(i)]);
+    }
     return run_for_python(&c, isa->likelihood_backward) ? PyBool_FromLong(1) : NULL;
 }
 

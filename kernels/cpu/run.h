@@ -129,6 +129,12 @@ static int begin_sums(call *c) {
         s->partial = malloc(sizeof(float) * (size_t)sums + 1);
         enough_memory = enough_memory && s->partial;
     }
+    for (int i = 0; i < MOST_PARAMETERS; i++) {
+        row_sums *s = &c->row_gradients[i];
+        if (!s->out.data) continue;
+        s->partial = malloc(sizeof(float) * (size_t)(c->rows * c->tiles_a_row) + 1);
+        enough_memory = enough_memory && s->partial;
+    }
     return enough_memory;
 }
 
@@ -137,6 +143,7 @@ static void end_sums(call *c) {
     if (c->log_q_slots != c->log_q) free(c->log_q_slots);
     if (c->log_p_slots != c->log_p) free(c->log_p_slots);
     for (int i = 0; i < MOST_COLUMN_SUMS; i++) free(c->columns[i].partial);
+    for (int i = 0; i < MOST_PARAMETERS; i++) free(c->row_gradients[i].partial);
 }
 
 /* From partial sums to the KL: always in the same order, and in double, so that long rows lose nothing. */
@@ -185,6 +192,7 @@ static int run_call(call *c, unit_range *work, int threads) {
             finish_log_probability(c, c->log_p_slots, c->log_p);
         }
         isa->finish_columns(c);
+        isa->finish_rows(c);
     }
     end_sums(c);
     return enough_memory;

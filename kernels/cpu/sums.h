@@ -125,6 +125,23 @@ static inline void leave_partial_sums(const call *c, const column_sums *s, int64
     for (int64_t d = 0; d < t.count; d++) partial[d] = (float)sum[d];
 }
 
+/* From partial sums to one sum for each row. */
+static void ISA_NAME(finish_rows)(const call *c) {
+    float buffer[TILE];
+    for (int i = 0; i < MOST_PARAMETERS; i++) {
+        const row_sums *s = &c->row_gradients[i];
+        for (int64_t start = 0; s->out.data && start < c->rows; start += TILE) {
+            int64_t count = c->rows - start < TILE ? c->rows - start : TILE;
+            for (int64_t r = 0; r < count; r++) {
+                double sum = 0.0;
+                for (int64_t j = 0; j < c->tiles_a_row; j++) sum += s->partial[(start + r) * c->tiles_a_row + j];
+                buffer[r] = (float)sum;
+            }
+            write_spaced(&s->out, s->dtype, start, count, buffer);
+        }
+    }
+}
+
 /* From partial sums to one sum for each column, or to a single one. */
 static void ISA_NAME(finish_columns)(const call *c) {
     float buffer[TILE];

@@ -253,6 +253,12 @@ static row_values row_values_of(const tensor *t) {
     return (row_values){(const float *)t->data, t->rank > 1 ? t->strides[0] : 0, t->strides[t->rank - 1]};
 }
 
+/* Whether there is one number for each of the rows, of which there are several, of more or less than one coordinate. */
+static int is_one_a_row(const tensor *t, const tensor *x) {
+    return t->data && t->rank == x->rank && x->rank > 1 && t->shape[0] == x->shape[0] && x->shape[0] > 1 &&
+           elements_of(t, 1) == 1 && elements_of(x, 1) != 1;
+}
+
 /* A gradient of mu's shape is written tile by tile; that of an input that the batch shares is a sum over the batch. */
 static void plan_shared_gradient(const call *c, const tensor *mu, const tensor *grad, strided planned, strided *of_all,
                                  column_sums *sums) {

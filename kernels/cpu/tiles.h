@@ -179,6 +179,9 @@ NEVER_INLINE const float *read_tile(const call *c, const strided *t, int dtype, 
         float *to = buffer + r * tl.count + done;
         if (dtype == FLOAT32 && t->inner == 1) {
             copy_array((const float *)t->data + base, length, to);
+        } else if (dtype == FLOAT32 && t->inner == 0) { /* expanded: one number */
+            const float value = *((const float *)t->data + base);
+            for (int64_t i = 0; i < length; i++) to[i] = value;
         } else if (dtype == FLOAT32) {
             const float *from = (const float *)t->data + base;
             for (int64_t i = 0; i < length; i++) to[i] = from[i * t->inner];
@@ -201,6 +204,19 @@ static inline float *begin_tile(const call *c, const strided *t, int dtype, tile
         return (float *)t->data + base;
     }
     return buffer;
+}
+
+/* One number a row, from the row `first` on. */
+static inline void write_spaced(const strided *t, int dtype, int64_t first, int64_t count, const float *from) {
+    uint16_t narrowed[TILE];
+    if (dtype != FLOAT32) narrow_array(from, dtype, count, narrowed);
+    for (int64_t r = 0; r < count; r++) {
+        int64_t at = (first + r) * t->row;
+        if (dtype == FLOAT32)
+            ((float *)t->data)[at] = from[r];
+        else
+            ((uint16_t *)t->data)[at] = narrowed[r];
+    }
 }
 
 NEVER_INLINE void write_tile(const call *c, const strided *t, int dtype, tile tl, const float *computed, float *buffer) {

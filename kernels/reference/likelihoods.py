@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..layout import likelihood_dtype
-from ..likelihood_spec import EPS, MIXTURE, Bounds, LikelihoodSpec
+from ..likelihood_spec import COUNTS, EPS, LEAST_VARIANCE, LOWEST_LOG, MIXTURE, NOTICING, Bounds, LikelihoodSpec
 from . import mixture
-from .bounds import between
+from .bounds import at_least, between
 from .latents import LOG_2_PI, grad_kl_elementwise, reduce_kl, softplus
 from .sums import sum_to_size
 
@@ -18,13 +18,35 @@ from .sums import sum_to_size
 NEAR_0 = 0.5
 
 
-def likelihood_forward(x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec, bounds: Bounds) -> Tensor:
+def likelihood_forward(
+    x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec, bounds: Bounds, noticed: Tensor | None = None
+) -> Tensor:
     compute = likelihood_dtype(x, *parameters)
-    each = log_prob_elementwise(x, tuple(given.to(compute) for given in parameters), spec, bounds)
+    converted = tuple(given.to(compute) for given in parameters)
+    if noticed is not None:
+        notice(noticed, x, converted, spec)
+    each = log_prob_elementwise(x, converted, spec, bounds)
     if spec.reduction == "none":
         like = parameters[0][:, 0] if spec.kind == MIXTURE else parameters[0]
         return torch.empty_like(like, dtype=compute).copy_(each)
     return reduce_kl(each, spec.reduction)
+
+
+def notice(noticed: Tensor, x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec) -> None:
+    """Set ``noticed``, of one element, if a value is outside the density's domain; without waiting for the device."""
+    if spec.kind in NOTICING:
+        if spec.kind in COUNTS:
+            holds = (x >= 0) & (x.remainder(1) == 0) if x.is_floating_point() else x >= 0
+        else:
+            q = _scaled(parameters)
+            holds = (q >= 0) & (q <= 1)
+        noticed.logical_or_(~holds.all())
+
+
+def _scaled(parameters: tuple[Tensor, ...]) -> Tensor:
+    """The probability of x > 0 of a scaled Bernoulli."""
+    probability, row_factor, column_factor = parameters
+    return probability * row_factor * column_factor
 
 
 def log_prob_elementwise(x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec, bounds: Bounds) -> Tensor:
@@ -45,6 +67,10 @@ def log_prob_elementwise(x: Tensor, parameters: tuple[Tensor, ...], spec: Likeli
         return -(x - first).abs() * torch.exp(-logscale) - logscale - math.log(2.0)
     if spec.kind == "poisson":
         return x * first - torch.exp(first) - torch.lgamma(x + 1.0)
+    if spec.kind == "scaled_bernoulli":
+        q = _scaled(parameters)
+        each = torch.where(x > 0, torch.log(q), torch.log1p(-q))
+        return torch.where(x.isnan(), x, at_least(each, LOWEST_LOG))
     theta = others[0]
     at_zero = -theta * torch.log1p(first / (theta + EPS))
     if spec.kind == "negative_binomial":
@@ -130,6 +156,11 @@ def derivatives(x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec,
             of_mean = torch.where(difference.isnan(), difference, difference.sign()) * torch.exp(-scale)
             of_scale = (x - first).abs() * torch.exp(-scale) - 1.0
         return of_mean, torch.where(inside, of_scale, 0.0)
+    if spec.kind == "scaled_bernoulli":
+        q = _scaled(parameters)
+        came = torch.where(x.isnan(), x, (x > 0).to(q.dtype))
+        of_q = (came - q) / torch.clamp((1.0 - q) * q, min=LEAST_VARIANCE)
+        return of_q * others[0] * others[1], of_q * first * others[1], of_q * first * others[0]
     theta = others[0]
     total = theta + first + EPS
     log_ratio = torch.log1p(first / (theta + EPS))

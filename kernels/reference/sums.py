@@ -32,9 +32,11 @@ def batch_sum(values: Tensor) -> Tensor:
 
 
 def sum_to_size(values: Tensor, shape: torch.Size) -> Tensor:
-    """`Tensor.sum_to_size`, for a shape that broadcasts over the batch, or of one element."""
+    """`Tensor.sum_to_size`, for a shape that broadcasts over the batch, with one number a row, or of one element."""
     if values.shape == shape:
         return values
     if math.prod(shape) == 1:
         return sum_last(event_sum(values)).view(shape)
+    if len(shape) == values.dim() and shape[0] == values.shape[0] == math.prod(shape):
+        return event_sum(values).view(shape)
     return batch_sum(values).view(shape)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .likelihoods import load_data, log_prob
+from .likelihoods import is_outside, load_data, log_prob
 from .tiles import ELEMENTWISE, SUMS, event_size, mask_of, share, store_row_sums, store_tile, tile_at, zero_outside
 
 
@@ -14,6 +14,7 @@ def likelihood_forward_kernel(
     second_ptr,  # (rows, event), strided, or one row or one element of it; None if the kind has but one parameter
     third_ptr,  # likewise
     out_ptr,  # (rows, event), strided, for ELEMENTWISE; (rows, programs a row) for SUMS
+    noticed_ptr,  # one uint8, set to 1 if a value is outside the domain; None: nobody asks
     low: tl.float32,  # of the clamp
     high: tl.float32,
     rows,
@@ -53,6 +54,9 @@ def likelihood_forward_kernel(
             (x_ptr, first_ptr, second_ptr, third_ptr), (x_strides, first_strides, second_strides, third_strides),
             row, column, inner, inside, inside_event, KIND, SECOND, THIRD, UNIT, TWO_DIMS, PTX_LEVEL
         )  # fmt: skip
+        if noticed_ptr is not None:
+            outside = zero_outside(is_outside(x, first, second, third, KIND), inside)
+            tl.store(noticed_ptr + (row + column) * 0, 1, mask=outside != 0)
         values = log_prob(x, first, second, third, low, high, KIND, CLAMP, PTX_LEVEL)
         if OUT == ELEMENTWISE:
             store_tile(out_ptr, values, out_strides, row, column, inner, inside, UNIT, TWO_DIMS)

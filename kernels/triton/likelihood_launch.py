@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ..layout import empty_kl
-from ..likelihood_spec import MIXTURE, Bounds, LikelihoodSpec
+from ..likelihood_spec import MIXTURE, NOTICING, Bounds, LikelihoodSpec
 from . import mixture_launch
 from .launch import UNKNOWN, Memory, Sizes, Template, Tiling, Work, channel_to_sum, make_template, tiling_of
 from .likelihood_backward_kernel import likelihood_backward_kernel
 from .likelihood_forward_kernel import likelihood_forward_kernel
-from .sums import finish_columns, finish_elementwise, finish_rows, grad_view
+from .sums import finish_columns, finish_elementwise, finish_rows, grad_view, sum_of_rows
 from .tiles import ABSENT, ELEMENTWISE, FULL, SHARED, SUMS
-from .views import as_loaded, contiguous, expanded, extent_of, uncopied_view, without_copies
+from .views import as_loaded, contiguous, expanded, extent_of, is_one_a_row, uncopied_view, without_copies
 
 # Elements of a tile, at most: there may be three parameters, and their gradients.
 TILE_ELEMENTS = 1024
@@ -40,6 +40,7 @@ class Plan(NamedTuple):
     out_shape: tuple[int, ...] | None = None  # forward: of sums; None: log p of each coordinate is written
     finish: bool = True  # something is left to do after the kernel
     summed: tuple[bool, ...] = ()  # backward: the kernel gives sums of columns for the gradient of this parameter
+    by_row: tuple[bool, ...] = ()  # backward: the gradient of this parameter is to be summed over the event
 
 
 # None: the tensors must be copied first.
@@ -47,22 +48,27 @@ _forward_plans: Memory[Plan | None] = Memory()
 _backward_plans: Memory[Plan | None] = Memory()
 
 
-def likelihood_forward(x: Tensor, parameters: Parameters, spec: LikelihoodSpec, bounds: Bounds) -> Tensor:
+def likelihood_forward(
+    x: Tensor, parameters: Parameters, spec: LikelihoodSpec, bounds: Bounds, noticed: Tensor | None = None
+) -> Tensor:
     """As `fastvae.kernels` says."""
     if x.dtype is torch.bool:
         x = x.view(torch.uint8)
     if spec.kind == MIXTURE:
         return mixture_launch.forward(x, parameters[0], spec, bounds)
-    key = (spec, x.device, x.dtype, x.shape, x.stride(), *[(one.dtype, one.shape, one.stride()) for one in parameters])
+    if noticed is not None:
+        noticed = noticed.view(torch.uint8) if spec.kind in NOTICING else None
+    of_parameters = [(one.dtype, one.shape, one.stride()) for one in parameters]
+    key = (spec, noticed is None, x.device, x.dtype, x.shape, x.stride(), *of_parameters)
     plan = _forward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
         plan = _forward_plans.add(key, without_copies(_plan_forward, x, parameters, spec))
     if plan is None:
-        found = likelihood_forward(x.contiguous(), contiguous(*parameters), spec, bounds)
+        found = likelihood_forward(x.contiguous(), contiguous(*parameters), spec, bounds, noticed)
         return empty_kl(parameters[0], "none").copy_(found) if spec.reduction == "none" else found
     out = _forward_buffer(parameters[0], plan)
     if plan.template is not None:
-        plan.template.start((x, *parameters, *_ABSENT[len(parameters)], out), bounds, x.device)
+        plan.template.start((x, *parameters, *_ABSENT[len(parameters)], out, noticed), bounds, x.device)
     if not plan.finish:
         return out
     if plan.out_shape is None:
@@ -100,12 +106,14 @@ def likelihood_backward(
         plan.template.start((grad, x, *parameters, *absent, *buffers, *absent), bounds, x.device)
     if not plan.finish:
         return tuple(buffers)
-    return tuple(
-        [
-            finish_columns(buffer, given) if buffer is not None and is_sum else buffer
-            for buffer, given, is_sum in zip(buffers, parameters, plan.summed, strict=True)
-        ]
-    )
+    finished = []
+    for buffer, given, is_sum, is_by_row in zip(buffers, parameters, plan.summed, plan.by_row, strict=True):
+        if buffer is not None and is_sum:
+            buffer = finish_columns(buffer, given)
+        elif buffer is not None and is_by_row:
+            buffer = sum_of_rows(buffer, given)
+        finished.append(buffer)
+    return tuple(finished)
 
 
 def _plan_forward(x: Tensor, parameters: Parameters, spec: LikelihoodSpec) -> Plan:
@@ -133,8 +141,9 @@ def _plan_backward(
 ) -> Plan:
     extents = [extent_of(given, x.shape) for given in parameters]
     summed = tuple([wanted and extent != FULL.value for wanted, extent in zip(wants, extents, strict=True)])
+    by_row = tuple([wanted and is_one_a_row(given, x.shape) for wanted, given in zip(wants, parameters, strict=True)])
     tiling = _tiling(_work(x, parameters)._replace(reduce_rows=any(summed)), spec)
-    plan = Plan(None, tiling, finish=any(summed), summed=summed)
+    plan = Plan(None, tiling, finish=any(summed) or any(by_row), summed=summed, by_row=by_row)
     if x.numel() == 0:
         return plan
     elementwise, row_strides, kind = grad_view(grad, x.shape, spec.reduction)
@@ -193,12 +202,14 @@ def _forward_buffer(first: Tensor, plan: Plan) -> Tensor:
 def _gradient_buffers(x: Tensor, parameters: Parameters, plan: Plan, wants: tuple[bool, ...]) -> list[Tensor | None]:
     """For each gradient that is wanted, or for sums of its columns."""
     buffers: list[Tensor | None] = []
-    for given, wanted, is_sum in zip(parameters, wants, plan.summed, strict=True):
+    for given, wanted, is_sum, is_by_row in zip(parameters, wants, plan.summed, plan.by_row, strict=True):
         if not wanted:
             buffers.append(None)
         elif is_sum:
             shape = plan.tiling.grid[1], math.prod(x.shape[1:])
             buffers.append(given.new_empty(shape, dtype=torch.float32))
+        elif is_by_row:
+            buffers.append(given.new_empty(x.shape, dtype=torch.float32))
         else:
             buffers.append(torch.empty_like(given))
     return buffers

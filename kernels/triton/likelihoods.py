@@ -119,6 +119,41 @@ def negative_binomial_slopes(x, mean, theta, PTX_LEVEL: tl.constexpr):
 
 
 @triton.jit
+def log_of_probability(p, excess):
+    """log p, at least -100, from p and p - 1, of which the one that is exact counts."""
+    subnormal = p < 1.1754944e-38
+    log_p = log_ratio(tl.where(subnormal, p * 4294967296.0, p), excess) - tl.where(subnormal, 32 * LOG_2, 0.0)
+    return tl.where(p >= 0.0, tl.where(log_p < -100.0, -100.0, log_p), float("nan"))
+
+
+@triton.jit
+def scaled_bernoulli(x, p, d, f):
+    q = p * d * f
+    came = x > 0.0
+    log_p = log_of_probability(tl.where(came, q, 1.0 - q), tl.where(came, q - 1.0, -q))
+    return tl.where(x == x, log_p, x)
+
+
+@triton.jit
+def scaled_bernoulli_slopes(x, p, d, f):
+    q = p * d * f
+    came = tl.where(x == x, tl.where(x > 0.0, 1.0, 0.0), x)
+    of_q = (came - q) / tl.maximum((1.0 - q) * q, 1e-12)
+    return of_q * d * f, of_q * p * f, of_q * p * d
+
+
+@triton.jit
+def is_outside(x, first, second, third, KIND: tl.constexpr):
+    """1 where a value is outside the density's domain, of the kinds in NOTICING; else 0."""
+    if KIND == "scaled_bernoulli":
+        value = first * second * third
+        holds = (value >= 0.0) & (value <= 1.0)
+    else:
+        holds = (x >= 0.0) & (x < float("inf")) & (tl.floor(x) == x)
+    return tl.where(holds, 0, 1)
+
+
+@triton.jit
 def log_prob(
     x, first, second, third, low, high, KIND: tl.constexpr, CLAMP: tl.constexpr, PTX_LEVEL: tl.constexpr
 ):  # fmt: skip
@@ -136,6 +171,8 @@ def log_prob(
     elif KIND == "laplace":
         logscale = clamped(second, low, high, CLAMP, PTX_LEVEL)
         log_p = -tl.abs(x - first) * tl.exp(-logscale) - logscale - LOG_2
+    elif KIND == "scaled_bernoulli":
+        log_p = scaled_bernoulli(x, first, second, third)
     else:
         log_p = negative_binomial(x, first, second, PTX_LEVEL)
         if KIND == "zero_inflated_negative_binomial":
@@ -171,6 +208,8 @@ def slopes(
         # A distance of 0 or NaN is its own sign.
         of_first = tl.where(distance > 0.0, 1.0, tl.where(distance < 0.0, -1.0, distance)) * inverse
         of_second = within(tl.abs(distance) * inverse - 1.0, second, low, high, CLAMP)
+    elif KIND == "scaled_bernoulli":
+        of_first, of_second, of_third = scaled_bernoulli_slopes(x, first, second, third)
     else:
         of_first, of_second, logarithm = negative_binomial_slopes(x, first, second, PTX_LEVEL)
         if KIND == "zero_inflated_negative_binomial":

@@ -34,6 +34,11 @@ def finish_columns(sums: Tensor, like: Tensor) -> Tensor:
     return total.view(like.shape) if like.dtype is torch.float32 else total.to(like.dtype).view(like.shape)
 
 
+def sum_of_rows(values: Tensor, like: Tensor) -> Tensor:
+    """The gradient of a tensor with one number a row, from (rows, *event)."""
+    return values.flatten(1).sum(1).to(like.dtype).view(like.shape)
+
+
 def grad_view(grad: Tensor, shape: torch.Size, reduction: str | None) -> tuple[Tensor | None, Strides, int]:
     """How the gradient of a KL or log-likelihood is read: as a tensor of ``shape``, or None and strides; what it is."""
     if reduction == "none":

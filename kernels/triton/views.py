@@ -42,11 +42,16 @@ def expanded(tensor: Tensor | None, shape: torch.Size) -> Tensor | None:
     return None if tensor is None else tensor.expand(shape)
 
 
+def is_one_a_row(tensor: Tensor, shape: torch.Size) -> bool:
+    """Whether there is one number for each of the rows, of which there is not just one, nor one coordinate."""
+    return tensor.dim() == len(shape) and tensor.numel() == shape[0] == tensor.shape[0] != 1 and tensor.shape != shape
+
+
 def extent_of(tensor: Tensor | None, shape: torch.Size) -> int:
-    """How much there is of a tensor that the batch may share."""
+    """How much there is of a tensor that the batch may share. One number a row is loaded as a row of equal ones."""
     if tensor is None:
         return ABSENT.value
-    if tensor.shape == shape:
+    if tensor.shape == shape or is_one_a_row(tensor, shape):
         return FULL.value
     return (ONE if tensor.numel() == 1 else SHARED).value
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import scvi.distributions._negative_binomial as scvi_counts
 import torch
 from scvi.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
+from scvi.module import PEAKVAE
 from scvi.nn import Encoder
 from torch.distributions import Normal, kl_divergence
+from torch.distributions import kl as torch_kl
 
 import fastvae
-from bench.clients.scvi import make_step
+from bench.clients.scvi import make_multivi, make_peakvi, make_step
 from fastvae.integrations import scvi as integration
 
 from .training import check_same_losses, check_same_spread
@@ -138,11 +142,128 @@ def test_hooks_on_an_expanded_dispersion_still_get_its_gradient():
 def test_unsupported_tensors_run_scvi_tools_own_code():
     x, (mu, log_theta, _) = parameters()
     theta = log_theta.exp()
-    unusual = [(x, mu, theta, 1e-3), (x, mu[:1], theta, 1e-8), (x.double(), mu.double(), theta.double(), 1e-8)]
+    unusual = [(x, mu, theta, 1e-3), (x.double(), mu.double(), theta.double(), 1e-8)]
     expected = [scvi_counts.log_nb_positive(*arguments) for arguments in unusual]
     with fastvae.patch("scvi"):
         for arguments, theirs in zip(unusual, expected, strict=True):
             assert torch.equal(scvi_counts.log_nb_positive(*arguments), theirs)
+
+
+# Of x, mu, theta and pi.
+BROADCASTING = {
+    "one cell, several draws of many": ((1, 7), (3, 16, 7), (7,), (3, 16, 7)),
+    "the cells of several draws": ((16, 7), (3, 16, 7), (7,), (3, 16, 7)),
+    "a dimension in front": ((1, 16, 7), (3, 16, 7), (3, 16, 7), (3, 16, 7)),
+    "draws of a dispersion by cell": ((16, 7), (3, 16, 7), (16, 1), (1,)),
+    "a cell for all": ((1, 7), (16, 7), (7,), (16, 7)),
+    "a vector for all": ((7,), (16, 7), (16, 7), (7,)),
+    "classes behind": ((16, 7, 1), (16, 7, 4), (7, 4), (1, 7, 1)),
+    "a mean for all": ((16, 7), (1, 7), (16, 7), (7,)),
+    "four dimensions": ((16, 7), (2, 3, 16, 7), (7,), (3, 1, 7)),
+    "x has most": ((3, 16, 7), (16, 7), (7,), (16, 7)),
+}
+
+
+@pytest.mark.parametrize("kind", [NegativeBinomial, ZeroInflatedNegativeBinomial])
+@pytest.mark.parametrize("name", BROADCASTING)
+def test_what_broadcasts_is_fused_too(monkeypatch, kind, name):
+    torch.manual_seed(0)
+    x, mu, theta, pi = map(torch.rand, BROADCASTING[name])
+    given = [tensor.requires_grad_() for tensor in (4 * mu, theta, pi)]
+    x = (4 * x).floor()
+    expected, expected_gradients = log_prob_and_gradients(kind, x, given)
+    with fastvae.patch("scvi"):
+        monkeypatch.setattr(torch, "lgamma", None)  # not called
+        found, gradients = log_prob_and_gradients(kind, x, given)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=2e-4, atol=2e-4)
+
+
+def test_what_repeats_is_not_copied(monkeypatch):
+    """Neither x nor its parameters: the kernel reads the same memory."""
+    read = []
+    kernels = fastvae.kernels.cpu
+    forward = kernels.likelihood_forward
+    monkeypatch.setattr(kernels, "likelihood_forward", lambda *given: (read.append(given), forward(*given))[1])
+    x, mu, theta = torch.ones(1, 7), torch.rand(3, 16, 7), torch.rand(7)
+    with fastvae.patch("scvi"):
+        scvi_counts.log_nb_positive(x, mu, theta)
+        scvi_counts.log_nb_positive(torch.ones(16, 7), mu, theta)
+    assert len(read) == 2
+    for (given, parameters, *_), rows in zip(read, (48, 16), strict=True):
+        assert given.shape[0] == rows
+        assert given.untyped_storage().nbytes() == 4 * 7 * (1 if rows == 48 else 16)
+        assert [one.data_ptr() for one in parameters] == [mu.data_ptr(), theta.data_ptr()]
+
+
+@pytest.mark.parametrize("shapes", [((16, 5), (3, 16, 5)), ((16, 1, 5), (4, 5)), ((5,), (16, 5)), ((), (16, 5))])
+def test_a_prior_may_have_more_dimensions_than_the_posterior(monkeypatch, shapes):
+    torch.manual_seed(0)
+    given = [torch.rand(shape).add(0.5).requires_grad_() for shape in (*[shapes[0]] * 2, *[shapes[1]] * 2)]
+    expected = kl_divergence(Normal(*given[:2]), Normal(*given[2:]))
+    expected_gradients = torch.autograd.grad(expected.square().sum(), given)
+    with fastvae.patch("scvi"):
+        monkeypatch.setitem(torch_kl._KL_REGISTRY, (Normal, Normal), None)  # not called
+        found = kl_divergence(integration.FusedNormal(*given[:2]), Normal(*given[2:]))
+    torch.testing.assert_close(found, expected)
+    gradients = torch.autograd.grad(found.square().sum(), given)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, torch.nan, torch.inf])
+def test_values_that_are_no_counts_are_warned_of_as_without_a_patch(monkeypatch, value):
+    x, (mu, log_theta, pi) = parameters()
+    theta = log_theta.exp()
+    distributions = [
+        NegativeBinomial(mu=mu, theta=theta, validate_args=True),
+        ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=pi),
+    ]
+    silent = NegativeBinomial(mu=mu, theta=theta)
+    wrong = x.clone()
+    wrong[3, 2] = value
+    with fastvae.patch("scvi"), warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        monkeypatch.setattr(torch, "remainder", None)  # no pass of its own
+        for distribution in (*distributions, silent):
+            distribution.log_prob(x)
+        silent.log_prob(wrong)
+        assert not heard
+        for distribution in distributions:
+            distribution.log_prob(wrong)
+    assert [(one.category, str(one.message), one.filename) for one in heard] == 2 * [
+        (UserWarning, "The value argument must be within the support of the distribution", __file__)
+    ]
+
+
+@pytest.mark.parametrize("make", [make_peakvi, make_multivi])
+def test_the_losses_of_accessibility_are_those_of_an_unpatched_run(make):
+    check_same_losses(lambda: make(cells=CELLS, genes=GENES, learning_rate=1e-3), "scvi")
+
+
+@pytest.mark.parametrize("factors", [{}, {"region_factors": False}, {"model_depth": False}])
+def test_the_binary_cross_entropy_of_peakvi_is_fused(monkeypatch, factors):
+    torch.manual_seed(0)
+    module = PEAKVAE(9, n_hidden=4, n_latent=2, region_factors=factors.get("region_factors", True))
+    p, x = torch.rand(5, 9, requires_grad=True), torch.poisson(torch.rand(5, 9))
+    d = torch.rand(5, 1, requires_grad=True) if factors.get("model_depth", True) else 1
+    f = torch.rand(9, requires_grad=True) if module.region_factors is not None else 1
+    leaves = [one for one in (p, d, f) if isinstance(one, torch.Tensor)]
+    weights = torch.rand(5)
+    expected = module.get_reconstruction_loss(p, d, f, x)
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), leaves)
+    with fastvae.patch("scvi"), monkeypatch.context() as without:
+        without.setattr(torch.nn, "BCELoss", None)  # not called
+        found = module.get_reconstruction_loss(p, d, f, x)
+        gradients = torch.autograd.grad((found * weights).sum(), leaves)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients, expected_gradients)
+
+
+def test_what_is_no_probability_is_refused_as_without_a_patch():
+    module, p = PEAKVAE(9, n_hidden=4, n_latent=2), torch.rand(5, 9)
+    p[2, 3] = torch.nan
+    with fastvae.patch("scvi"), pytest.raises(RuntimeError, match="between 0 and 1"):
+        module.get_reconstruction_loss(p, 1, 1, torch.ones(5, 9))
 
 
 def test_the_encoder_gives_the_same_draws_and_kl():

@@ -127,6 +127,7 @@ def test_a_bad_row_offset_is_named(row_offset, error, message):
         ((2, -1), ValueError, r"shape is \(2, -1\), expected \(batch, \*event\) of sizes 0 or more"),
         ((2, 1.5), TypeError, r"shape is \(2, 1.5\), expected a sequence of ints"),
         (5, TypeError, "shape is 5, expected a sequence of ints"),
+        ((True, 2), TypeError, r"shape is \(True, 2\), expected a sequence of ints"),
     ],
 )
 def test_a_bad_noise_shape_is_named(shape, error, message):

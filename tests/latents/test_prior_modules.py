@@ -152,6 +152,7 @@ def test_a_custom_prior_needs_log_prob_and_sample():
     ("call", "error", "message"),
     [
         (lambda: StandardNormal("3"), TypeError, "latent_shape is '3', expected a positive int"),
+        (lambda: StandardNormal(True), TypeError, "latent_shape is True, expected a positive int"),
         (lambda: LearnedGaussian((3, 0)), ValueError, r"latent_shape\[1\] is 0, expected a positive int"),
         (lambda: GaussianMixture(3, 0), ValueError, "components is 0, expected 1 or more"),
         (lambda: GaussianMixture(3, 2.0), TypeError, "components is a float, expected an int"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench import eager_likelihoods as eager
-from fastvae.kernels.likelihood_spec import MIXTURE, NO_BOUNDS, Bounds, LikelihoodSpec, channels_of_mixture
+from fastvae.kernels.likelihood_spec import COUNTS, MIXTURE, NO_BOUNDS, Bounds, LikelihoodSpec, channels_of_mixture
 
 COMPONENTS = 3
 
@@ -17,7 +17,7 @@ COMPONENTS = 3
 class Case(NamedTuple):
     spec: LikelihoodSpec
     formula: Callable[..., Tensor]  # of x and the parameters, log p of each coordinate
-    shapes: tuple[str, ...] = ("full",)  # of the parameters: "full", "shared" or "one"
+    shapes: tuple[str, ...] = ("full",)  # of the parameters: "full", "shared", "rows" (one a row) or "one"
     bounds: Bounds = NO_BOUNDS
 
     def under(self, reduction: str) -> tuple[LikelihoodSpec, Bounds]:
@@ -52,7 +52,6 @@ def _mixture_of_bins(x, parameter):
     return torch.logsumexp(torch.log_softmax(logits, 1) + torch.log(upper - lower).sum(1), 1)
 
 
-COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 UNIT = ("bernoulli", "continuous_bernoulli", MIXTURE)
 
 NEGATIVE_BINOMIAL = LikelihoodSpec("negative_binomial")
@@ -72,6 +71,7 @@ CASES = {
     "Poisson": Case(LikelihoodSpec("poisson"), eager.poisson),
     "negative binomial": Case(NEGATIVE_BINOMIAL, eager.negative_binomial, ("full", "shared")),
     "negative binomial, theta of each": Case(NEGATIVE_BINOMIAL, eager.negative_binomial, ("full", "full")),
+    "negative binomial, theta of each row": Case(NEGATIVE_BINOMIAL, eager.negative_binomial, ("full", "rows")),
     "zero-inflated": Case(
         LikelihoodSpec("zero_inflated_negative_binomial"),
         eager.zero_inflated_negative_binomial,
@@ -82,6 +82,8 @@ CASES = {
         eager.zero_inflated_negative_binomial,
         ("full", "one", "shared"),
     ),
+    "scaled Bernoulli": Case(LikelihoodSpec("scaled_bernoulli"), eager.scaled_bernoulli, ("full", "rows", "shared")),
+    "scaled Bernoulli, all of each": Case(LikelihoodSpec("scaled_bernoulli"), eager.scaled_bernoulli, ("full",) * 3),
     "mixture": Case(LikelihoodSpec(MIXTURE, components=COMPONENTS), mixture, bounds=Bounds(low=-7.0)),
 }
 
@@ -96,11 +98,14 @@ def draw(case: Case, shape: tuple[int, ...], dtype: torch.dtype = torch.float32)
         parameter[:, COMPONENTS:] *= 0.5
         return x, (parameter.to(dtype),)
     sizes = {"full": shape, "shared": (1, *shape[1:]), "one": (1,) * len(shape)}
+    sizes["rows"] = (shape[0], *sizes["one"][1:])
     parameters = [torch.randn(sizes[name]) for name in case.shapes]
     if kind in COUNTS[1:]:
         parameters[:2] = [torch.exp(2 * parameter) for parameter in parameters[:2]]
+    if kind == "scaled_bernoulli":
+        parameters = [torch.sigmoid(parameter) for parameter in parameters]
     x = torch.randn(shape)
-    if kind in COUNTS:
+    if kind in (*COUNTS, "scaled_bernoulli"):
         x = torch.poisson(torch.rand(shape) * torch.randint(0, 2, shape) * 6)
     elif kind in UNIT:
         x = torch.rand(shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import fastvae
 from fastvae import likelihoods
 from fastvae.likelihoods import (
     bernoulli_log_prob,
@@ -27,6 +28,7 @@ FUNCTIONS = {
     "poisson": likelihoods.poisson_log_prob,
     "negative_binomial": likelihoods.negative_binomial_log_prob,
     "zero_inflated_negative_binomial": likelihoods.zero_inflated_negative_binomial_log_prob,
+    "scaled_bernoulli": likelihoods.scaled_bernoulli_log_prob,
 }
 
 
@@ -70,7 +72,8 @@ def test_float64_gradients(case):
 
 
 @pytest.mark.parametrize(
-    "name", ["continuous Bernoulli", "Gaussian, shared variance", "Poisson", "zero-inflated", "mixture"]
+    "name",
+    ["continuous Bernoulli", "Gaussian, shared variance", "Poisson", "zero-inflated", "scaled Bernoulli", "mixture"],
 )
 def test_second_derivatives(name):
     case = CASES[name]
@@ -239,3 +242,33 @@ def test_bad_values_are_refused_by_name(call, message):
 def test_wrong_kinds_are_refused_by_name(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda x: x.to_sparse(), "sparse_coo"),
+        (lambda x: x.to_sparse_csr(), "sparse_csr"),
+        (lambda x: torch.nested.nested_tensor(list(x)), "nested"),
+        (lambda x: torch.nested.nested_tensor(list(x), layout=torch.jagged), "nested"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float32])
+@pytest.mark.filterwarnings("ignore")  # sparse CSR tensors and nested tensors are in beta state
+def test_data_that_are_not_dense_are_refused(make, kind, dtype):
+    x, ones = make(torch.eye(3).to(dtype)), torch.ones(3, 3)
+    for call in (
+        lambda: poisson_log_prob(ones, x),
+        lambda: discretized_logistic_mixture_log_prob(torch.ones(3, 9), x, components=3),
+        lambda: likelihoods.NegativeBinomial(3, library_size=1.0).log_prob(ones, x),
+    ):
+        with pytest.raises(TypeError, match=f"x is a .*{kind}.*, expected a dense one"):
+            call()
+
+
+def test_masks_and_seeds_that_are_not_dense_are_refused():
+    ones, mask = torch.ones(3, 3), torch.eye(3).bool().to_sparse()
+    with pytest.raises(TypeError, match=r"mask is a .*sparse.* expected a dense one"):
+        bernoulli_log_prob(ones, ones, mask=mask)
+    with pytest.raises(TypeError, match=r"seed is a .*sparse.* expected a dense one"):
+        fastvae.noise(torch.ones(1, dtype=torch.int64).to_sparse(), (3, 3))

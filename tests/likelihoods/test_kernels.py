@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from fastvae.kernels.backend import implementation
-from fastvae.kernels.likelihood_spec import MIXTURE
+from fastvae.kernels.likelihood_spec import COUNTS, MIXTURE, NOTICING
 from tests.conftest import interpreter_truncates
 from tests.formulas import assert_no_worse_than_eager, reduce
 
-from .cases import CASES, COUNTS, draw, shapes_of
+from .cases import CASES, draw, shapes_of
 
 REDUCTIONS = ("none", "sample", "sum", "batchmean")
 # Relative to the larger of 1 and the value; float32 rounds sums of a few hundred terms by less.
@@ -19,6 +19,7 @@ GRADIENT_FLOOR = 8e-6  # of float32: the terms of a sum over the batch may be la
 
 ELEMENTWISE = [name for name, case in CASES.items() if case.spec.kind != MIXTURE]
 SHARING = [name for name, case in CASES.items() if set(case.shapes) != {"full"}]
+NOTICED = ["Poisson", "negative binomial", "zero-inflated", "scaled Bernoulli"]
 COUNTING = [name for name, case in CASES.items() if case.spec.kind in COUNTS[1:]]
 
 
@@ -206,10 +207,53 @@ def test_the_same_bits_again(case, backend, kernels, device):
     assert all(torch.equal(one, other) for one, other in zip(first[1], second[1], strict=True))
 
 
+@pytest.mark.parametrize("case", NOTICED, indirect=True)
+@pytest.mark.parametrize("shape", [(9, 10), (3, 2600)])
+def test_values_outside_the_domain_are_noticed(case, kernels, device, shape):
+    x, parameters = draw(case, shape)
+    where = (shape[0] - 1, shape[1] - 1)
+    if case.spec.kind in COUNTS:
+        tensor, wrong, right = x, (0.5, -1.0, torch.nan, torch.inf, 2.0**20 + 0.125), (0.0, -0.0, 2.0**24 + 2, 1e30)
+    else:
+        tensor, wrong, right = parameters[0], (1e4, -1e-6, torch.nan), (0.0, 1.0)
+    before = tensor[where].clone()
+    for values, expected in ((right, False), (wrong, True)):
+        for value in values:
+            tensor[where] = value
+            noticed = torch.zeros(1, dtype=torch.bool, device=device)
+            given = x.to(device), tuple(one.to(device) for one in parameters), *case.under("sample")
+            kernels.likelihood_forward(*given, noticed)
+            assert bool(noticed) == expected, value
+            tensor[where] = before
+            kernels.likelihood_forward(x.to(device), given[1], *given[2:], noticed.fill_(True))
+            assert noticed  # it is set, never reset
+
+
+def test_without_a_domain_nothing_is_noticed(kernels, device):
+    for case in CASES.values():
+        if case.spec.kind not in NOTICING:
+            x, parameters = draw(case, shapes_of(case)[0])
+            noticed = torch.zeros(1, dtype=torch.bool, device=device)
+            given = (0.5 * x).to(device), tuple(one.to(device) for one in parameters)
+            kernels.likelihood_forward(*given, *case.under("sample"), noticed)
+            assert not noticed
+
+
 @pytest.mark.parametrize("case", SHARING, indirect=True)
 def test_a_shared_gradient_is_summed_over_a_large_batch(case, backend, kernels, device):
     rows = 70 if backend == "triton" else 200  # three programs of 32 rows, in an interpreter that is slow
     assert_close(case, kernels, device, *draw(case, (rows, 40)), "sample")
+
+
+def test_a_scaled_bernoulli_is_bounded_as_the_binary_cross_entropy(kernels, device):
+    case = CASES["scaled Bernoulli, all of each"]
+    q = torch.tensor([0.0, 1e-45, 1e-40, 1e-30, 1e-13, 1e-7, 0.5, 1 - 2**-24, 1.0]).repeat(2, 1)
+    x, ones = torch.tensor([[1.0], [0.0]]).expand(q.shape), torch.ones_like(q)
+    log_prob, (of_q, _, _) = run(kernels, device, case, x, (q, ones, ones), "none", ones)
+    leaf = q.clone().requires_grad_()
+    expected = case.formula(x, leaf, ones, ones)
+    torch.testing.assert_close(log_prob, expected, rtol=2e-6, atol=1e-7)
+    torch.testing.assert_close(of_q, *torch.autograd.grad(expected.sum(), leaf), rtol=2e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("case", COUNTING, indirect=True)

@@ -184,6 +184,12 @@ def test_the_warning_of_many_names_the_first():
         assert len(posterior_collapse(torch.zeros(1000))) == 1000
 
 
+def test_a_kl_of_nan_is_news():
+    levels = [torch.tensor([torch.nan, 1.0, 0.001]), torch.tensor([2.0, torch.nan])]
+    with pytest.warns(PosteriorCollapseWarning, match=r"3 of 5 latents is below 0.01 nats or NaN \(2 are NaN\)"):
+        assert posterior_collapse(levels) == [(0, 0), (0, 2), (1, 1)]
+
+
 def test_no_collapse_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -127,15 +127,15 @@ def test_tensors_are_seen_alike_by_either_way_of_looking(name):
 
 def test_bad_arguments_of_the_extension_are_errors():
     x, code = torch.zeros(2, 3), bytes(16)
-    for function, expected in ((_kernels.likelihood_forward, 5), (_kernels.likelihood_backward, 6)):
+    for function, expected in ((_kernels.likelihood_forward, 6), (_kernels.likelihood_backward, 6)):
         with pytest.raises(TypeError, match=f"expected {expected} arguments, got 2"):
             function(x, x)
     with pytest.raises(ValueError, match="the code has 0 bytes, expected 16"):
-        _kernels.likelihood_forward(x, (x,), torch.zeros(2), b"", NO_BOUNDS)
+        _kernels.likelihood_forward(x, (x,), torch.zeros(2), b"", NO_BOUNDS, None)
     with pytest.raises(TypeError, match="expected a tuple of 3 items, got"):
-        _kernels.likelihood_forward(x, (), torch.zeros(2), code, NO_BOUNDS)
+        _kernels.likelihood_forward(x, (), torch.zeros(2), code, NO_BOUNDS, None)
     with pytest.raises(TypeError, match="expected a tuple of 2 items, got None"):
-        _kernels.likelihood_forward(x, (x,), torch.zeros(2), code, None)
+        _kernels.likelihood_forward(x, (x,), torch.zeros(2), code, None, None)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "laplace"])

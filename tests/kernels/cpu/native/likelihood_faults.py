@@ -38,7 +38,7 @@ WRONG_PLACE = (
     Fault("likelihoods.h", "i ? sums[OF_PARAMETER(i)] : NULL", "i ? sums[0] : NULL"),
     Fault("likelihoods.h", "unit, sums[i])", "unit, sums[0])"),
     Fault("likelihoods.h", "index < end_of_tiles(c, unit)", "index < first_tile(c, unit) + 1"),
-    Fault("likelihoods.h", "(i > 0 && c->columns[OF_PARAMETER(i)].out.data)", "0"),
+    Fault("likelihoods.h", "(c->columns[OF_PARAMETER(i)].out.data || c->row_gradients[i].out.data)", "0"),
     Fault("likelihoods.h", "sum_tile(c, t, terms, c->channel_size,", "sum_tile(c, t, terms, c->event,"),
     Fault("mixture.h", "c->image_channels == 3 ? 3 : 2", "2"),
     Fault("mixture.h", "at_draw(c->x, c->x_dtype, channel)", "at_draw(c->x, c->x_dtype, 0)"),

@@ -120,12 +120,28 @@ static exact_likelihood of_zero_inflated(double x, double mean, double theta, do
     return e;
 }
 
+/* The parts' derivatives are that by q times the other two; the kernel's q may be rounded to 0 or 1 where this is not. */
+static exact_likelihood of_scaled_bernoulli(double x, const double *values) {
+    double q = as_float(as_float(values[0] * values[1]) * values[2]), came = isnan(x) ? NAN : x > 0.0;
+    approximate log = came > 0.0 ? log_of(exactly(q)) : log1p_of(exactly(-q));
+    if (isnan(x)) log = exactly(x);
+    if (log.value < -100.0) log = exactly(-100.0);
+    approximate by = product(exactly(came - q), inverse_of(exactly(fmax((1.0 - q) * q, 1e-12))));
+    if (isnan(q)) by = exactly(q);
+    exact_likelihood e = {log, {by, by, by}};
+    for (int i = 0; i < 3; i++)
+        for (int j = 0; j < 3; j++)
+            if (i != j) e.by[i] = product(e.by[i], exactly(values[j]));
+    return e;
+}
+
 static exact_likelihood likelihood_of(const likelihood *d, double x, const double *values) {
     switch (d->kind) {
     case GAUSSIAN: return of_gaussian(x, values, d);
     case LAPLACE: return of_laplace(x, values, d);
     case POISSON: return of_poisson(x, values[0]);
     case NEGATIVE_BINOMIAL: return of_negative_binomial(x, values[0], values[1]);
+    case SCALED_BERNOULLI: return of_scaled_bernoulli(x, values);
     case ZERO_INFLATED: return of_zero_inflated(x, values[0], values[1], values[2]);
     default: return of_bernoulli(d->kind, x, values[0]);
     }

@@ -12,6 +12,7 @@ static const double extreme_logits[] = {
 static const double extreme_locations[] = {NAN, 0.0, 1e4, -1e4, 1e-40, INFINITY, -INFINITY};
 static const double extreme_scales[] = {NAN, 40.0, -40.0, 0.0, -0.0};
 static const double extreme_rates[] = {NAN, 80.0, -80.0, 89.0, -200.0, 0.0, -INFINITY};
+static const double extreme_probabilities[] = {0.0, 1.0, NAN, 1e-3, 1e-6};
 static const double extreme_positives[] = {0.0, 1e-30, NAN, 1e-8, 3.9999998, 4.0, 6e4};
 
 static double chance(void) { return 0.5 * (next_uniform() + 1.0); }
@@ -93,6 +94,15 @@ static void fill_positive(tensor *t, const problem *p) {
     }
 }
 
+static void fill_probability(tensor *t, const problem *p) {
+    int64_t count = 0;
+    FOR_EACH_ELEMENT(t, row, d) {
+        double value = 0.05 + 0.9 * chance();
+        if (p->extreme && ++count % 5 == 1) value = extreme_probabilities[count / 5 % COUNT(extreme_probabilities)];
+        set_bits(t, row, d, encode(value, t->dtype));
+    }
+}
+
 static double random_mixture_value(int channels, int components, int place, int extreme) {
     if (extreme && one_of(64) == 0) return NAN;
     if (extreme && place == 0 && components > 1 && one_of(8) == 0) return -INFINITY;
@@ -122,6 +132,7 @@ static void fill_parameter(tensor *t, const problem *p, const likelihood *d, int
         else
             fill_bounded(t, p, d);
         break;
+    case SCALED_BERNOULLI: fill_probability(t, p); break;
     case POISSON: fill(t, p, 3.0, extreme_rates, COUNT(extreme_rates), 5); break;
     default:
         if (i < 2 && (d->kind == NEGATIVE_BINOMIAL || d->kind == ZERO_INFLATED))

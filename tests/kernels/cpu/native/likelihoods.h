@@ -7,10 +7,10 @@
 
 #define KINDS (MIXTURE + 1)
 static const char *const likelihood_names[KINDS] = {
-    "bernoulli", "continuous bernoulli", "gaussian",      "laplace",
-    "poisson",   "negative binomial",    "zero-inflated", "mixture",
+    "bernoulli",         "continuous bernoulli", "gaussian",         "laplace", "poisson",
+    "negative binomial", "zero-inflated",        "scaled bernoulli", "mixture",
 };
-static const int parameters_of[KINDS] = {1, 1, 2, 2, 1, 2, 3, 1};
+static const int parameters_of[KINDS] = {1, 1, 2, 2, 1, 2, 3, 3, 1};
 
 typedef struct {
     const problem *p;
