@@ -5,14 +5,16 @@
 # make bench-compare BEFORE=a.json AFTER=b.json    two of its results.json side by side; fails where fastvae got slower
 # make sanitize    the C kernels under sanitizers, in a few minutes; with clang, valgrind and an ARM emulator if there
 # make test-clients, bench-clients   diffusers, scvi-tools, Pyro and pythae under fastvae.patch, in .venv-clients
-# Each sets up .venv on first use: Python, make and a network are all it needs.
+# make gpu         on a machine with a GPU, where PyTorch, Triton and pytest are installed: tests and measures, in 9 minutes,
+#                  into bench/results/gpu-CHIP.md; needs no network. PYTHON=... is the Python that they are installed in
+# The others set up .venv on first use: Python, make and a network are all they need.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.c kernels/cpu/*.h)
 
-.PHONY: demo test test-slow test-all test-clients lint bench bench-clients bench-compare sanitize clean
+.PHONY: demo test test-slow test-all test-clients lint bench bench-clients bench-compare sanitize clean gpu
 
 demo: $(VENV)/installed
 	rm -rf demo
@@ -49,6 +51,16 @@ bench: $(VENV)/installed
 		$(RUN) -m bench $$command --results $(RESULTS); \
 	done
 	$(RUN) -m bench report --results $(RESULTS)
+
+# Into the Python that PyTorch for this GPU is in. A failed test does not stop the measurement, which checks its results.
+GPU_TESTS ?= -m pytest -m "gpu and not slow" -n auto --maxprocesses 16 --dist worksteal \
+	tests/kernels tests/latents tests/likelihoods tests/integrations
+GPU_BENCH ?= -m bench gpu --seconds 220
+gpu:
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation -e .
+	$(PYTHON) -m fastvae info
+	tests=0; timeout --signal INT --kill-after 10 240 $(PYTHON) $(GPU_TESTS) || tests=$$?; \
+		timeout 260 $(PYTHON) $(GPU_BENCH) --results $(RESULTS) && exit $$tests
 
 # The libraries that fastvae.patch is for bring many others: they have an environment of their own.
 CLIENTS := .venv-clients

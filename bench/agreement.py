@@ -43,7 +43,7 @@ def refuse_disagreement(case: Case, functions: Mapping[str, Function], tensors: 
     with torch.random.fork_rng():
         for name, function in functions.items():
             try:
-                allowed = tolerance * (OPS[case.op].eager_error if name == "eager" else 1)
+                allowed = tolerance * (OPS[case.op].eager_error if name in ("eager", "torch.compile") else 1)
                 _check(case, function, tensors, allowed, follows_stream=name in ours)
             except Disagreement as error:
                 raise Disagreement(f"{case}, {name}: {error}") from None

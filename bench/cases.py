@@ -52,7 +52,7 @@ class Op(NamedTuple):
     options: Mapping[str, Any] = {}  # keywords of fastvae's function
     directions: tuple[str, ...] = DIRECTIONS
     eager_error: float = 1.0
-    """The error of plain PyTorch in float32, in units of `bench.agreement.TOLERANCE`; others may have an error of 1."""
+    """The error of plain PyTorch in float32, compiled or not, in units of `bench.agreement.TOLERANCE`; of others: 1."""
 
     @property
     def drawn(self) -> str | None:

@@ -4,11 +4,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-static long long launches, modules, last;
+static long long launches, modules, last, stream, programs, arguments[3];
 
 long long stub_launches(void) { return launches; }
 long long stub_modules(void) { return modules; }
 long long stub_last(void) { return last; } /* which module the last launch was of */
+long long stub_stream(void) { return stream; }
+long long stub_programs(void) { return programs; }
+long long stub_argument(int index) { return arguments[index]; } /* of the first three, which have 8 bytes each */
 
 #define DOES_NOTHING(name) int name(void) { return 0; }
 
@@ -76,9 +79,19 @@ int cuFuncGetAttribute(int *value, int attribute, void *function) {
   return 0;
 }
 
-int cuLaunchKernelEx(const void *config, void *function, void **parameters, void **extra) {
-  (void)config, (void)parameters, (void)extra;
+/* Of CUDA's launch configuration, what comes before the stream is three sizes of the grid, three of a block, and the
+ * bytes of shared memory. */
+struct config {
+  unsigned grid[3], block[3], shared;
+  long long stream;
+};
+
+int cuLaunchKernelEx(const struct config *config, void *function, void **parameters, void **extra) {
+  (void)extra;
   last = (intptr_t)function;
+  stream = config->stream;
+  programs = (long long)config->grid[0] * config->grid[1] * config->grid[2];
+  for (int i = 0; i < 3; i++) arguments[i] = *(const long long *)parameters[i];
   launches++;
   return 0;
 }

@@ -22,7 +22,7 @@ class StubDriver:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
-        for name in ("stub_launches", "stub_modules", "stub_last"):
+        for name in ("stub_launches", "stub_modules", "stub_last", "stub_stream", "stub_programs", "stub_argument"):
             getattr(library, name).restype = ctypes.c_longlong
 
     @property
@@ -38,6 +38,11 @@ class StubDriver:
     def last(self) -> int:
         """Which of these the last launch was of."""
         return self._library.stub_last()
+
+    def last_launch(self) -> tuple[int, ...]:
+        """Stream, number of programs and first three arguments, of 8 bytes each, of the last launch."""
+        arguments = [self._library.stub_argument(index) for index in range(3)]
+        return self._library.stub_stream(), self._library.stub_programs(), *arguments
 
 
 def compiler() -> str | None:

@@ -233,12 +233,24 @@ SCALING: Columns = {
 }
 
 GPU: Columns = {
-    "case": lambda row: f"{row['batch']} x {row['latent']} {row['dtype']}",
+    "case": lambda row: row["case"],
     "direction": lambda row: row["direction"],
     "contender": lambda row: row["contender"],
     "device time": lambda row: duration(row["milliseconds"] / 1e3),
     "GB/s": lambda row: f"{row['gb_s']:.0f}",
     "of a large copy": lambda row: f"{row['share_of_copy']:.0%}",
     "speed": lambda row: f"x{row['speed_against_eager']:.2f}",
+    "peak": lambda row: size(row["peak_bytes"]),
+}
+
+_CALLS: Columns = {
+    "contender": lambda row: row["contender"],
+    "time": lambda row: duration(row["seconds"]),
+    "speed": lambda row: f"x{row['speed_against_eager']:.2f}",
+}
+GPU_GRAPHS: Columns = {"case": lambda row: row["case"], **_CALLS}
+GPU_TRAINING: Columns = {
+    "batch": lambda row: str(row["batch"]),
+    **_CALLS,
     "peak": lambda row: size(row["peak_bytes"]),
 }

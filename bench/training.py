@@ -37,11 +37,16 @@ class EagerBernoulli(Bernoulli):
 
 
 class EagerVAE(VAE):
-    """The same VAE with its latent op in plain PyTorch."""
+    """The same VAE with its latent op in plain PyTorch; ``eps``, for a check, takes the place of its noise."""
+
+    eps: Tensor | None = None
 
     def forward(self, x: Tensor, **_: Any) -> VAEOutput:
         mu, logvar = self.encode(x)
-        z, kl = eager.sample_and_kl(mu, logvar)
+        if self.eps is None:
+            z, kl = eager.sample_and_kl(mu, logvar)
+        else:
+            z, kl = mu + torch.exp(0.5 * logvar) * self.eps, eager.gaussian_kl(mu, logvar)
         return VAEOutput(z, mu, logvar, kl, self.decoder(z))
 
 

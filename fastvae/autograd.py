@@ -44,7 +44,7 @@ def run_latent(
 
     Args:
         mu: of a packed latent, mu and scale in one tensor; ``scale`` is then None.
-        alike: mu and scale passed `alike_on_cpu`.
+        alike: mu and scale passed `fast_path.are_alike`.
     """
     spec, scalars = described[0], described[1]
     if row_offset:

@@ -55,7 +55,7 @@ def check_dtype(name: str, dtype: torch.dtype) -> None:
 
 
 def check_posterior(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-    """mu and logvar, broadcast against each other. Those that `alike_on_cpu` finds alike need no check."""
+    """mu and logvar, broadcast against each other. Those that `fast_path.are_alike` finds alike need no check."""
     check_tensor("mu", mu)
     check_tensor("logvar", logvar)
     if mu.dtype != logvar.dtype and torch.is_autocast_enabled(mu.device.type):
@@ -174,15 +174,15 @@ def seed_tensor(
     seed: int | Tensor | None,
     generator: torch.Generator | None,
     device: torch.device | str | None,
-    alike_on_cpu: bool = False,
+    alike: bool = False,
 ) -> Tensor:
     """The 64-bit seed as a one-element int64 tensor on the device; drawn from torch's generator if none is given.
 
-    ``alike_on_cpu``: what that function said of the tensors to draw for.
+    ``alike``: `fast_path.are_alike` has found the tensors to draw for, which are on ``device``, alike.
     """
     if seed is None:
-        if generator is None and (alike_on_cpu or (device == _CPU and not is_observed())):
-            return seed_on_cpu()
+        if generator is None and isinstance(device, torch.device) and (alike or not is_observed()):
+            return torch.randint_like(_one_on(device), *_DRAWN)  # in less time than randint takes
         if generator is not None:
             check_generator(generator, device)
         return torch.randint(*_DRAWN, (1,), generator=generator, device=device, dtype=torch.int64)
@@ -206,13 +206,13 @@ def seed_tensor(
 
 
 def seed_on_cpu() -> Tensor:
-    """The seed that `seed_tensor` draws from the CPU's default generator, in less time. For the fast path."""
-    return torch.randint_like(_one_on_cpu(), *_DRAWN)
+    """The seed that `seed_tensor` draws from the CPU's default generator. For the fast path."""
+    return torch.randint_like(_one_on(_CPU), *_DRAWN)
 
 
 @functools.cache
-def _one_on_cpu() -> Tensor:
-    return torch.empty(1, dtype=torch.int64, device=_CPU)
+def _one_on(device: torch.device) -> Tensor:
+    return torch.empty(1, dtype=torch.int64, device=device)
 
 
 def _is_on(tensor: Tensor, device: torch.device) -> bool:

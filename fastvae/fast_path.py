@@ -7,6 +7,7 @@ It is for plain tensors while no compiler, mode, transform, profiler or tracer i
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from .torch_internals import any_is_batched, is_observed
 
 # A subclass of Tensor may define what an operator does.
 PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 
 
 def _cannot_tell(*arguments: object) -> bool:
@@ -47,6 +49,26 @@ def alike_on_cpu(first: object, second: object) -> bool:
     """Whether both are plain tensors in the CPU's memory, of one shape, neither () nor empty, and of one dtype that
     there are kernels for, and nothing observes: such arguments need no further check."""
     return not is_observed() and _alike_on_cpu(first, second)
+
+
+def are_alike(first: object, second: object) -> bool:
+    """`alike_on_cpu`, or the same of tensors of another device (empty ones among them)."""
+    return not is_observed() and (_alike_on_cpu(first, second) or _alike_elsewhere(first, second))
+
+
+def _alike_elsewhere(first: Any, second: Any) -> bool:
+    return (
+        first is not None
+        and second is not None
+        and _plain_elsewhere((first, second))
+        and first.shape == second.shape
+        and first.dtype is second.dtype
+        and first.dtype in FLOATS
+        and first.device == second.device
+        and first.layout is second.layout is torch.strided
+        and first.dim() > 0
+        and not (first.is_nested or second.is_nested)
+    )
 
 
 def direct_kernels(backend: str, first: Tensor, *others: Tensor | None) -> ModuleType | None:

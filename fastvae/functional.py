@@ -44,7 +44,7 @@ from .checks import (
     requested_backend,
     seed_tensor,
 )
-from .fast_path import alike_on_cpu
+from .fast_path import are_alike
 from .kernels.layout import split_packed
 from .kl_options import finish_kl
 from .latent_options import (
@@ -121,7 +121,7 @@ def sample_and_kl(
     >>> fastvae.sample_and_kl(mu, logvar, 1.0, 0.0, num_samples=3, free_bits=2.0)[1]  # a prior of mean 1; 20 x 2 nats
     tensor([40., 40., 40., 40.])
     """
-    alike = alike_on_cpu(mu, logvar)
+    alike = are_alike(mu, logvar)
     if not alike:
         mu, logvar = check_posterior(mu, logvar)
     described = described_latent("sample_and_kl", mu.dim(), options)
@@ -179,7 +179,7 @@ def sample_and_kl_packed(
         prior = check_prior(prior_mu, prior_logvar, mu, described.spec)
         if described.check:
             _check_all_values(mu, logvar, prior, described)
-    alike = alike_on_cpu(moments, moments)
+    alike = are_alike(moments, moments)
     seed = seed_tensor(seed, generator, moments.device, alike)
     outputs = run_latent(moments, None, prior, seed, described, row_offset, alike)
     return outputs if described.kernel_does_all else _finish(outputs, described, moments)  # type: ignore[return-value]
@@ -257,7 +257,7 @@ def reparameterize(
     >>> torch.equal(z, fastvae.sample_and_kl(mu, logvar, seed=0)[0])
     True
     """
-    alike = alike_on_cpu(mu, logvar)
+    alike = are_alike(mu, logvar)
     if not alike:
         mu, logvar = check_posterior(mu, logvar)
     described = described_latent("reparameterize", mu.dim(), options)
@@ -293,7 +293,7 @@ def gaussian_kl(
     >>> fastvae.gaussian_kl(torch.tensor([[1.0, 2.0]]), torch.ones(1, 2), torch.tensor([1.0, 2.0]), torch.ones(2))
     tensor([0.])
     """
-    alike = alike_on_cpu(mu, logvar)
+    alike = are_alike(mu, logvar)
     if not alike:
         mu, logvar = check_posterior(mu, logvar)
     described = described_latent("gaussian_kl", mu.dim(), options)

@@ -48,13 +48,14 @@ def interpreter_truncates(backend: str, dtype: torch.dtype) -> bool:
     return backend == "triton" and dtype == torch.bfloat16 and "TRITON_INTERPRET" in os.environ
 
 
-def broken_interpreter() -> str:
-    """Why Triton's interpreter does not run here, such as under a NumPy that is too new for it; empty if it does."""
-    return reason_unavailable("triton") if "TRITON_INTERPRET" in os.environ else ""
+def without_triton() -> str:
+    """Why the Triton backend does not run here, such as on a GPU without a C compiler, or in the interpreter under a
+    NumPy that is too new for it; empty if it does."""
+    return reason_unavailable("triton")
 
 
-def skip_with_broken_interpreter() -> None:
-    if reason := broken_interpreter():
+def skip_without_triton() -> None:
+    if reason := without_triton():
         pytest.skip(reason)
 
 
@@ -62,7 +63,7 @@ def skip_with_broken_interpreter() -> None:
 def backend(request):
     """The name of the backend that every fastvae op of the test runs on."""
     if request.param == "triton":
-        skip_with_broken_interpreter()
+        skip_without_triton()
     with fastvae.use_backend(request.param):
         yield request.param
 
@@ -84,7 +85,7 @@ def fixed_torch_seed():
 def poisoned_memory(monkeypatch):
     """Fresh tensors are full of NaN, so that an output which no kernel wrote cannot pass by luck."""
     empty, empty_like, new_empty = torch.empty, torch.empty_like, torch.Tensor.new_empty
-    empty_strided = torch.empty_strided
+    new_empty_strided = torch.Tensor.new_empty_strided
 
     def poison(make):
         def made(*args, **kwargs):
@@ -95,5 +96,5 @@ def poisoned_memory(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", poison(empty))
     monkeypatch.setattr(torch, "empty_like", poison(empty_like))
-    monkeypatch.setattr(torch, "empty_strided", poison(empty_strided))
+    monkeypatch.setattr(torch.Tensor, "new_empty_strided", poison(new_empty_strided))
     monkeypatch.setattr(torch.Tensor, "new_empty", poison(new_empty))

@@ -11,17 +11,27 @@ from collections.abc import Iterable
 import pytest
 import torch
 
+MOST_OF_A_TEST = 8
 WITHOUT_GPU = "there is no GPU that PyTorch can use"
 FIXTURES = {"gpu", "launches", "counted_launches"}
 
 
 def mark_gpu_tests(items: Iterable[pytest.Item]) -> None:
-    """Mark every test that is parametrised with the Triton backend or takes a fixture of launches or ``gpu``."""
+    """Mark every test that is parametrised with the Triton backend or takes a fixture of launches or ``gpu``.
+
+    Nearly every combination of parameters is a kernel of its own, which takes a second to compile. Of a test with more
+    than MOST_OF_A_TEST combinations, so many are marked, spread evenly; without ``-m gpu`` all of them run.
+    """
+    of_test: dict[str, list[pytest.Item]] = {}
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         on_triton = any(isinstance(value, str) and value == "triton" for value in parameters)
         if on_triton or not FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
-            item.add_marker("gpu")
+            of_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for found in of_test.values():
+        chosen = min(len(found), MOST_OF_A_TEST)
+        for index in range(chosen):
+            found[index * len(found) // chosen].add_marker("gpu")
 
 
 def put_training_first(items: list[pytest.Item]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
-from .gpu_marker import WITHOUT_GPU, mark_gpu_tests
+from .gpu_marker import MOST_OF_A_TEST, WITHOUT_GPU, mark_gpu_tests
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,6 +37,7 @@ def test_of_something_else():
 class Item:
     def __init__(self, *fixtures: str, **parameters: object) -> None:
         self.fixturenames = fixtures
+        self.nodeid = f"test_{id(self)}"
         self.markers: list[str] = []
         if parameters:
             self.callspec = SimpleNamespace(params=parameters)
@@ -55,6 +57,16 @@ def test_the_triton_variant_and_users_of_the_device_are_marked_and_nothing_else(
     mark_gpu_tests([*marked, *others])
     assert [item.markers for item in marked] == [["gpu"]] * 4
     assert [item.markers for item in others] == [[]] * 3
+
+
+def test_of_a_test_with_many_combinations_so_many_are_marked_that_compiling_them_takes_little_time():
+    items = [Item(backend="triton", index=index) for index in range(3 * MOST_OF_A_TEST + 1)]
+    for index, item in enumerate(items):
+        item.nodeid = f"test_of_all[{index}]"
+    mark_gpu_tests(items)
+    chosen = [index for index, item in enumerate(items) if item.markers]
+    assert len(chosen) == MOST_OF_A_TEST
+    assert {after - before for before, after in itertools.pairwise(chosen)} <= {3, 4}
 
 
 def test_choosing_the_marker_runs_the_triton_variants_and_says_what_was_skipped(tmp_path, run_python):

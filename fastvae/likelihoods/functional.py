@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..autograd import run_likelihood
 from ..checks import check_clamp, check_dense, check_flag, check_reduction, check_tensor, fit_to_rows, refuse_first
-from ..fast_path import alike_on_cpu
+from ..fast_path import are_alike
 from ..kernels.likelihood_spec import MIXTURE, NO_BOUNDS, Bounds, LikelihoodSpec, channels_of_mixture
 from ..latent_options import shows_options
 from ..size_checks import check_count
@@ -333,7 +333,7 @@ def _beside_draws(name: str, given: Tensor, first: Tensor, x: Tensor) -> Tensor:
 
 
 def _check_inputs(x: Tensor, parameters: list[Parameter]) -> None:
-    if alike_on_cpu(parameters[0][1], x):
+    if are_alike(parameters[0][1], x):
         parameters = parameters[1:]
     elif isinstance(x, Tensor) and x.dtype in INTEGERS:
         check_dense("x", x)

@@ -3,6 +3,15 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+/* The headers of Python 3.12 and later return these without a reference, as they are immortal there; in 3.10 and 3.11,
+   which load the same extension, they are not. */
+#undef Py_RETURN_NONE
+#undef Py_RETURN_TRUE
+#undef Py_RETURN_FALSE
+#define Py_RETURN_NONE return Py_NewRef(Py_None)
+#define Py_RETURN_TRUE return PyBool_FromLong(1)
+#define Py_RETURN_FALSE return PyBool_FromLong(0)
+
 #include <math.h>
 
 #include "questions.h"

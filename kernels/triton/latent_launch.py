@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..latent_spec import LatentGradients, LatentInputs, LatentOutputs, LatentScalars, LatentSpec
+from ..latent_spec import (
+    LatentGradients,
+    LatentInputs,
+    LatentOutputs,
+    LatentScalars,
+    LatentSpec,
+    latent_outputs,
+)
 from ..layout import empty_gradients, empty_kl, empty_outputs, split_latent, split_packed
 from . import launch
 from .latent_backward_kernel import latent_backward_kernel
@@ -27,7 +34,7 @@ from .launch import (
     make_template,
     tiling_of,
 )
-from .sums import finish_columns, finish_elementwise, finish_rows, grad_view
+from .sums import are_finished, finish_columns, finish_elementwise, finish_rows, grad_view, sums_of_columns
 from .tiles import ELEMENTWISE, NOT_WANTED, ONE, SHARED, SUMS
 from .views import as_loaded, contiguous, expanded, extent_of, uncopied_view, without_copies
 
@@ -43,7 +50,6 @@ class Plan(NamedTuple):
     """A call worked out for tensors of given shapes, strides and dtypes."""
 
     template: Template | None  # None: there is nothing to compute
-    tiling: Tiling
     buffers: tuple[Buffer | None, ...]  # what the kernel writes
     finish: bool  # something is left to do after it
     summed: tuple[bool, ...] = ()  # backward: of the prior's gradients the kernel gives sums of columns
@@ -153,7 +159,7 @@ def _plan_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars
     finish = [None if one is None else one.shape for one in outputs] != [
         None if one is None else one.shape for one in whole
     ]
-    plan = Plan(None, tiling, tuple([Buffer.like(output) for output in outputs]), finish)
+    plan = Plan(None, tuple([Buffer.like(output) for output in outputs]), finish)
     if mu.numel() == 0:
         return plan
     view = uncopied_view(
@@ -190,16 +196,17 @@ def latent_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalar
     assert scale is not None
     row_offset, num_samples, *numbers = scalars
     device = mu.device
-    key = (spec, num_samples, device, mu.dtype, mu.shape, mu.stride(), scale.stride(), _prior_key(inputs))
+    of_prior = None if prior_mu is None else _prior_key(inputs)
+    key = (spec, num_samples, device, mu.dtype, mu.shape, mu.stride(), scale.stride(), of_prior)
     plan = _forward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
         plan = _forward_plans.add(key, without_copies(_plan_forward, inputs, spec, scalars))
     if plan is None:
         return _forward_of_copies(inputs, spec, scalars)
-    buffers = empty(plan.buffers, device)
+    buffers = empty(plan.buffers, mu)
     if plan.template is not None:
         plan.template.start((mu, scale, prior_mu, prior_scale, *buffers, seed), (row_offset, *numbers), device)
-    outputs = LatentOutputs(*buffers)
+    outputs = latent_outputs(buffers)
     return _finish_forward(outputs, mu.shape, spec, num_samples) if plan.finish else outputs
 
 
@@ -250,7 +257,11 @@ def _plan_backward(
     reduced = tuple([wants_prior and extent in (SHARED.value, ONE.value) for extent in extents])
     tiling = tiling_of(_work(inputs, spec, scalars)._replace(reduce_rows=any(reduced)))
     of_prior = _prior_buffers(inputs, tiling, reduced) if wants_prior else [None, None]
-    plan = Plan(None, tiling, tuple([Buffer.like(one) for one in of_prior]), any(reduced), reduced)
+    finish = [
+        is_sum and sums is not None and prior is not None and not are_finished(sums, prior)
+        for is_sum, sums, prior in zip(reduced, of_prior, inputs[2:4], strict=True)
+    ]
+    plan = Plan(None, tuple([Buffer.like(one) for one in of_prior]), any(finish), reduced)
     if scale.numel() == 0:
         return plan
     elementwise, row_strides, kl = None, (0, 0, 0), NOT_WANTED.value
@@ -312,8 +323,7 @@ def _prior_buffers(inputs: LatentInputs, tiling: Tiling, summed: tuple[bool, ...
         if prior is None:
             buffers.append(None)
         elif is_sum:
-            event = math.prod(_scale(inputs).shape[1:])
-            buffers.append(prior.new_empty((tiling.grid[1], event), dtype=torch.float32))
+            buffers.append(sums_of_columns(prior, tiling.grid[1], math.prod(_scale(inputs).shape[1:])))
         else:
             buffers.append(torch.empty_like(prior))
     return buffers
@@ -346,14 +356,24 @@ def _backward(
     out: tuple[Tensor | None, Tensor],
 ) -> LatentGradients:
     grad_z, grad_kl, _, grad_log_q, grad_log_p = grads
-    mu, scale, _, _, seed = inputs
+    mu, scale, prior_mu, _, seed = inputs
     assert scale is not None
     row_offset, num_samples, *numbers = scalars
     device = scale.device
-    log_strides = None if grad_log_q is None and grad_log_p is None else (_strides(grad_log_q), _strides(grad_log_p))
     key = (
-        (spec, num_samples, device, scale.dtype, scale.shape, scale.stride(), wants_prior, _prior_key(inputs)),
-        (_strides(mu), _strides(grad_z), _strides(grad_kl), log_strides, _strides(out[0]), out[1].stride()),
+        spec,
+        num_samples,
+        device,
+        scale.dtype,
+        scale.shape,
+        scale.stride(),
+        None if mu is None else mu.stride(),
+        None if prior_mu is None else (wants_prior, _prior_key(inputs)),
+        None if grad_z is None else grad_z.stride(),
+        None if grad_kl is None else grad_kl.stride(),
+        None if grad_log_q is None and grad_log_p is None else (_strides(grad_log_q), _strides(grad_log_p)),
+        None if out[0] is None else out[0].stride(),
+        out[1].stride(),
     )
     plan = _backward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
@@ -361,7 +381,7 @@ def _backward(
         plan = _backward_plans.add(key, without_copies(planned))
     if plan is None:
         return _backward_of_copies(grads, inputs, spec, scalars, wants_prior, out)
-    of_prior = empty(plan.buffers, device)
+    of_prior = empty(plan.buffers, scale) if wants_prior else [None, None]
     if plan.template is not None:
         if grad_z is None and grad_log_p is None:
             seed = None

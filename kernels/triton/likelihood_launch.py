@@ -11,10 +11,30 @@ from torch import Tensor
 from ..layout import empty_kl
 from ..likelihood_spec import MIXTURE, NOTICING, Bounds, LikelihoodSpec
 from . import mixture_launch
-from .launch import UNKNOWN, Memory, Sizes, Template, Tiling, Work, channel_to_sum, make_template, tiling_of
+from .launch import (
+    UNKNOWN,
+    Buffer,
+    Memory,
+    Sizes,
+    Template,
+    Tiling,
+    Work,
+    channel_to_sum,
+    empty,
+    make_template,
+    tiling_of,
+)
 from .likelihood_backward_kernel import likelihood_backward_kernel
 from .likelihood_forward_kernel import likelihood_forward_kernel
-from .sums import finish_columns, finish_elementwise, finish_rows, grad_view, sum_of_rows
+from .sums import (
+    are_finished,
+    finish_columns,
+    finish_elementwise,
+    finish_rows,
+    grad_view,
+    sum_of_rows,
+    sums_of_columns,
+)
 from .tiles import ABSENT, ELEMENTWISE, FULL, SHARED, SUMS
 from .views import as_loaded, contiguous, expanded, extent_of, is_one_a_row, uncopied_view, without_copies
 
@@ -36,9 +56,8 @@ class Plan(NamedTuple):
     """A call worked out for tensors of given shapes, strides and dtypes."""
 
     template: Template | None  # None: there is nothing to compute
-    tiling: Tiling
-    out_shape: tuple[int, ...] | None = None  # forward: of sums; None: log p of each coordinate is written
-    finish: bool = True  # something is left to do after the kernel
+    buffers: tuple[Buffer | None, ...]  # what the kernel writes
+    finish: bool  # something is left to do after it
     summed: tuple[bool, ...] = ()  # backward: the kernel gives sums of columns for the gradient of this parameter
     by_row: tuple[bool, ...] = ()  # backward: the gradient of this parameter is to be summed over the event
 
@@ -66,12 +85,13 @@ def likelihood_forward(
     if plan is None:
         found = likelihood_forward(x.contiguous(), contiguous(*parameters), spec, bounds, noticed)
         return empty_kl(parameters[0], "none").copy_(found) if spec.reduction == "none" else found
-    out = _forward_buffer(parameters[0], plan)
+    (out,) = empty(plan.buffers, parameters[0])
+    assert out is not None
     if plan.template is not None:
         plan.template.start((x, *parameters, *_ABSENT[len(parameters)], out, noticed), bounds, x.device)
     if not plan.finish:
         return out
-    if plan.out_shape is None:
+    if out.shape == x.shape and spec.reduction == "channel":
         return finish_elementwise(out, spec.reduction)
     return finish_rows(out, x.shape, spec.reduction)
 
@@ -100,7 +120,7 @@ def likelihood_backward(
                 for given, gradient in zip(parameters, found, strict=True)
             ]
         )
-    buffers = _gradient_buffers(x, parameters, plan, wants)
+    buffers = empty(plan.buffers, parameters[0])
     if plan.template is not None:
         absent = _ABSENT[len(parameters)]
         plan.template.start((grad, x, *parameters, *absent, *buffers, *absent), bounds, x.device)
@@ -125,10 +145,11 @@ def _plan_forward(x: Tensor, parameters: Parameters, spec: LikelihoodSpec) -> Pl
     tiling = _tiling(work, spec)
     whole = spec.reduction == "sample" and tiling.programs_a_row == 1
     sums_shape = (x.shape[0],) if whole else (x.shape[0], tiling.programs_a_row)
-    plan = Plan(None, tiling, None if by_element else sums_shape, not (whole or spec.reduction == "none"))
+    first = parameters[0]
+    out = empty_kl(first, "none") if by_element else first.new_empty(sums_shape, dtype=torch.float32)
+    plan = Plan(None, (Buffer.like(out),), not (whole or spec.reduction == "none"))
     if x.numel() == 0:
         return plan
-    out = _forward_buffer(parameters[0], plan)
     view = uncopied_view(x, *_expanded(parameters, x.shape), out if by_element else None)
     strides = dict(zip(("x", *PARAMETERS, "out"), view.strides, strict=True))
     constants = {"OUT": (ELEMENTWISE if by_element else SUMS).value, **_constants(x, parameters, spec, tiling)}
@@ -143,11 +164,15 @@ def _plan_backward(
     summed = tuple([wanted and extent != FULL.value for wanted, extent in zip(wants, extents, strict=True)])
     by_row = tuple([wanted and is_one_a_row(given, x.shape) for wanted, given in zip(wants, parameters, strict=True)])
     tiling = _tiling(_work(x, parameters)._replace(reduce_rows=any(summed)), spec)
-    plan = Plan(None, tiling, finish=any(summed) or any(by_row), summed=summed, by_row=by_row)
+    buffers = _gradient_buffers(x, parameters, tiling, wants, summed, by_row)
+    finish = [
+        is_by_row or (is_sum and buffer is not None and not are_finished(buffer, given))
+        for is_sum, is_by_row, buffer, given in zip(summed, by_row, buffers, parameters, strict=True)
+    ]
+    plan = Plan(None, tuple([Buffer.like(buffer) for buffer in buffers]), any(finish), summed, by_row)
     if x.numel() == 0:
         return plan
     elementwise, row_strides, kind = grad_view(grad, x.shape, spec.reduction)
-    buffers = _gradient_buffers(x, parameters, plan, wants)
     written = _padded([None if is_sum else buffer for buffer, is_sum in zip(buffers, summed, strict=True)])
     view = uncopied_view(elementwise, x, *_expanded(parameters, x.shape), *written)
     names = ("grad", "x", *PARAMETERS, *(f"grad_{name}" for name in PARAMETERS))
@@ -193,21 +218,21 @@ def _expanded(parameters: Parameters, shape: torch.Size) -> tuple[Tensor | None,
     return _padded([expanded(given, shape) for given in parameters])
 
 
-def _forward_buffer(first: Tensor, plan: Plan) -> Tensor:
-    if plan.out_shape is None:
-        return empty_kl(first, "none")
-    return first.new_empty(plan.out_shape, dtype=torch.float32)
-
-
-def _gradient_buffers(x: Tensor, parameters: Parameters, plan: Plan, wants: tuple[bool, ...]) -> list[Tensor | None]:
-    """For each gradient that is wanted, or for sums of its columns."""
+def _gradient_buffers(
+    x: Tensor,
+    parameters: Parameters,
+    tiling: Tiling,
+    wants: tuple[bool, ...],
+    summed: tuple[bool, ...],
+    by_row: tuple[bool, ...],
+) -> list[Tensor | None]:
+    """For each gradient that is wanted, or for what it is a sum of."""
     buffers: list[Tensor | None] = []
-    for given, wanted, is_sum, is_by_row in zip(parameters, wants, plan.summed, plan.by_row, strict=True):
+    for given, wanted, is_sum, is_by_row in zip(parameters, wants, summed, by_row, strict=True):
         if not wanted:
             buffers.append(None)
         elif is_sum:
-            shape = plan.tiling.grid[1], math.prod(x.shape[1:])
-            buffers.append(given.new_empty(shape, dtype=torch.float32))
+            buffers.append(sums_of_columns(given, tiling.grid[1], math.prod(x.shape[1:])))
         elif is_by_row:
             buffers.append(given.new_empty(x.shape, dtype=torch.float32))
         else:

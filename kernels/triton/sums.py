@@ -28,10 +28,24 @@ def finish_elementwise(values: Tensor, reduction: str | None) -> Tensor:
     return values.flatten(2).sum(2) if reduction == "channel" and values.dim() > 2 else values
 
 
+def sums_of_columns(like: Tensor, programs: int, event: int) -> Tensor:
+    """Empty, for the gradient of a tensor that the batch shares: (programs a column, event) to be summed, or the
+    gradient itself where one program sums each column."""
+    if programs == 1 and like.numel() == event and like.dtype is torch.float32:
+        return like.new_empty(like.shape)
+    return like.new_empty((programs, event), dtype=torch.float32)
+
+
 def finish_columns(sums: Tensor, like: Tensor) -> Tensor:
-    """The gradient of a tensor that the batch shares, from (programs a column, event)."""
+    """The gradient of ``like`` from `sums_of_columns`."""
+    if are_finished(sums, like):
+        return sums
     total = sums.sum() if like.numel() == 1 else sums if sums.shape[0] == 1 else sums.sum(0)
     return total.view(like.shape) if like.dtype is torch.float32 else total.to(like.dtype).view(like.shape)
+
+
+def are_finished(sums: Tensor, like: Tensor) -> bool:
+    return sums.shape == like.shape and like.dtype is torch.float32
 
 
 def sum_of_rows(values: Tensor, like: Tensor) -> Tensor:

@@ -67,12 +67,13 @@ def test_a_traced_objective_is_that_of_an_unpatched_run(guide):
     for patched in (False, True):
         torch.manual_seed(0)
         problem, elbo = Problem(), JitTrace_ELBO(ignore_jit_warnings=True)
+        given = problem.model, getattr(problem, guide), problem.x  # bound once: Pyro traces for each model and guide
         with fastvae.patch("pyro") if patched else contextlib.nullcontext():
-            elbo.loss_and_grads(problem.model, getattr(problem, guide), problem.x)  # the first call traces
+            elbo.loss_and_grads(*given)  # the first call traces
             torch.manual_seed(1)
             for _ in range(2):
                 problem.encoder.zero_grad()
-                found.append(elbo.loss_and_grads(problem.model, getattr(problem, guide), problem.x))
+                found.append(elbo.loss_and_grads(*given))
                 found.append(problem.encoder.weight.grad.clone())
     assert found[0] != found[2]
     torch.testing.assert_close(found[4:], found[:4])

@@ -208,3 +208,52 @@ def test_without_the_extension_no_tensor_of_the_cpu_is_known_to_be_plain(monkeyp
     fast_path._load()
     assert not fast_path.are_direct(torch.randn(2))
     assert not fast_path.alike_on_cpu(torch.randn(2), torch.randn(2))
+
+
+FAILING = {
+    "latent_forward": lambda mu, logvar: fastvae.sample_and_kl(mu, logvar),
+    "latent_backward": step,
+    "likelihood_forward": lambda mu, logvar: bernoulli_log_prob(logvar, mu.detach()),
+    "likelihood_backward": lambda mu, logvar: bernoulli_log_prob(logvar, mu.detach()).sum().backward(),
+    "noise": lambda mu, logvar: fastvae.noise(1, (3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_an_error_of_a_kernel_is_raised_and_the_kernel_not_run_again(latents, monkeypatch, name):
+    """Such as a GPU's memory that is used up: another way to the same result would only need more of it."""
+    calls = []
+
+    def fail(*arguments):
+        calls.append(name)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(backend.implementation("auto", torch.device("cpu"), torch.float32), name, fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        FAILING[name](*latents)
+    assert calls == [name]
+
+
+def test_tensors_of_other_devices_are_found_alike_as_those_of_the_cpu_are(monkeypatch):
+    """As for tensors of a GPU, which PyTorch without one cannot make: the CPU's, said to be elsewhere."""
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False, raising=False)
+    mu = torch.randn(3, 4)
+    assert fast_path.are_alike(mu, torch.nn.Parameter(mu.clone()))
+    assert fast_path.are_alike(mu, mu.t().contiguous().t())
+    others = {
+        "shape": mu[:2],
+        "dtype": mu.double(),
+        "integers": mu.long(),
+        "a subclass": Wrapped(mu.clone()),
+        "a conjugated view": torch._neg_view(mu),
+        "device": mu.to("meta"),
+        "layout": mu.to_sparse(),
+        "a number": 1.0,
+        "none": None,
+    }
+    for what, other in others.items():
+        assert not fast_path.are_alike(mu, other), what
+        assert not fast_path.are_alike(other, other) or what in ("shape", "dtype"), what
+    assert not fast_path.are_alike(mu[0, 0], mu[0, 0])
+    with FakeTensorMode():
+        assert not fast_path.are_alike(torch.randn(2), torch.randn(2))

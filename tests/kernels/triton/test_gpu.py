@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import fastvae
 from fastvae.kernels.backend import implementation
 from tests import formulas
+from tests.conftest import skip_without_triton
 from tests.gpu_marker import WITHOUT_GPU
 
 REDUCTIONS = ("none", "sample", "sum", "batchmean")
@@ -26,6 +27,7 @@ def gpu():
     """The current GPU, with every op on the Triton backend."""
     if not torch.cuda.is_available():
         pytest.skip(WITHOUT_GPU)
+    skip_without_triton()
     with fastvae.use_backend("triton"):
         yield torch.device("cuda", torch.cuda.current_device())
 

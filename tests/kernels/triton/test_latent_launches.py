@@ -16,11 +16,11 @@ from fastvae.kernels.triton.latent_backward_kernel import latent_backward_kernel
 from fastvae.kernels.triton.latent_forward_kernel import latent_forward_kernel
 from fastvae.kernels.triton.launch import Work, channel_to_sum, tiling_of
 from fastvae.kernels.triton.tiles import FULL, SHARED
-from tests.conftest import backend_device, broken_interpreter
+from tests.conftest import backend_device, without_triton
 
 from .test_launches import counted_launches, fake_gpu, launches  # noqa: F401  (fixtures)
 
-pytestmark = pytest.mark.skipif(bool(broken_interpreter()), reason=broken_interpreter())
+pytestmark = pytest.mark.skipif(bool(without_triton()), reason=without_triton())
 DEVICE = backend_device("triton")
 REDUCTIONS = ("none", "sample", "sum", "batchmean", "channel")
 

@@ -24,9 +24,9 @@ from fastvae.kernels.triton.latent_backward_kernel import latent_backward_kernel
 from fastvae.kernels.triton.latent_forward_kernel import latent_forward_kernel
 from fastvae.kernels.triton.launch import Work, tiling_of
 from fastvae.kernels.triton.noise import noise_kernel
-from tests.conftest import backend_device, broken_interpreter
+from tests.conftest import backend_device, without_triton
 
-pytestmark = pytest.mark.skipif(bool(broken_interpreter()), reason=broken_interpreter())
+pytestmark = pytest.mark.skipif(bool(without_triton()), reason=without_triton())
 ROOT = Path(__file__).parents[3]
 REDUCTIONS = ("none", "sample", "sum", "batchmean")
 

@@ -16,14 +16,14 @@ from fastvae.kernels import reference
 from fastvae.kernels import triton as backend
 from fastvae.kernels.likelihood_spec import MIXTURE, NO_BOUNDS, LikelihoodSpec, channels_of_mixture
 from fastvae.kernels.triton import launch, special
-from tests.conftest import backend_device, broken_interpreter
+from tests.conftest import backend_device, without_triton
 from tests.likelihoods.cases import CASES, draw, shapes_of
 
 from .ptx import likelihoods as ptx
 from .ptx.floats import Accuracy
 from .test_launches import counted_launches, fake_gpu, launches  # noqa: F401  (fixtures)
 
-pytestmark = pytest.mark.skipif(bool(broken_interpreter()), reason=broken_interpreter())
+pytestmark = pytest.mark.skipif(bool(without_triton()), reason=without_triton())
 DEVICE = backend_device("triton")
 REDUCTIONS = ("none", "sample", "sum", "batchmean", "channel")
 NEGATIVE_BINOMIAL = CASES["negative binomial"]

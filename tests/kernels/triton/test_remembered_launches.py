@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import triton
 
 from bench import stub_driver
 from tests.fresh import server
@@ -25,7 +26,7 @@ from bench import host
 driver = host.install()
 from fastvae.kernels import triton as backend
 from fastvae.kernels.latent_spec import LatentInputs, LatentScalars, LatentSpec
-from fastvae.kernels.triton import launch
+from fastvae.kernels.triton import launch, started
 
 jit_runs = []
 run = triton.runtime.JITFunction.run
@@ -75,12 +76,12 @@ results["other shape"] = [len(jit_runs) - 2, driver.kernels]
 draw(dtype=torch.bfloat16)
 results["other dtype"] = driver.kernels
 
-started = len(jit_runs)
-launch.CompiledKernel = ()  # a Triton that does not tell
+runs = len(jit_runs)
+started.CompiledKernel = ()  # a Triton that does not tell
 launch.forget()
 for _ in range(3):
     draw()
-results["a Triton that does not tell"] = len(jit_runs) - started
+results["a Triton that does not tell"] = len(jit_runs) - runs
 
 memory = launch.Memory()
 for key in range(3 * memory.MOST):
@@ -116,11 +117,8 @@ def test_the_current_device_and_stream_are_asked_for_at_every_launch(results_of)
 stream, guarded, seen = 7, [], []
 active = triton.runtime.driver.active
 active.get_current_stream = lambda device: stream
-runner = triton.compiler.CompiledKernel.__getitem__
-def recorded(self, grid):
-    start = runner(self, grid)
-    return lambda *arguments, stream: (seen.append(stream), start(*arguments, stream=stream))
-triton.compiler.CompiledKernel.__getitem__ = recorded
+again = started.Started.again
+started.Started.again = lambda self, stream, arguments: (seen.append(stream), again(self, stream, arguments))
 
 class Guard:
     def __init__(self, device): self.index = device.index
@@ -129,7 +127,6 @@ class Guard:
 torch.cuda.device = Guard
 
 eps = draw()
-template = next(iter(launch._memories[0].values())) if launch._memories[0] else None
 templates = [found for memory in launch._memories for found in memory.values()]
 (template,) = templates
 def start(index):
@@ -141,6 +138,47 @@ start(1)
 results = {"streams": seen, "guarded": guarded}
 """)
     assert results == {"streams": [7, 8, 8], "guarded": [1, -1]}
+
+
+def test_what_is_handed_to_the_driver_is_that_of_the_call(results_of):
+    results = results_of("""
+import functools
+from triton.backends.nvidia.driver import CudaLauncher
+calls, stream, results = [], 0, []
+run_by_triton = CudaLauncher.__call__
+@functools.wraps(run_by_triton)  # its signature is looked at
+def counted_call(self, *arguments):
+    calls.append(1)
+    return run_by_triton(self, *arguments)
+CudaLauncher.__call__ = counted_call
+triton.runtime.driver.active.get_current_stream = lambda device: stream
+for stream in (2**40 + 1, 2, 3, 4):
+    eps = draw(rows=700, row_offset=stream)
+    given = eps.data_ptr(), seed.data_ptr(), stream
+    results.append([driver.last_launch() == (stream, -(-700 // 16), *given), len(calls)])
+""")
+    assert [same for same, _ in results[1:]] == [True] * 3  # the first is Triton's own
+    known = triton.__version__.split(".")[:2] in (["3", "7"], ["3", "8"])
+    assert [calls for _, calls in results] == ([1, 2, 2, 2] if known else [1, 2, 3, 4])
+
+
+def test_hooks_of_profilers_are_called_at_every_launch(results_of):
+    results = results_of("""
+seen, hooks = [], triton.knobs.runtime
+def before(metadata): seen.append("before " + metadata.get()["name"])
+def after(metadata): seen.append("after " + metadata.get()["name"])
+draw()
+draw()
+hooks.launch_enter_hook.add(before)
+hooks.launch_exit_hook.add(after)
+draw()
+hooks.launch_enter_hook.remove(before)
+draw()
+hooks.launch_exit_hook.remove(after)
+draw()
+results = seen, len(jit_runs), driver.launches
+""")
+    assert results == [["before noise_kernel", "after noise_kernel", "after noise_kernel"], 1, 5]
 
 
 def test_threads_may_launch_at_the_same_time(results_of):
