@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ..checks import check_flag
 from ..distributions import DiagonalGaussian
 from ..functional import sample_and_kl_packed
+from .support import formula_dtype
 
 CLAMP = (-30.0, 20.0)
 
@@ -107,7 +108,10 @@ class DiagonalGaussianDistribution:
         return self._gaussian.rsample()
 
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
-        """KL to ``other``, to N(0, I) if None, in nats: (B,), in the parameters' dtype."""
+        """KL to ``other``, to N(0, I) if None, in nats: (B,), in the dtype that the formula in PyTorch has.
+
+        That is the parameters' dtype, and float32 under autocast, where float16 would overflow.
+        """
         if self.deterministic:
             return self._zero()
         if other is None:
@@ -116,14 +120,14 @@ class DiagonalGaussianDistribution:
             kl = self._gaussian.kl(other._gaussian)
         else:
             raise TypeError(f"other is a {type(other).__name__}, expected a DiagonalGaussianDistribution or None")
-        return kl.to(self.parameters.dtype)
+        return kl.to(formula_dtype(self.parameters))
 
     def nll(self, sample: Tensor, dims: Sequence[int] | None = None) -> Tensor:
         """-log p(sample) in nats, summed over ``dims``; over all dimensions but the first if None, giving (B,)."""
         if self.deterministic:
             return self._zero()
         nll = self._gaussian.nll(sample, None if dims is None else tuple(dims))
-        return nll.to(torch.result_type(sample, self.parameters))
+        return nll.to(torch.promote_types(formula_dtype(sample), formula_dtype(self.parameters)))
 
     def _zero(self) -> Tensor:
         return torch.zeros(1, device=self.parameters.device)

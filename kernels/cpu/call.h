@@ -129,7 +129,6 @@ typedef struct {
     const char *name;
     unit_range *noise, *latent_forward, *latent_backward, *likelihood_forward, *likelihood_backward;
     void (*finish_columns)(const call *c), (*finish_rows)(const call *c);
-    void (*gammas)(const float *y, int64_t n, float *lgamma, float *digamma);
     void (*words)(const int64_t *counter, int64_t n, uint64_t seed, int64_t *word);
 } instruction_set;
 

@@ -76,7 +76,7 @@ ALWAYS_INLINE void backward_elementwise_prior_vector(int scale, int with_z, cons
     vf grad_kl = load_some(a.grad_kl + i, count);
     vf of_difference = grad_kl * difference * exp_of(-p.logvar);
     vf of_ratio = 0.5f * grad_kl * exponentials_of(q.logvar - p.logvar).expm1;
-    vf grad_mu = of_difference, grad_scale = through_logvar(of_ratio, x, q.std, scale);
+    vf grad_mu = of_difference, grad_scale = through_logvar(of_ratio, x, q.std, scale, o);
     if (with_z) {
         vf grad_z = load_ahead(a.grad_z, i, count, a.ahead);
         grad_mu += grad_z;
@@ -87,7 +87,7 @@ ALWAYS_INLINE void backward_elementwise_prior_vector(int scale, int with_z, cons
     if (a.grad_prior_mu) {
         vf of_prior_logvar = -(of_ratio + 0.5f * of_difference * difference);
         store_some(a.grad_prior_mu + i, -of_difference, count);
-        store_some(a.grad_prior_scale + i, through_logvar(of_prior_logvar, prior_x, p.std, scale), count);
+        store_some(a.grad_prior_scale + i, through_logvar(of_prior_logvar, prior_x, p.std, scale, o), count);
     }
 }
 

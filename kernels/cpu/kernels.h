@@ -20,5 +20,4 @@
 
 #define KERNELS                                                                                               \
     ISA_NAME(noise), ISA_NAME(latent_forward), ISA_NAME(latent_backward), ISA_NAME(likelihood_forward),       \
-        ISA_NAME(likelihood_backward), ISA_NAME(finish_columns), ISA_NAME(finish_rows), ISA_NAME(gammas),     \
-        ISA_NAME(words)
+        ISA_NAME(likelihood_backward), ISA_NAME(finish_columns), ISA_NAME(finish_rows), ISA_NAME(words)

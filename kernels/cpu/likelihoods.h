@@ -22,6 +22,21 @@ ALWAYS_INLINE vf normalizer_gradient_of(vf logits) {
     return choose(less(absolute(logits), splat(0.5f)), logits * series, signed_size);
 }
 
+/* log p of a Poisson is -c (exp d - 1 - d) - 1/2 log(2 pi c) - R(c), c = x and d = r - log c, where nothing large is
+   subtracted from something large. R needs a c of 1 or more: below 1 it is x + 1, and x d - c (exp d - 1) the first part. */
+ALWAYS_INLINE vf poisson_of(vf x, vf r) {
+    const float half_log_2_pi = 0.91893853f;
+    mask below_1 = less(x, splat(1.0f));
+    vf c = choose(below_1, x + 1.0f, x);
+    logarithm l = logarithm_of_normal(c);
+    vf high = l.n * 0.693359375f, low = l.f + (l.n * -2.12194440e-4f - 0.5f * l.curve); /* of log c */
+    vf d = (r - high) - low;
+    exponentials e = exponentials_of(d);
+    vf from_mode = choose(below_1, x * d - c * e.expm1, -c * e.expm1_less);
+    vf at_mode = 0.5f * (high + low) + (half_log_2_pi + stirling(1.0f / c));
+    return choose(equal(x, splat(0.0f)), -(e.std * e.std), from_mode - at_mode);
+}
+
 ALWAYS_INLINE vf bounded(vf scale, const likelihood *d) { return at_most(at_least(scale, d->low), d->high); }
 
 ALWAYS_INLINE vf log_prob_of(int kind, vf x, vf first, vf second, const likelihood *d) {
@@ -32,30 +47,33 @@ ALWAYS_INLINE vf log_prob_of(int kind, vf x, vf first, vf second, const likeliho
     case CONTINUOUS_BERNOULLI: return x * first - softplus_of(first) + log_normalizer_of(first);
     case GAUSSIAN: return -0.5f * (difference * difference * exp_of(-scale) + scale + log_2_pi);
     case LAPLACE: return -(absolute(difference) * exp_of(-scale) + scale + log_2);
-    default: return x * first - exp_of(first) - lgamma_of(x + 1.0f);
+    default: return poisson_of(x, first);
     }
 }
 
+/* The gradients of the parameters from that of log p. */
 typedef struct {
     vf first, second;
-} derivatives;
+} gradients;
 
-ALWAYS_INLINE derivatives derivatives_of(int kind, vf x, vf first, vf second, const likelihood *d) {
+ALWAYS_INLINE gradients gradients_of(int kind, vf grad, vf x, vf first, vf second, const likelihood *d) {
     vf zero = {0};
-    if (kind == BERNOULLI) return (derivatives){x - sigmoid_of(first), zero};
+    if (kind == BERNOULLI) return (gradients){grad * (x - sigmoid_of(first)), zero};
     if (kind == CONTINUOUS_BERNOULLI)
-        return (derivatives){x - sigmoid_of(first) + normalizer_gradient_of(first), zero};
-    if (kind == POISSON) return (derivatives){x - exp_of(first), zero};
-    vf scale = bounded(second, d), difference = x - first, inverse = exp_of(-scale);
-    mask clamped = less(second, splat(d->low)) | less(splat(d->high), second);
+        return (gradients){grad * (x - sigmoid_of(first) + normalizer_gradient_of(first)), zero};
+    if (kind == POISSON) return (gradients){grad * (x - exp_of(first)), zero};
+    vf scale = bounded(second, d), difference = x - first, inverse = exp_of(-scale), of_mean, of_scale;
     if (kind == GAUSSIAN) {
-        vf of_mean = difference * inverse;
-        return (derivatives){of_mean, choose(clamped, zero, 0.5f * (difference * of_mean - 1.0f))};
+        of_mean = difference * inverse;
+        of_scale = 0.5f * (difference * of_mean - 1.0f);
+    } else {
+        of_mean = choose(less(difference, zero), -inverse, inverse);
+        of_mean = choose(equal(difference, zero), zero, of_mean);
+        of_mean = choose(equal(difference, difference), of_mean, difference); /* NaN stays NaN */
+        of_scale = absolute(difference) * inverse - 1.0f;
     }
-    vf of_mean = choose(less(difference, zero), -inverse, inverse);
-    of_mean = choose(equal(difference, zero), zero, of_mean);
-    of_mean = choose(equal(difference, difference), of_mean, difference); /* NaN stays NaN */
-    return (derivatives){of_mean, choose(clamped, zero, absolute(difference) * inverse - 1.0f)};
+    mask clamped = less(second, splat(d->low)) | less(splat(d->high), second); /* then 0, whatever grad is */
+    return (gradients){grad * of_mean, choose(clamped, zero, grad * of_scale)};
 }
 
 ALWAYS_INLINE int has_scale(int kind) { return kind == GAUSSIAN || kind == LAPLACE; }
@@ -67,14 +85,13 @@ ALWAYS_INLINE void log_prob_vector(int kind, const likelihood *d, likelihood_inp
     store_some(log_prob + i, log_prob_of(kind, x, first, second, d), count);
 }
 
-ALWAYS_INLINE void derivatives_vector(int kind, const likelihood *d, likelihood_inputs in, float *const *grads, int64_t i,
-                                      int64_t count) {
+ALWAYS_INLINE void gradients_vector(int kind, const likelihood *d, likelihood_inputs in, float *const *grads, int64_t i,
+                                    int64_t count) {
     vf second = has_scale(kind) ? load_ahead(in.parameters[1], i, count, in.ahead) : splat(0.0f);
     vf x = load_ahead(in.x, i, count, in.ahead), first = load_ahead(in.parameters[0], i, count, in.ahead);
-    vf grad = load_some(in.grad + i, count);
-    derivatives of = derivatives_of(kind, x, first, second, d);
-    store_some(grads[0] + i, grad * of.first, count);
-    if (has_scale(kind)) store_some(grads[1] + i, grad * of.second, count);
+    gradients of = gradients_of(kind, load_some(in.grad + i, count), x, first, second, d);
+    store_some(grads[0] + i, of.first, count);
+    if (has_scale(kind)) store_some(grads[1] + i, of.second, count);
 }
 
 #define EACH_VECTOR_OF_KIND(kind, n, function, ...)                                                    \
@@ -152,7 +169,7 @@ static void ISA_NAME(likelihood_backward)(const call *c, int64_t first, int64_t 
             else if (kind >= NEGATIVE_BINOMIAL)
                 counts_gradient(kind, is_wanted(c, 1), &in, n, to);
             else
-                EACH_VECTOR_OF_KIND(kind, n, derivatives_vector, &c->likelihood, in, to);
+                EACH_VECTOR_OF_KIND(kind, n, gradients_vector, &c->likelihood, in, to);
             for (int i = 0; i < MOST_PARAMETERS; i++)
                 if (c->row_gradients[i].out.data)
                     sum_tile(c, t, to[i], c->event, c->row_gradients[i].partial);

@@ -106,29 +106,35 @@ ALWAYS_INLINE void add_exponential(growing_sum *s, vf exponent, int64_t i, int64
     store_some(s->largest + i, larger, count);
 }
 
-ALWAYS_INLINE vf log_of_sum(const growing_sum *s, int64_t i, int64_t count) {
-    return load_some(s->largest + i, count) + log_of(load_some(s->sum + i, count));
-}
-
-ALWAYS_INLINE void add_component_vector(int channels, const pixels *p, const component *one, float low,
-                                        growing_sum *of_logits, growing_sum *joint, int64_t i, int64_t count) {
-    vf logits = load_some(one->logits + i, count), log_prob = {0};
-    for (int channel = 0; channel < channels; channel++)
-        log_prob += log_prob_of_bin(bin_at(p, one, channel, low, i, count));
-    add_exponential(of_logits, logits, i, count);
-    add_exponential(joint, logits + log_prob, i, count);
-}
-
 static inline void begin_sum(growing_sum *s, int64_t n) {
     for (int64_t i = 0; i < n; i++) s->largest[i] = -0x1p127f, s->sum[i] = 0.0f;
 }
 
-/* Both sums over the components: of exp(logits), and of those times the probability of the levels. */
+ALWAYS_INLINE void raise_vector(const float *logits, float *largest, int64_t i, int64_t count) {
+    vf one = load_some(logits + i, count), before = load_some(largest + i, count);
+    store_some(largest + i, choose(less(before, one), one, before), count);
+}
+
+ALWAYS_INLINE void add_component_vector(int channels, const pixels *p, const component *one, float low,
+                                        growing_sum *of_logits, growing_sum *joint, int64_t i, int64_t count) {
+    vf logits = load_some(one->logits + i, count) - load_some(of_logits->largest + i, count), log_prob = {0};
+    for (int channel = 0; channel < channels; channel++)
+        log_prob += log_prob_of_bin(bin_at(p, one, channel, low, i, count));
+    store_some(of_logits->sum + i, load_some(of_logits->sum + i, count) + exp_of(logits), count);
+    add_exponential(joint, logits + log_prob, i, count);
+}
+
+/* Both sums over the components: of exp(logits - the largest), and of those times the probability of the levels. The
+   largest logit is found first: what all logits have in common must not round the sums. */
 static inline void add_components(const call *c, tile t, const pixels *p, growing_sum *of_logits, growing_sum *joint) {
     component_buffers buffers;
     int64_t n = t.rows * t.count;
     begin_sum(of_logits, n);
     begin_sum(joint, n);
+    for (int64_t m = 0; m < c->likelihood.components; m++) {
+        const float *logits = read_channel(c, t, m, buffers.logits);
+        EACH_VECTOR(n, raise_vector, logits, of_logits->largest);
+    }
     for (int64_t m = 0; m < c->likelihood.components; m++) {
         component one = read_component(c, t, m, &buffers);
         if (p->channels == 3)
@@ -140,7 +146,8 @@ static inline void add_components(const call *c, tile t, const pixels *p, growin
 
 ALWAYS_INLINE void log_ratio_vector(const growing_sum *joint, const growing_sum *of_logits, float *log_prob, int64_t i,
                                     int64_t count) {
-    store_some(log_prob + i, log_of_sum(joint, i, count) - log_of_sum(of_logits, i, count), count);
+    vf ratio = load_some(joint->sum + i, count) / load_some(of_logits->sum + i, count);
+    store_some(log_prob + i, load_some(joint->largest + i, count) + log_of(ratio), count);
 }
 
 NEVER_INLINE void mixture_log_prob(const call *c, tile t, float *log_prob) {
@@ -154,14 +161,15 @@ NEVER_INLINE void mixture_log_prob(const call *c, tile t, float *log_prob) {
 ALWAYS_INLINE void component_gradient_vector(int channels, const pixels *p, const component *one, float low,
                                              const growing_sum *of_logits, const growing_sum *joint, const float *grad,
                                              component_gradient *to, int64_t i, int64_t count) {
-    vf logits = load_some(one->logits + i, count), of_pixel = load_some(grad + i, count), log_prob = {0};
+    vf logits = load_some(one->logits + i, count) - load_some(of_logits->largest + i, count);
+    vf of_pixel = load_some(grad + i, count), log_prob = {0};
     bin bins[MOST_CHANNELS];
     for (int channel = 0; channel < channels; channel++) {
         bins[channel] = bin_at(p, one, channel, low, i, count);
         log_prob += log_prob_of_bin(bins[channel]);
     }
-    vf prior = exp_of(logits - log_of_sum(of_logits, i, count));
-    vf posterior = exp_of(logits + log_prob - log_of_sum(joint, i, count));
+    vf prior = exp_of(logits) / load_some(of_logits->sum + i, count);
+    vf posterior = exp_of(logits + log_prob - load_some(joint->largest + i, count)) / load_some(joint->sum + i, count);
     store_some(to->logits + i, of_pixel * (posterior - prior), count);
     vf of_component = of_pixel * posterior, of_mean[MOST_CHANNELS];
     for (int channel = 0; channel < channels; channel++) {
@@ -180,8 +188,8 @@ ALWAYS_INLINE void component_gradient_vector(int channels, const pixels *p, cons
         vf red = load_some(p->y[0] + i, count), green = load_some(p->y[1] + i, count);
         vf through[MOST_CHANNELS] = {of_mean[1] * red, of_mean[2] * red, of_mean[2] * green};
         for (int k = 0; k < MOST_CHANNELS; k++) {
-            vf factor = tanh_of(load_some(one->coefficient[k] + i, count));
-            store_some(to->coefficient[k] + i, through[k] * (1.0f - factor * factor), count);
+            vf slope = tanh_slope_of(load_some(one->coefficient[k] + i, count));
+            store_some(to->coefficient[k] + i, through[k] * slope, count);
         }
     }
 }

@@ -292,19 +292,6 @@ static PyObject *py_likelihood_backward(PyObject *self, PyObject *const *args, P
     return run_for_python(&c, isa->likelihood_backward) ? PyBool_FromLong(1) : NULL;
 }
 
-static PyObject *py_gammas(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    if (given != 4 || !isa) {
-        PyErr_SetString(PyExc_TypeError, "expected arguments, how many, and where to write lgamma and digamma");
-        return NULL;
-    }
-    const float *y = PyLong_AsVoidPtr(args[0]);
-    int64_t n = PyLong_AsLongLong(args[1]);
-    float *lgamma = PyLong_AsVoidPtr(args[2]), *digamma = PyLong_AsVoidPtr(args[3]);
-    if (PyErr_Occurred()) return NULL;
-    isa->gammas(y, n, lgamma, digamma);
-    Py_RETURN_NONE;
-}
-
 static PyObject *py_words(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     if (given != 4 || !isa) {
         PyErr_SetString(PyExc_TypeError, "expected counters, how many, the seed and where to write");
@@ -337,7 +324,6 @@ static PyMethodDef methods[] = {
     FAST(plain, "whether arguments are plain"),
     FAST(alike, "whether two plain tensors are of a shape and dtype"),
     FAST(use_torch, "what the extension knows of PyTorch"),
-    FAST(gammas, "lgamma and digamma of floats, for the tests"),
     FAST(words, "Philox words of given counters, for the tests"),
     {"use_exchange", py_use_exchange, METH_O, "how tensors are looked at: DLPack's C exchange interface, or None"},
     {"instruction_set", py_instruction_set, METH_NOARGS, "name of the instruction set in use, or None"},

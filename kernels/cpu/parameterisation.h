@@ -41,26 +41,30 @@ ALWAYS_INLINE vf through_std(vf grad, vf x, vf std, int scale) {
     }
 }
 
-ALWAYS_INLINE vf through_logvar(vf grad, vf x, vf std, int scale) {
+/* A gradient of 0 takes no part, also where std is 0 and its factor infinite. */
+ALWAYS_INLINE vf through_logvar(vf grad, vf x, vf std, int scale, const options *o) {
+    mask absent = equal(grad, splat(0.0f));
     switch (scale) {
     case SCALE_LOGVAR: return grad;
     case SCALE_LOGSTD: return 2.0f * grad;
-    case SCALE_STD: return 2.0f / x * grad;
-    case SCALE_VAR: return grad / x;
-    default: return 2.0f / std * sigmoid_of(x) * grad;
+    case SCALE_STD: return choose(absent, grad, 2.0f / x * grad);
+    case SCALE_VAR: return choose(absent, grad, grad / x);
+    default: break;
     }
+    /* Without a floor the quotient goes to 1 where both are too small for float32. */
+    float smallest = o->floor > 0.0f ? 0.0f : 0x1p-126f;
+    return 2.0f * grad * ((sigmoid_of(x) + smallest) / (std + smallest));
 }
 
 ALWAYS_INLINE vf clamped(vf raw, int clamp, const options *o) {
     if (clamp == CLAMP_HARD) return at_most(at_least(raw, o->low), o->high);
-    return o->high * tanh_of(raw / o->high);
+    return o->high * tanh_of(raw * (1.0f / o->high));
 }
 
-ALWAYS_INLINE vf clamp_gradient_of(vf grad, vf raw, vf x, int clamp, const options *o) {
+ALWAYS_INLINE vf clamp_gradient_of(vf grad, vf raw, int clamp, const options *o) {
     if (clamp == CLAMP_HARD)
         return choose(less_or_equal(splat(o->low), raw) & less_or_equal(raw, splat(o->high)), grad, splat(0.0f));
-    vf part = x / o->high;
-    return grad * (1.0f - part * part);
+    return grad * tanh_slope_of(raw * (1.0f / o->high));
 }
 
 /* The same over arrays. */
@@ -86,20 +90,20 @@ ALWAYS_INLINE void clamp_vector(int clamp, const options *o, const float *raw, f
     store_some(x + i, clamped(load_some(raw + i, count), clamp, o), count);
 }
 
-ALWAYS_INLINE void scale_gradient_vector(int scale, int with_std, int with_logvar, const scale_arrays *s,
+ALWAYS_INLINE void scale_gradient_vector(int scale, int with_std, int with_logvar, const options *o, const scale_arrays *s,
                                          const float *grad_std, const float *grad_logvar, float *grad, int64_t i,
                                          int64_t count) {
     vf std = STORES_STD(scale, with_std) ? load_some(s->std + i, count) : splat(0.0f);
     vf x = load_some(s->x + i, count), of_x = splat(0.0f);
-    if (with_logvar) of_x = through_logvar(load_some(grad_logvar + i, count), x, std, scale);
+    if (with_logvar) of_x = through_logvar(load_some(grad_logvar + i, count), x, std, scale, o);
     if (with_std) of_x += through_std(load_some(grad_std + i, count), x, std, scale);
     store_some(grad + i, of_x, count);
 }
 
 ALWAYS_INLINE void clamp_gradient_vector(int clamp, const options *o, const scale_arrays *s, float *grad, int64_t i,
                                          int64_t count) {
-    vf raw = load_some(s->raw + i, count), x = load_some(s->x + i, count);
-    store_some(grad + i, clamp_gradient_of(load_some(grad + i, count), raw, x, clamp, o), count);
+    vf raw = load_some(s->raw + i, count);
+    store_some(grad + i, clamp_gradient_of(load_some(grad + i, count), raw, clamp, o), count);
 }
 
 #define EACH_VECTOR_OF_SCALE(o, n, function, ...)                                                   \
@@ -134,10 +138,10 @@ NEVER_INLINE scale_arrays resolve_scale(const options *o, const float *raw, int6
 NEVER_INLINE void scale_gradient(const options *o, const scale_arrays *s, const float *grad_std,
                                  const float *grad_logvar, int64_t n, float *grad) {
     if (grad_std && grad_logvar)
-        EACH_VECTOR_OF_SCALE(o, n, scale_gradient_vector, 1, 1, s, grad_std, grad_logvar, grad)
+        EACH_VECTOR_OF_SCALE(o, n, scale_gradient_vector, 1, 1, o, s, grad_std, grad_logvar, grad)
     else if (grad_std)
-        EACH_VECTOR_OF_SCALE(o, n, scale_gradient_vector, 1, 0, s, grad_std, grad_logvar, grad)
+        EACH_VECTOR_OF_SCALE(o, n, scale_gradient_vector, 1, 0, o, s, grad_std, grad_logvar, grad)
     else
-        EACH_VECTOR_OF_SCALE(o, n, scale_gradient_vector, 0, 1, s, grad_std, grad_logvar, grad)
+        EACH_VECTOR_OF_SCALE(o, n, scale_gradient_vector, 0, 1, o, s, grad_std, grad_logvar, grad)
     EACH_VECTOR_OF_CLAMP(o, n, clamp_gradient_vector, o, s, grad);
 }

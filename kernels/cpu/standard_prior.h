@@ -93,9 +93,9 @@ ALWAYS_INLINE void backward_vector(int scale, int clamp, int with_z, int with_kl
     if (with_kl) {
         vf grad_kl = load_some(a.grad_kl + i, count);
         grad_mu += grad_kl * load_some(a.mu + i, count);
-        grad_scale += through_logvar(0.5f * grad_kl * r.of.expm1, r.x, r.of.std, scale);
+        grad_scale += through_logvar(0.5f * grad_kl * r.of.expm1, r.x, r.of.std, scale, o);
     }
-    if (clamp != CLAMP_NONE) grad_scale = clamp_gradient_of(grad_scale, r.raw, r.x, clamp, o);
+    if (clamp != CLAMP_NONE) grad_scale = clamp_gradient_of(grad_scale, r.raw, clamp, o);
     if (a.grad_mu) store_some(a.grad_mu + i, grad_mu, count);
     store_some(a.grad_scale + i, grad_scale, count);
 }

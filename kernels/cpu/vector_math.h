@@ -72,13 +72,17 @@ typedef struct {
     vf n, f, curve;
 } logarithm;
 
+ALWAYS_INLINE logarithm logarithm_of_normal(vf x) {
+    vi exponent = (vi)((vu)x - SQRT_HALF_BITS) >> 23;
+    vf f = (vf)((vu)x - ((vu)exponent << 23)) - 1.0f;
+    return (logarithm){__builtin_convertvector(exponent, vf), f, curve_of_log(f)};
+}
+
 ALWAYS_INLINE logarithm logarithm_of(vf x) {
     mask subnormal = less(x, splat(0x1p-126f));
-    vf normal = choose(subnormal, x * 0x1p23f, x);
-    vi exponent = (vi)((vu)normal - SQRT_HALF_BITS) >> 23;
-    vf f = (vf)((vu)normal - ((vu)exponent << 23)) - 1.0f;
-    vf n = __builtin_convertvector(exponent, vf) - choose(subnormal, splat(23.0f), splat(0.0f));
-    return (logarithm){n, f, curve_of_log(f)};
+    logarithm l = logarithm_of_normal(choose(subnormal, x * 0x1p23f, x));
+    l.n -= choose(subnormal, splat(23.0f), splat(0.0f));
+    return l;
 }
 
 /* log x: -inf at 0, NaN below. */
@@ -117,6 +121,12 @@ ALWAYS_INLINE vf tanh_of(vf x) {
     vf large = 1.0f - 2.0f / (exp_of(size + size) + 1.0f);
     vf signed_large = (vf)((vu)large | ((vu)x & 0x80000000u));
     return choose(less(size, splat(0.625f)), x + x * x2 * t, signed_large);
+}
+
+/* 1 - tanh^2 x, which would cancel: 4u / (1 + u)^2, u = exp(-2|x|). */
+ALWAYS_INLINE vf tanh_slope_of(vf x) {
+    vf u = exp_of_minus_size(x + x), below = 1.0f + u;
+    return 4.0f * u / (below * below);
 }
 
 /* log(1 + exp x) = max(x, 0) + log(1 + u), u = exp(-|x|) and log(1 + u) = u L(u). L: relative 3.0e-8. */

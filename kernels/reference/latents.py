@@ -14,10 +14,13 @@ from torch import Tensor
 from ..latent_spec import LatentGradients, LatentInputs, LatentOutputs, LatentScalars, LatentSpec
 from ..layout import compute_dtype, empty_gradients, empty_outputs, split_latent, split_packed
 from .bounds import at_least, between
+from .functions import sigmoid, softplus, tanh, tanh_slope
 from .philox import NoiseBlocks
 from .sums import batch_sum, event_sum, sum_last, sum_to_size
 
 LOG_2_PI = math.log(2.0 * math.pi)
+# Added to std and to its derivative under softplus, whose quotient without a floor goes to 1 where both are 0.
+SMALL_STD = 2.0**-100
 
 
 class Scale(NamedTuple):
@@ -40,17 +43,12 @@ class Resolved(NamedTuple):
     log_ratio: Tensor  # logvar - logvar_p
 
 
-def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)). torch's own rounds the last elements of a tensor differently from the others."""
-    return x.clamp_min(0.0) + torch.log1p(torch.exp(-x.abs()))
-
-
 def resolve_scale(raw: Tensor, spec: LatentSpec, scalars: LatentScalars) -> Scale:
     x = raw
     if spec.clamp == "hard":
         x = between(raw, scalars.low, scalars.high)
     elif spec.clamp == "soft":
-        x = scalars.high * torch.tanh(raw / scalars.high)
+        x = scalars.high * tanh(raw / scalars.high)
     if spec.scale == "logvar":
         return Scale(torch.exp(0.5 * x), x, raw, x)
     if spec.scale == "logstd":
@@ -174,23 +172,35 @@ def _scale_gradient(
     A gradient that is None takes no part: at std = 0 its factor may be infinite.
     """
     parts = []
+    smallest = 0.0 if scalars.floor > 0.0 else SMALL_STD
     if grad_std is not None:
-        by_x = {"logvar": lambda: 0.5 * scale.std, "logstd": lambda: scale.std, "var": lambda: 0.5 / scale.std}
-        parts.append(grad_std * by_x[spec.scale]() if spec.scale in by_x else grad_std)
+        factors = {
+            "logvar": lambda: 0.5 * scale.std,
+            "logstd": lambda: scale.std,
+            "var": lambda: 0.5 / scale.std,
+            "softplus": lambda: sigmoid(scale.x),
+        }
+        parts.append(grad_std * factors[spec.scale]() if spec.scale in factors else grad_std)
     if grad_logvar is not None:
-        factor = {"logvar": 1.0, "logstd": 2.0}.get(spec.scale)
-        if factor is None:
-            parts.append(grad_logvar / scale.x if spec.scale == "var" else 2.0 * grad_logvar / scale.std)
-        else:
-            parts.append(factor * grad_logvar)
+        by_x = {
+            "logvar": lambda: grad_logvar,
+            "logstd": lambda: 2.0 * grad_logvar,
+            "std": lambda: _unless_0(grad_logvar, 2.0 * grad_logvar / scale.x),
+            "var": lambda: _unless_0(grad_logvar, grad_logvar / scale.x),
+            "softplus": lambda: 2.0 * grad_logvar / (scale.std + smallest) * (sigmoid(scale.x) + smallest),
+        }
+        parts.append(by_x[spec.scale]())
     grad = parts[0] if len(parts) == 1 else parts[0] + parts[1] if parts else torch.zeros_like(scale.x)
-    if spec.scale == "softplus":
-        grad = grad * torch.sigmoid(scale.x)
     if spec.clamp == "hard":
         return torch.where((scale.raw >= scalars.low) & (scale.raw <= scalars.high), grad, 0.0)
     if spec.clamp == "soft":
-        return grad * (1.0 - (scale.x / scalars.high).square())
+        return grad * tanh_slope(scale.raw / scalars.high)
     return grad
+
+
+def _unless_0(gradient: Tensor, product: Tensor) -> Tensor:
+    """A gradient of 0 takes no part, also where its factor is infinite."""
+    return torch.where(gradient == 0.0, 0.0, product)
 
 
 def grad_kl_elementwise(grad_kl: Tensor, mu: Tensor, reduction: str) -> Tensor:

@@ -11,11 +11,10 @@ from ..layout import likelihood_dtype
 from ..likelihood_spec import COUNTS, EPS, LEAST_VARIANCE, LOWEST_LOG, MIXTURE, NOTICING, Bounds, LikelihoodSpec
 from . import mixture
 from .bounds import at_least, between
-from .latents import LOG_2_PI, grad_kl_elementwise, reduce_kl, softplus
+from .counts import negative_binomial, negative_binomial_at_zero, negative_binomial_slopes, poisson
+from .functions import sigmoid, softplus
+from .latents import LOG_2_PI, grad_kl_elementwise, reduce_kl
 from .sums import sum_to_size
-
-# Where log(l / tanh(l/2)) and its derivative come from their series at 0: beyond, they lose less to cancellation.
-NEAR_0 = 0.5
 
 
 def likelihood_forward(
@@ -66,51 +65,52 @@ def log_prob_elementwise(x: Tensor, parameters: tuple[Tensor, ...], spec: Likeli
         logscale = between(others[0], bounds.low, bounds.high)
         return -(x - first).abs() * torch.exp(-logscale) - logscale - math.log(2.0)
     if spec.kind == "poisson":
-        return x * first - torch.exp(first) - torch.lgamma(x + 1.0)
+        return poisson(x, first)
     if spec.kind == "scaled_bernoulli":
         q = _scaled(parameters)
         each = torch.where(x > 0, torch.log(q), torch.log1p(-q))
         return torch.where(x.isnan(), x, at_least(each, LOWEST_LOG))
-    theta = others[0]
-    at_zero = -theta * torch.log1p(first / (theta + EPS))
+    theta, zero = others[0], is_zero(x)
+    at_zero = negative_binomial_at_zero(first, theta)
+    counted = negative_binomial(torch.where(zero, 1.0, x), first, theta)
     if spec.kind == "negative_binomial":
-        return at_zero + of_counts(x, first, theta)
+        return torch.where(zero, at_zero, counted)
     logits = others[1]
-    return torch.where(
-        is_zero(x),
-        softplus(at_zero - logits) - softplus(-logits),
-        at_zero + of_counts(x, first, theta) - softplus(logits),
-    )
+    return torch.where(zero, softplus(at_zero - logits) - softplus(-logits), counted - softplus(logits))
 
 
 def is_zero(x: Tensor) -> Tensor:
     return x.abs() < EPS
 
 
-def log_normalizer(logits: Tensor) -> Tensor:
-    """log(l / tanh(l/2)) of the continuous Bernoulli."""
-    near = logits.abs() < NEAR_0
+def sinh_series(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether |l| < 1; P(l^2) there, 1 elsewhere: sinh l = l + l^3/6 P(l^2), of which float64 needs 8 terms."""
+    near = logits.abs() < 1.0
     square = torch.where(near, logits, 0.0).square()
-    series = math.log(2.0) + square * (1 / 12 - square * (7 / 1440 - square * (31 / 90720 - square * 127 / 4838400)))
+    series = torch.ones_like(square)
+    for factor in (272.0, 210.0, 156.0, 110.0, 72.0, 42.0, 20.0):
+        series = 1.0 + square / factor * series
+    return near, series
+
+
+def log_normalizer(logits: Tensor) -> Tensor:
+    """log(l / tanh(l/2)) of the continuous Bernoulli; near 0 log((1 + cosh l) l / sinh l)."""
+    near, series = sinh_series(logits)
+    inner = torch.where(near, logits, 0.0)
+    by_series = torch.log((2.0 + 2.0 * torch.sinh(0.5 * inner).square()) / (1.0 + inner.square() / 6.0 * series))
     size = torch.where(near, 1.0, logits).abs()
-    return torch.where(near, series, torch.log(size / torch.tanh(0.5 * size)))
+    return torch.where(near, by_series, torch.log(size / torch.tanh(0.5 * size)))
 
 
 def normalizer_gradient(logits: Tensor) -> Tensor:
-    """Its derivative, 1/l - 1/sinh(l)."""
-    near = logits.abs() < NEAR_0
+    """Its derivative, 1/l - 1/sinh l."""
+    near, series = sinh_series(logits)
     inner = torch.where(near, logits, 0.0)
-    square = inner.square()
-    series = inner * (1 / 6 - square * (7 / 360 - square * (31 / 15120 - square * 127 / 604800)))
+    by_series = inner / 6.0 * series / (1.0 + inner.square() / 6.0 * series)
     outer = torch.where(near, 1.0, logits)
-    return torch.where(near, series, 1.0 / outer - 1.0 / torch.sinh(outer))
-
-
-def of_counts(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
-    """What a negative binomial has beside its value at 0."""
-    log_power = x * torch.log((mean + EPS) / (theta + mean + EPS))
-    rise = torch.lgamma(x + theta) - torch.lgamma(theta)  # what is large cancels before anything else is added
-    return log_power + (rise - torch.lgamma(x + 1.0))
+    e = torch.exp(-outer.abs())
+    of_sinh = torch.where(outer < 0.0, -2.0, 2.0) * e / (1.0 - e.square())
+    return torch.where(near, by_series, 1.0 / outer - of_sinh)
 
 
 def likelihood_backward(
@@ -129,52 +129,53 @@ def likelihood_backward(
         gradients: tuple[Tensor, ...] = (mixture.gradient(each, y, converted[0], spec.components, bounds.low),)
     else:
         each = grad_kl_elementwise(grad, parameters[0], spec.reduction).to(compute)
-        gradients = tuple(each * one for one in derivatives(x.to(compute), converted, spec, bounds))
+        slopes = derivatives(x.to(compute), converted, spec, bounds)
+        gradients = tuple(torch.where(inside, each * one, 0.0) for one, inside in slopes)
     return tuple(
         torch.empty_like(given).copy_(sum_to_size(gradient, given.shape)) if wanted else None
         for gradient, given, wanted in zip(gradients, parameters, wants, strict=True)
     )
 
 
-def derivatives(x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec, bounds: Bounds) -> tuple[Tensor, ...]:
-    """Of each coordinate's log p, by each parameter."""
+def derivatives(
+    x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec, bounds: Bounds
+) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Of each coordinate's log p, by each parameter; and where the parameter counts, which is not beyond its bounds."""
     first, *others = parameters
+    always = torch.ones((), dtype=torch.bool, device=first.device)
     if spec.kind == "bernoulli":
-        return (x - torch.sigmoid(first),)
+        return ((x - sigmoid(first), always),)
     if spec.kind == "continuous_bernoulli":
-        return (x - torch.sigmoid(first) + normalizer_gradient(first),)
+        return ((x - sigmoid(first) + normalizer_gradient(first), always),)
     if spec.kind == "poisson":
-        return (x - torch.exp(first),)
+        return ((x - torch.exp(first), always),)
     if spec.kind in ("gaussian", "laplace"):
         scale = between(others[0], bounds.low, bounds.high)
         inside = (others[0] >= bounds.low) & (others[0] <= bounds.high) | others[0].isnan()
+        difference, inverse = x - first, torch.exp(-scale)
         if spec.kind == "gaussian":
-            of_mean = (x - first) * torch.exp(-scale)
-            of_scale = 0.5 * ((x - first) * of_mean - 1.0)
+            of_mean = difference * inverse
+            of_scale = 0.5 * (difference * of_mean - 1.0)
         else:
-            difference = x - first
-            of_mean = torch.where(difference.isnan(), difference, difference.sign()) * torch.exp(-scale)
-            of_scale = (x - first).abs() * torch.exp(-scale) - 1.0
-        return of_mean, torch.where(inside, of_scale, 0.0)
+            of_mean = torch.where(difference.isnan(), difference, difference.sign()) * inverse
+            of_scale = difference.abs() * inverse - 1.0
+        return (of_mean, always), (of_scale, inside)
     if spec.kind == "scaled_bernoulli":
         q = _scaled(parameters)
         came = torch.where(x.isnan(), x, (x > 0).to(q.dtype))
         of_q = (came - q) / torch.clamp((1.0 - q) * q, min=LEAST_VARIANCE)
-        return of_q * others[0] * others[1], of_q * first * others[1], of_q * first * others[0]
+        return (
+            (of_q * others[0] * others[1], always),
+            (of_q * first * others[1], always),
+            (of_q * first * others[0], always),
+        )
     theta = others[0]
-    total = theta + first + EPS
-    log_ratio = torch.log1p(first / (theta + EPS))
-    mean_at_zero = -theta / total
-    theta_at_zero = theta * first / ((theta + EPS) * total) - log_ratio
-    mean_beyond = mean_at_zero + x / (first + EPS) - x / total
-    theta_beyond = theta_at_zero + (torch.digamma(x + theta) - torch.digamma(theta)) - x / total
-    zero = is_zero(x)
+    of_mean, of_theta = negative_binomial_slopes(x, first, theta)
     if spec.kind == "negative_binomial":
-        return torch.where(zero, mean_at_zero, mean_beyond), torch.where(zero, theta_at_zero, theta_beyond)
-    logits = others[1]
-    counted = torch.sigmoid(-theta * log_ratio - logits)  # the part of a zero's probability that is the binomial's
-    return (
-        torch.where(zero, counted * mean_at_zero, mean_beyond),
-        torch.where(zero, counted * theta_at_zero, theta_beyond),
-        torch.where(zero, torch.sigmoid(-logits) - counted, -torch.sigmoid(logits)),
-    )
+        return (of_mean, always), (of_theta, always)
+    zero, logits = is_zero(x), others[1]
+    # The part of a zero's probability that is the binomial's.
+    counted = sigmoid(negative_binomial_at_zero(first, theta) - logits)
+    of_logits = torch.where(zero, sigmoid(-logits) - counted, -sigmoid(logits))
+    counted = torch.where(zero, counted, 1.0)
+    return (counted * of_mean, always), (counted * of_theta, always), (of_logits, always)

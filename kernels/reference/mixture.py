@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .bounds import at_least
+from .functions import sigmoid, softplus, tanh, tanh_slope
 
 HALF_A_LEVEL = 1.0 / 255.0
 # Between the highest level but one and the highest, in [-1, 1].
@@ -52,7 +52,7 @@ def mixed_means(y: Tensor, parts: Components) -> Tensor:
     if parts.coefficients is None:
         return parts.means
     red, green = y[:, 0].unsqueeze(1), y[:, 1].unsqueeze(1)
-    factors = torch.tanh(parts.coefficients)
+    factors = tanh(parts.coefficients)
     of_green = parts.means[:, 1] + factors[:, 0] * red
     of_blue = parts.means[:, 2] + factors[:, 1] * red + factors[:, 2] * green
     return torch.stack((parts.means[:, 0], of_green, of_blue), 1)
@@ -64,8 +64,8 @@ def bins(y: Tensor, parts: Components, lowest_log_scale: float) -> Bins:
     centred = level - mixed_means(y, parts)
     upper, lower = (centred + HALF_A_LEVEL) * inverse_scale, (centred - HALF_A_LEVEL) * inverse_scale
     highest, lowest = level > EXTREME, level < -EXTREME
-    below_upper = torch.where(highest, 0.0, F.logsigmoid(upper))
-    above_lower = torch.where(lowest, 0.0, F.logsigmoid(-lower))
+    below_upper = torch.where(highest, 0.0, -softplus(-upper))
+    above_lower = torch.where(lowest, 0.0, -softplus(lower))
     width = torch.where(highest | lowest, 1.0, 2.0 * HALF_A_LEVEL * inverse_scale)
     log_part = torch.where(highest | lowest, 0.0, torch.log(-torch.expm1(-width)))
     return Bins(upper, lower, log_part + below_upper + above_lower, inverse_scale, highest, lowest)
@@ -87,8 +87,8 @@ def gradient(grad: Tensor, y: Tensor, parameter: Tensor, components: int, lowest
     of_logits = grad * (weights - torch.softmax(parts.logits, 1))
     of_component = (grad * weights).unsqueeze(1)
     # d log P by a, without the width, and by -b; the width 2/255 exp(-s) is a - b.
-    by_upper = torch.where(found.highest, 0.0, torch.sigmoid(-found.upper))
-    by_lower = torch.where(found.lowest, 0.0, torch.sigmoid(found.lower))
+    by_upper = torch.where(found.highest, 0.0, sigmoid(-found.upper))
+    by_lower = torch.where(found.lowest, 0.0, sigmoid(found.lower))
     of_means = of_component * (by_lower - by_upper) * found.inverse_scale
     width = torch.where(found.highest | found.lowest, 1.0, 2.0 * HALF_A_LEVEL * found.inverse_scale)
     by_log_width = torch.where(found.highest | found.lowest, 0.0, width / torch.expm1(width))
@@ -98,5 +98,5 @@ def gradient(grad: Tensor, y: Tensor, parameter: Tensor, components: int, lowest
     if parts.coefficients is not None:
         red, green = y[:, 0].unsqueeze(1), y[:, 1].unsqueeze(1)
         through = torch.stack((of_means[:, 1] * red, of_means[:, 2] * red, of_means[:, 2] * green), 1)
-        each.append(through * (1.0 - torch.tanh(parts.coefficients).square()))
+        each.append(through * tanh_slope(parts.coefficients))
     return torch.cat((of_logits, torch.stack(each, 2).flatten(1, 3)), 1)

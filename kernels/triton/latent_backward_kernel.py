@@ -199,17 +199,19 @@ def latent_backward_kernel(
         inverse_std = inverse_std_of(std, 0.0, SCALE, PTX_LEVEL) if is_linear(SCALE) else 1.0
         grad_x = nothing
         if NOISE:
-            grad_x += gradient_through_std(of_std, std, inverse_std, SCALE)
+            grad_x += gradient_through_std(of_std, std, inverse_std, x, SCALE, PTX_LEVEL)
         if WITH_LOGVAR:
-            grad_x += gradient_through_logvar(of_logvar, inverse_std, SCALE)
-        grad_scale = gradient_of_raw(grad_x, raw, x, low, high, SCALE, CLAMP, PTX_LEVEL)
+            grad_x += gradient_through_logvar(of_logvar, inverse_std, x, SCALE, PTX_LEVEL)
+        grad_scale = gradient_of_raw(grad_x, raw, low, high, CLAMP, PTX_LEVEL)
         if grad_mu_ptr is not None:
             store_tile(grad_mu_ptr, of_mu, grad_mu_strides, row, column, inner, inside, UNIT, TWO_DIMS)
         store_tile(grad_scale_ptr, grad_scale, grad_scale_strides, row, column, inner, inside, UNIT, TWO_DIMS)
         if WANTS_PRIOR:
-            grad_prior_mu = toward * inverse
-            grad_prior_x = gradient_through_logvar(toward_logvar, inverse, SCALE)
-            grad_prior_scale = gradient_of_raw(grad_prior_x, prior_raw, prior_x, low, high, SCALE, CLAMP, PTX_LEVEL)
+            grad_prior_mu, grad_prior_scale = nothing, nothing
+            if KL != NOT_WANTED or WITH_LOG_P:
+                grad_prior_mu = toward * inverse
+                grad_prior_x = gradient_through_logvar(toward_logvar, inverse, prior_x, SCALE, PTX_LEVEL)
+                grad_prior_scale = gradient_of_raw(grad_prior_x, prior_raw, low, high, CLAMP, PTX_LEVEL)
             if RESIDUAL:
                 grad_prior_mu += of_mu
                 grad_prior_scale += grad_scale

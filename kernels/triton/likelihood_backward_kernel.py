@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .likelihoods import load_data, slopes
+from .likelihoods import load_data, slopes, within
 from .tiles import (
     ELEMENTWISE,
     MEAN,
@@ -86,8 +86,9 @@ def likelihood_backward_kernel(
         store_gradient(
             grad_first_ptr, grad * of_first, 0.0, grad_first_strides, row, column, inner, inside, False, UNIT, TWO_DIMS
         )
+        of_second = within(grad * of_second, second, low, high, CLAMP)
         second_sums = store_gradient(
-            grad_second_ptr, grad * of_second, second_sums, grad_second_strides, row, column, inner, inside,
+            grad_second_ptr, of_second, second_sums, grad_second_strides, row, column, inner, inside,
             SUM_SECOND, UNIT, TWO_DIMS
         )  # fmt: skip
         third_sums = store_gradient(

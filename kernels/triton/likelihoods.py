@@ -3,22 +3,20 @@
 The second and third parameter may each be there for every row, once for all rows, or as one element: a tile of it then
 has one row, or one element, and what depends on it alone is computed once for them.
 
-Counts. With s = t + eps, a = t (t + 1 where that is less than 1), b = x + a, c = x + 2 and the S of `special`, log p of
-a negative binomial is put together so that nothing large cancels, neither where t is large nor where counts are:
+Counts. With s = t + eps, w = s + m, a = t (t + 1 where that is less than 1), b = x + a, c = x (x + 1 where that is less
+than 1), g(e) = e - log(1 + e) and the S and D of `special`, a negative binomial is put together so that nothing large
+cancels, neither where t is large nor where counts are:
 
-    log p = t log((x s/a + s) / (s + m)) + x log(b (m + eps) / (c (s + m)))
-            + 2 - log(2 pi)/2 + 1/2 log(a / (b c)) + log(Q(t) Q(x + 1) / Q(x + t)) + S(1/b) - S(1/a) - S(1/c)
+    log p = linear - x g(u) - t g(v) - log(2 pi)/2 + 1/2 log(a r^2 / (b c)) + S(1/b) - S(1/a) - S(1/c)
+    u = (t (m + eps - x) + i (m + eps)) / (w c) - j / c     1 + u = (m + eps) b / (w c)
+    v = (x s/a - m) / w                                     1 + v = b s/a / w
 
-with Q(y) = y / (y + 1), which of t and x + t is there only if t is less than 1. At x = 0 the first term is
--t log1p(m / s), and all there is. Near 1 its logarithm comes from the ratio less 1, (x s/a - m) / (s + m). That
-logarithm is in the derivative by t, too.
+i and j are 1 where t and x are less than 1, linear = x u + t v + j where one is and else 0, r = t b / (a (x + t)) where
+i is 1 and else 1. The derivative by t is -g(v) - i (x/a + m eps/s) / w + D(b) - D(a) + i (1/t - 1/(x + t)). At x = 0,
+log p is t log(1 + v), and the derivative has neither D nor what follows.
 
 Zeros take the way of other counts, and are selected at its end. A branch would be for a whole tile, and no tile of 512
 counts is all zero where more than one count in a hundred is not.
-
-From PTX_LEVEL 1 on, the logarithm that x multiplies is lg2: off by x 2^-22 where m is near x, as it is for large counts
-that a model fits, else by 2 units in the last place. Plain float32, which rounds lgamma(x + t) and lgamma(x + 1), is
-off by more from x = 10 on.
 """
 
 import triton
@@ -27,16 +25,16 @@ import triton.language as tl
 from .parameterisation import clamped, log, reciprocal, sigmoid, softplus
 from .special import (
     HALF_LOG_2_PI,
+    LN_2,
     exp,
-    log_factorial,
-    log_ratio,
+    log_excess,
+    poisson,
     stirling,
-    stirling_slope,
+    stirling_slope_rise,
 )
 from .tiles import ABSENT, load_shared, load_tile
 
 EPS: tl.constexpr = tl.constexpr(1e-8)
-LOG_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -82,47 +80,52 @@ def theta_terms(theta, PTX_LEVEL: tl.constexpr):
 
 
 @triton.jit
-def log_of_means(x, mean, s, part, inverse):
-    """log((x s/a + s) / (s + m)); ``part`` is s/a, ``inverse`` 1 / (s + m)."""
-    return log_ratio((x * part + s) * inverse, (x * part - mean) * inverse)
+def log_of_means(x, mean, a, part, inverse):
+    """v and -g(v); ``part`` is s/a, ``inverse`` 1 / w."""
+    v = (x * part - mean) * inverse
+    return v, log_excess((x + a) * part * inverse, v)
 
 
 @triton.jit
 def negative_binomial(x, mean, theta, PTX_LEVEL: tl.constexpr):
     """log p: n where x is 0."""
     few, s, a, inverse_a, part = theta_terms(theta, PTX_LEVEL)
-    of_theta = log(tl.sqrt(a) * tl.where(few, theta * inverse_a, 1.0), PTX_LEVEL)
-    of_theta = of_theta - stirling(inverse_a) + (2.0 - HALF_LOG_2_PI)
-
     inverse = reciprocal(s + mean, PTX_LEVEL)
-    b, c = x + a, x + 2.0
-    both = reciprocal(b * c, PTX_LEVEL)  # one division for two
-    inverse_b, inverse_c = c * both, b * both
-    shift = (x + 1.0) * inverse_c
-    shift = tl.where(few, shift * b * reciprocal(x + theta, PTX_LEVEL), shift)
-    counted = x * log(b * inverse_c * ((mean + EPS) * inverse), PTX_LEVEL)
-    counted += 0.5 * log(shift * shift * both, PTX_LEVEL) + stirling(inverse_b) - stirling(inverse_c) + of_theta
-    return theta * log_of_means(x, mean, s, part, inverse) + tl.where(is_zero(x), 0.0, counted)
+    below_1 = x < 1.0
+    b, c = x + a, tl.where(below_1, x + 1.0, x)
+    inverse_b, inverse_c = reciprocal(b, PTX_LEVEL), reciprocal(c, PTX_LEVEL)
+    v, at_zero = log_of_means(x, mean, a, part, inverse)
+    expected = (mean + EPS) * inverse
+    u = (theta * inverse * (mean - x + EPS) + tl.where(few, expected, 0.0)) * inverse_c
+    u = tl.where(below_1, u - inverse_c, u)
+    shift = tl.where(few, theta * inverse_a * b * reciprocal(x + theta, PTX_LEVEL), 1.0)
+    counted = x * log_excess(expected * b * inverse_c, u) + log(tl.sqrt(a * inverse_b * inverse_c) * shift, PTX_LEVEL)
+    counted += stirling(inverse_b) - stirling(inverse_a) - stirling(inverse_c) - HALF_LOG_2_PI
+    counted += tl.where(below_1, x * u + 1.0, tl.where(few, x * u, 0.0))
+    zero = is_zero(x)
+    linear = tl.where(few | below_1, theta * v, 0.0)
+    return theta * at_zero + linear + tl.where(zero, 0.0, counted)
 
 
 @triton.jit
 def negative_binomial_slopes(x, mean, theta, PTX_LEVEL: tl.constexpr):
-    """Derivatives by mean and theta, and the logarithm that t multiplies."""
+    """Derivatives by mean and theta, and the log p of 0 where x is 0."""
     few, s, a, inverse_a, part = theta_terms(theta, PTX_LEVEL)
     inverse = reciprocal(s + mean, PTX_LEVEL)
-    of_mean = theta * inverse * ((x - (mean + EPS)) * reciprocal(mean + EPS, PTX_LEVEL))
-    logarithm = log_of_means(x, mean, s, part, inverse)
-    shift = x * reciprocal(theta, PTX_LEVEL) * reciprocal(x + theta, PTX_LEVEL)  # 1/t - 1/(x + t)
-    counted = stirling_slope(reciprocal(x + a, PTX_LEVEL)) - stirling_slope(inverse_a) + tl.where(few, shift, 0.0)
-    at_zero = logarithm + mean * inverse * (theta * reciprocal(s, PTX_LEVEL))
-    return of_mean, at_zero + tl.where(is_zero(x), 0.0, counted - x * inverse), logarithm
+    of_mean = theta * inverse * ((x - mean - EPS) * reciprocal(mean + EPS, PTX_LEVEL))
+    v, at_zero = log_of_means(x, mean, a, part, inverse)
+    # 1/t - 1/(x + t)
+    shift = tl.where(few, x * reciprocal(theta, PTX_LEVEL) * reciprocal(x + theta, PTX_LEVEL), 0.0)
+    rise = stirling_slope_rise(x, inverse_a, reciprocal(x + a, PTX_LEVEL)) + shift
+    linear = tl.where(few, (x * inverse_a + mean * EPS * reciprocal(s, PTX_LEVEL)) * inverse, 0.0)
+    return of_mean, at_zero - linear + tl.where(is_zero(x), 0.0, rise), theta * (at_zero + v)
 
 
 @triton.jit
 def log_of_probability(p, excess):
     """log p, at least -100, from p and p - 1, of which the one that is exact counts."""
     subnormal = p < 1.1754944e-38
-    log_p = log_ratio(tl.where(subnormal, p * 4294967296.0, p), excess) - tl.where(subnormal, 32 * LOG_2, 0.0)
+    log_p = excess + log_excess(tl.where(subnormal, p * 4294967296.0, p), excess) - tl.where(subnormal, 32 * LN_2, 0.0)
     return tl.where(p >= 0.0, tl.where(log_p < -100.0, -100.0, log_p), float("nan"))
 
 
@@ -163,14 +166,14 @@ def log_prob(
     elif KIND == "continuous_bernoulli":
         log_p = continuous_bernoulli(x, first, PTX_LEVEL)
     elif KIND == "poisson":
-        log_p = x * first - exp(first) - tl.where(is_zero(x), 0.0, log_factorial(x, PTX_LEVEL))
+        log_p = poisson(x, first, PTX_LEVEL)
     elif KIND == "gaussian":
         logvar = clamped(second, low, high, CLAMP, PTX_LEVEL)
         distance = x - first
         log_p = -0.5 * (distance * distance * tl.exp(-logvar) + logvar) - HALF_LOG_2_PI
     elif KIND == "laplace":
         logscale = clamped(second, low, high, CLAMP, PTX_LEVEL)
-        log_p = -tl.abs(x - first) * tl.exp(-logscale) - logscale - LOG_2
+        log_p = -tl.abs(x - first) * tl.exp(-logscale) - logscale - LN_2
     elif KIND == "scaled_bernoulli":
         log_p = scaled_bernoulli(x, first, second, third)
     else:
@@ -182,16 +185,16 @@ def log_prob(
 
 
 @triton.jit
-def within(slope, given, low, high, CLAMP: tl.constexpr):
-    """A derivative, 0 where the clamp holds."""
-    return tl.where((given < low) | (given > high), 0.0, slope) if CLAMP == "hard" else slope
+def within(gradient, given, low, high, CLAMP: tl.constexpr):
+    """A gradient, 0 where the clamp holds, whatever came in."""
+    return tl.where((given < low) | (given > high), 0.0, gradient) if CLAMP == "hard" else gradient
 
 
 @triton.jit
 def slopes(
     x, first, second, third, low, high, KIND: tl.constexpr, CLAMP: tl.constexpr, PTX_LEVEL: tl.constexpr
 ):  # fmt: skip
-    """Derivatives of log p by its parameters; 0 for those that the kind does not have."""
+    """Derivatives of log p by its parameters, before the clamp (`within`); 0 for those that the kind does not have."""
     of_second, of_third = 0.0, 0.0
     if KIND == "bernoulli":
         of_first = x - sigmoid(first, PTX_LEVEL)
@@ -201,21 +204,21 @@ def slopes(
         of_first = x - exp(first)
     elif KIND == "gaussian":
         of_first = (x - first) * tl.exp(-clamped(second, low, high, CLAMP, PTX_LEVEL))
-        of_second = within(0.5 * ((x - first) * of_first - 1.0), second, low, high, CLAMP)
+        of_second = 0.5 * ((x - first) * of_first - 1.0)
     elif KIND == "laplace":
         distance = x - first
         inverse = tl.exp(-clamped(second, low, high, CLAMP, PTX_LEVEL))
         # A distance of 0 or NaN is its own sign.
         of_first = tl.where(distance > 0.0, 1.0, tl.where(distance < 0.0, -1.0, distance)) * inverse
-        of_second = within(tl.abs(distance) * inverse - 1.0, second, low, high, CLAMP)
+        of_second = tl.abs(distance) * inverse - 1.0
     elif KIND == "scaled_bernoulli":
         of_first, of_second, of_third = scaled_bernoulli_slopes(x, first, second, third)
     else:
-        of_first, of_second, logarithm = negative_binomial_slopes(x, first, second, PTX_LEVEL)
+        of_first, of_second, log_zero = negative_binomial_slopes(x, first, second, PTX_LEVEL)
         if KIND == "zero_inflated_negative_binomial":
             zero = is_zero(x)
             # The part of a zero's probability that is the negative binomial's.
-            counted = tl.where(zero, sigmoid(second * logarithm - third, PTX_LEVEL), 1.0)
+            counted = tl.where(zero, sigmoid(log_zero - third, PTX_LEVEL), 1.0)
             of_third = tl.where(zero, sigmoid(-third, PTX_LEVEL) - counted, -sigmoid(third, PTX_LEVEL))
             of_first, of_second = counted * of_first, counted * of_second
     return of_first, of_second, of_third

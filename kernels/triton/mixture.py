@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from .functions import series
-from .parameterisation import log, reciprocal, sigmoid, tanh
+from .parameterisation import log, reciprocal, sigmoid, tanh, tanh_slope
 from .tiles import load_masked
 
 HALF_A_LEVEL: tl.constexpr = tl.constexpr(1.0 / 255.0)
@@ -92,7 +92,7 @@ def channel_parameters(
     pointer, component, components, channel_units, red, green, inside,
     CHANNELS: tl.constexpr, UNIT: tl.constexpr, PTX_LEVEL: tl.constexpr,
 ):  # fmt: skip
-    """Means and log scales of red, green and blue, and tanh of the three coefficients; 0 for what is not there."""
+    """Means and log scales of red, green and blue; derivatives of tanh of the coefficients; 0 for what is not there."""
     mean_0 = load_number(pointer, 1, component, components, channel_units, inside, UNIT, PTX_LEVEL)
     scale_0 = load_number(pointer, 2, component, components, channel_units, inside, UNIT, PTX_LEVEL)
     mean_1, mean_2, scale_1, scale_2, k_0, k_1, k_2 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
@@ -104,9 +104,9 @@ def channel_parameters(
         mean_2 = load_number(pointer, 7, component, components, channel_units, inside, UNIT, PTX_LEVEL)
         scale_2 = load_number(pointer, 8, component, components, channel_units, inside, UNIT, PTX_LEVEL)
         k_2 = load_number(pointer, 9, component, components, channel_units, inside, UNIT, PTX_LEVEL)
-        k_0, k_1, k_2 = tanh(k_0, PTX_LEVEL), tanh(k_1, PTX_LEVEL), tanh(k_2, PTX_LEVEL)
-        mean_1 += k_0 * red
-        mean_2 += k_1 * red + k_2 * green
+        mean_1 += tanh(k_0, PTX_LEVEL) * red
+        mean_2 += tanh(k_1, PTX_LEVEL) * red + tanh(k_2, PTX_LEVEL) * green
+        k_0, k_1, k_2 = tanh_slope(k_0, PTX_LEVEL), tanh_slope(k_1, PTX_LEVEL), tanh_slope(k_2, PTX_LEVEL)
     return mean_0, mean_1, mean_2, scale_0, scale_1, scale_2, k_0, k_1, k_2
 
 
@@ -139,32 +139,38 @@ def mix(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, UNIT: tl.constexpr,
     PTX_LEVEL: tl.constexpr,
 ):  # fmt: skip
-    """Over components of the logits, and of the logits plus log P: the largest, and the sum as `add_exp` has it."""
+    """Over components of the logits, and of the logits plus log P: the largest, and the sum as `add_exp` has it.
+
+    The largest logit is found first, and log P is added to what a logit is less than it: what all logits have in common
+    must not round the sums. So the largest sum of both is relative to it, too.
+    """
     largest_logit = tl.full((ROWS, COLUMNS), LOWEST, tl.float32)
-    largest = largest_logit
+    for component in tl.range(0, components):
+        logit = load_number(pointer, 0, component, components, channel_units, inside, UNIT, PTX_LEVEL)
+        largest_logit = tl.maximum(largest_logit, logit)
+    largest = tl.full((ROWS, COLUMNS), LOWEST, tl.float32)
     sum_of_logits = tl.zeros((ROWS, COLUMNS), tl.float32)
     total = sum_of_logits
     for component in tl.range(0, components):
-        logit = load_number(pointer, 0, component, components, channel_units, inside, UNIT, PTX_LEVEL)
+        logit = load_number(pointer, 0, component, components, channel_units, inside, UNIT, PTX_LEVEL) - largest_logit
         mean_0, mean_1, mean_2, scale_0, scale_1, scale_2, _, _, _ = channel_parameters(
             pointer, component, components, channel_units, red, green, inside, CHANNELS, UNIT, PTX_LEVEL
         )
         joint = joint_log_prob(
             logit, red, green, blue, mean_0, mean_1, mean_2, scale_0, scale_1, scale_2, low, CHANNELS, PTX_LEVEL
         )
-        largest_logit, sum_of_logits = add_exp(largest_logit, sum_of_logits, logit)
+        sum_of_logits += tl.exp(logit)
         largest, total = add_exp(largest, total, joint)
     return largest_logit, sum_of_logits, largest, total
 
 
 @triton.jit
 def slopes_of_bin(level, mean, log_scale, low, PTX_LEVEL: tl.constexpr):
-    """Derivatives of log P of a channel by its mean and log scale."""
+    """Derivatives of log P of a channel by its mean and log scale, this one as if the latter had no bound."""
     inverse, width, upper, lower, highest, lowest, part, narrow = bin_of(level, mean, log_scale, low)
     by_upper = tl.where(highest, 0.0, sigmoid(-upper, PTX_LEVEL))
     by_lower = tl.where(lowest, 0.0, sigmoid(lower, PTX_LEVEL))
     # w / expm1(w)
     rest = tl.exp(-width) * reciprocal(part, PTX_LEVEL)
     by_log_width = tl.where(highest | lowest, 0.0, tl.where(narrow, rest, width * rest))
-    of_scale = by_lower * lower - by_upper * upper - by_log_width
-    return (by_lower - by_upper) * inverse, tl.where(log_scale < low, 0.0, of_scale)
+    return (by_lower - by_upper) * inverse, by_lower * lower - by_upper * upper - by_log_width

@@ -61,7 +61,9 @@ def mixture_backward_kernel(
         )  # fmt: skip
         by_total, by_sum_of_logits = reciprocal(total, PTX_LEVEL), reciprocal(sum_of_logits, PTX_LEVEL)
         for m in tl.range(0, components):
-            logit = load_number(parameter_at, 0, m, components, parameter_channel, inside, UNIT, PTX_LEVEL)
+            logit = (
+                load_number(parameter_at, 0, m, components, parameter_channel, inside, UNIT, PTX_LEVEL) - largest_logit
+            )
             mean_0, mean_1, mean_2, scale_0, scale_1, scale_2, k_0, k_1, k_2 = channel_parameters(
                 parameter_at, m, components, parameter_channel, red, green, inside, CHANNELS, UNIT, PTX_LEVEL
             )
@@ -69,24 +71,51 @@ def mixture_backward_kernel(
                 logit, red, green, blue, mean_0, mean_1, mean_2, scale_0, scale_1, scale_2, low, CHANNELS, PTX_LEVEL
             )
             weight = tl.exp(joint - largest) * by_total  # p(component | x)
-            of_logit = grad * (weight - tl.exp(logit - largest_logit) * by_sum_of_logits)
+            of_logit = grad * (weight - tl.exp(logit) * by_sum_of_logits)
             store_number(to, of_logit, 0, m, components, grad_parameter_channel, inside, UNIT)
             weight *= grad
             of_mean, of_scale = slopes_of_bin(red, mean_0, scale_0, low, PTX_LEVEL)
             store_number(to, weight * of_mean, 1, m, components, grad_parameter_channel, inside, UNIT)
-            store_number(to, weight * of_scale, 2, m, components, grad_parameter_channel, inside, UNIT)
+            store_number(
+                to,
+                tl.where(scale_0 < low, 0.0, weight * of_scale),
+                2,
+                m,
+                components,
+                grad_parameter_channel,
+                inside,
+                UNIT,
+            )
             if CHANNELS == 3:
                 of_mean, of_scale = slopes_of_bin(green, mean_1, scale_1, low, PTX_LEVEL)
                 of_mean *= weight
-                of_k = of_mean * red * (1.0 - k_0 * k_0)
+                of_k = of_mean * red * k_0
                 store_number(to, of_k, 3, m, components, grad_parameter_channel, inside, UNIT)
                 store_number(to, of_mean, 4, m, components, grad_parameter_channel, inside, UNIT)
-                store_number(to, weight * of_scale, 5, m, components, grad_parameter_channel, inside, UNIT)
+                store_number(
+                    to,
+                    tl.where(scale_1 < low, 0.0, weight * of_scale),
+                    5,
+                    m,
+                    components,
+                    grad_parameter_channel,
+                    inside,
+                    UNIT,
+                )
                 of_mean, of_scale = slopes_of_bin(blue, mean_2, scale_2, low, PTX_LEVEL)
                 of_mean *= weight
-                of_k = of_mean * red * (1.0 - k_1 * k_1)
+                of_k = of_mean * red * k_1
                 store_number(to, of_k, 6, m, components, grad_parameter_channel, inside, UNIT)
                 store_number(to, of_mean, 7, m, components, grad_parameter_channel, inside, UNIT)
-                store_number(to, weight * of_scale, 8, m, components, grad_parameter_channel, inside, UNIT)
-                of_k = of_mean * green * (1.0 - k_2 * k_2)
+                store_number(
+                    to,
+                    tl.where(scale_2 < low, 0.0, weight * of_scale),
+                    8,
+                    m,
+                    components,
+                    grad_parameter_channel,
+                    inside,
+                    UNIT,
+                )
+                of_k = of_mean * green * k_2
                 store_number(to, of_k, 9, m, components, grad_parameter_channel, inside, UNIT)

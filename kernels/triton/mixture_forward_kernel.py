@@ -47,11 +47,11 @@ def mixture_forward_kernel(
         x_at = x_ptr + positions(row, column, x_strides, inner, UNIT, TWO_DIMS)
         red, green, blue = load_levels(x_at, x_channel, inside, CHANNELS, UNIT, PTX_LEVEL)
         parameter_at = parameter_ptr + positions(row, column, parameter_strides, inner, UNIT, TWO_DIMS)
-        largest_logit, sum_of_logits, largest, total = mix(
+        _, sum_of_logits, largest, total = mix(
             parameter_at, components, parameter_channel, red, green, blue, low, inside, ROWS, COLUMNS, CHANNELS, UNIT,
             PTX_LEVEL
         )  # fmt: skip
-        values = (largest - largest_logit) + (log(total, PTX_LEVEL) - log(sum_of_logits, PTX_LEVEL))
+        values = largest + (log(total, PTX_LEVEL) - log(sum_of_logits, PTX_LEVEL))
         if OUT == ELEMENTWISE:
             store_tile(out_ptr, values, out_strides, row, column, inner, inside, UNIT, TWO_DIMS)
         else:

@@ -19,6 +19,8 @@ import triton.language as tl
 from .functions import scale_of
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+# Added to std and to its derivative under softplus: without a floor their quotient goes to 1 where both underflow.
+SMALL_STD: tl.constexpr = tl.constexpr(2.0**-100)
 
 
 @triton.jit
@@ -55,6 +57,14 @@ def tanh(x, PTX_LEVEL: tl.constexpr):
     t = 0.13332771 + x2 * t
     t = -0.33333328 + x2 * t
     return tl.where(tl.abs(x) < 0.625, x + x * x2 * t, tl.where(x < 0.0, -far, far))
+
+
+@triton.jit
+def tanh_slope(x, PTX_LEVEL: tl.constexpr):
+    """1 - tanh(x)^2, which would cancel: 4e / (1 + e)^2, from the exponential that tanh uses too."""
+    e = tl.exp2(tl.abs(x) * (-2.0 * LOG2_E))
+    inverse = reciprocal(1.0 + e, PTX_LEVEL)
+    return 4.0 * e * inverse * inverse
 
 
 @triton.jit
@@ -133,7 +143,7 @@ def logvar_of(x, std, SCALE: tl.constexpr, PTX_LEVEL: tl.constexpr):
 def inverse_std_of(std, logvar, SCALE: tl.constexpr, PTX_LEVEL: tl.constexpr):
     if not is_linear(SCALE):
         return scale_of(-logvar, PTX_LEVEL)[0]
-    return reciprocal(std, PTX_LEVEL)
+    return reciprocal(std + SMALL_STD if SCALE == "softplus" else std, PTX_LEVEL)
 
 
 @triton.jit
@@ -146,8 +156,10 @@ def ratio_of(std, log_ratio, inverse_prior_std, SCALE: tl.constexpr, PTX_LEVEL: 
 
 
 @triton.jit
-def gradient_through_std(grad_std, std, inverse_std, SCALE: tl.constexpr):
+def gradient_through_std(grad_std, std, inverse_std, x, SCALE: tl.constexpr, PTX_LEVEL: tl.constexpr):
     """The gradient of x that reaches it through std."""
+    if SCALE == "softplus":
+        return grad_std * sigmoid(x, PTX_LEVEL)
     if SCALE == "logvar":
         return 0.5 * (grad_std * std)
     if SCALE == "logstd":
@@ -156,25 +168,23 @@ def gradient_through_std(grad_std, std, inverse_std, SCALE: tl.constexpr):
 
 
 @triton.jit
-def gradient_through_logvar(grad_logvar, inverse_std, SCALE: tl.constexpr):
-    """The gradient of x that reaches it through logvar."""
+def gradient_through_logvar(grad_logvar, inverse_std, x, SCALE: tl.constexpr, PTX_LEVEL: tl.constexpr):
+    """The gradient of x that reaches it through logvar: none from 0, also where std is 0 and its inverse infinite."""
     if SCALE == "logvar":
         return grad_logvar
     if SCALE == "logstd":
         return 2.0 * grad_logvar
-    if SCALE == "var":
-        return grad_logvar * inverse_std * inverse_std
-    return 2.0 * (grad_logvar * inverse_std)
+    if SCALE == "softplus":
+        inverse_std = inverse_std * (sigmoid(x, PTX_LEVEL) + SMALL_STD)
+    grad = grad_logvar * inverse_std * inverse_std if SCALE == "var" else 2.0 * (grad_logvar * inverse_std)
+    return tl.where(grad_logvar == 0.0, 0.0, grad)
 
 
 @triton.jit
-def gradient_of_raw(grad, raw, x, low, high, SCALE: tl.constexpr, CLAMP: tl.constexpr, PTX_LEVEL: tl.constexpr):
-    """From the gradient of x (of softplus(x), for that scale) to that of the parameter as given."""
-    if SCALE == "softplus":
-        grad = grad * sigmoid(x, PTX_LEVEL)
+def gradient_of_raw(grad, raw, low, high, CLAMP: tl.constexpr, PTX_LEVEL: tl.constexpr):
+    """From the gradient of x to that of the parameter as given."""
     if CLAMP == "hard":
         return tl.where((raw >= low) & (raw <= high), grad, 0.0)
     if CLAMP == "soft":
-        part = x * tl.math.div_rn(1.0, high)
-        return grad * (1.0 - part * part)
+        return grad * tanh_slope(raw * tl.math.div_rn(1.0, high), PTX_LEVEL)
     return grad

@@ -62,14 +62,20 @@ def philox4x32(c0, c1, c2, c3, k0, k1, PTX_LEVEL: tl.constexpr):
 
 @triton.jit
 def log1p_near_0(f):
-    """ln(1 + f) = f - f^2/2 + f^3 P(f) for 1 + f in [sqrt(1/2), sqrt(2)): relative error 3.2e-8."""
+    """ln(1 + f) for 1 + f in [sqrt(1/2), sqrt(2)): relative error 3.2e-8."""
+    return f + log1p_excess_near_0(f)
+
+
+@triton.jit
+def log1p_excess_near_0(f):
+    """ln(1 + f) - f = -f^2/2 + f^3 P(f)"""
     p = -0.14267492 + f * 0.08700438
     p = 0.14914769 + f * p
     p = -0.16577584 + f * p
     p = 0.19963063 + f * p
     p = -0.25001338 + f * p
     p = 0.33333910 + f * p
-    return f - f * f * (0.5 - f * p)
+    return f * f * (f * p - 0.5)
 
 
 @triton.jit

@@ -13,8 +13,9 @@ to be put together before they are rounded.
 import triton
 import triton.language as tl
 
-from .parameterisation import LOG2_E, log, reciprocal
-from .philox import log1p_near_0
+from .functions import series
+from .parameterisation import LOG2_E, reciprocal
+from .philox import log1p_excess_near_0, log1p_near_0
 
 LN_2: tl.constexpr = tl.constexpr(0.693147181)
 HALF_LOG_2_PI: tl.constexpr = tl.constexpr(0.9189385332046727)
@@ -31,15 +32,15 @@ def exp(x):
 
 
 @triton.jit
-def log_ratio(ratio, excess):
-    """log(ratio) of a normal ratio > 0, from excess = ratio - 1 where it is near 1 and would have lost that difference.
+def log_excess(ratio, excess):
+    """log(ratio) - excess of a normal ratio > 0, which is at most 0; excess = ratio - 1 is exact where ratio is near 1.
 
     Off by 1e-7 of itself, at every PTX_LEVEL: lg2 would be off by 2^-22, however near 0 the result.
     """
     exponent = (ratio.to(tl.int32, bitcast=True) - 0x3F3504F3) >> 23
     scale = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
     f = tl.where(exponent == 0, excess, ratio * scale - 1.0)
-    return exponent.to(tl.float32) * LN_2 + log1p_near_0(f)
+    return (exponent.to(tl.float32) * LN_2 + (f - excess)) + log1p_excess_near_0(f)
 
 
 @triton.jit
@@ -55,24 +56,39 @@ def stirling(inverse):
 
 
 @triton.jit
-def stirling_slope(inverse):
-    """D: digamma(y) - log y, from inverse = 1/y <= 1."""
-    square = inverse * inverse
+def stirling_slope(square):
+    """s of D(y) = digamma(y) - log y = -1/(2y) - s / y^2, from square = 1/y^2 <= 1."""
     s = 0.0010693232 - square * 0.00025009774
     s = -0.0021913035 + square * s
     s = 0.0035395771 + square * s
     s = -0.0082830898 + square * s
-    s = 0.083331227 + square * s
-    return -inverse * (0.5 + inverse * s)
+    return 0.083331227 + square * s
 
 
 @triton.jit
-def log_factorial(x, PTX_LEVEL: tl.constexpr):
-    """lgamma(x + 1), x >= 0, by that of y = x + 2.
+def stirling_slope_rise(x, inverse_a, inverse_b):
+    """D(b) - D(a), b = x + a, D's leading parts subtracted as one fraction, x / (a b)."""
+    square_a = inverse_a * inverse_a
+    slope_a, slope_b = stirling_slope(square_a), stirling_slope(inverse_b * inverse_b)
+    fall = x * inverse_a * inverse_b
+    return fall * (0.5 + (inverse_a + inverse_b) * slope_b) + square_a * (slope_a - slope_b)
 
-    From PTX_LEVEL 1 on, the logarithm of (x + 1) / y is lg2's, since its 2^-22 are not multiplied by a count.
+
+@triton.jit
+def poisson(x, lograte, PTX_LEVEL: tl.constexpr):
+    """log p = x d - c (exp(d) - 1) - 1/2 log(2 pi c) - S(1/c), d = lograte - log c, c = x (x + 1 where x is below 1).
+
+    Its first part is -x (exp(d) - 1 - d) >= 0 where x is 1 or more: nothing large is subtracted from something large.
     """
-    y = x + 2.0
-    inverse = reciprocal(y, PTX_LEVEL)
-    small = stirling(inverse) - log((x + 1.0) * inverse, PTX_LEVEL) + (HALF_LOG_2_PI - 1.5)
-    return (x + 0.5) * (log_ratio(y, x + 1.0) - 1.0) + small
+    below_1 = x < 1.0
+    c = tl.where(below_1, x + 1.0, x)
+    exponent = (c.to(tl.int32, bitcast=True) - 0x3F3504F3) >> 23
+    scale = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
+    whole, rest = exponent.to(tl.float32), c * scale - 1.0
+    rest = log1p_near_0(rest)
+    d = (lograte - whole * 0.693359375) - (rest - whole * 2.1219444e-4)
+    rate = exp(d)
+    less = tl.where(tl.abs(d) < 0.5, d * d * series(d), rate - 1.0 - d)
+    from_mode = tl.where(below_1, x * d - c * (rate - 1.0), -c * less)
+    log_p = from_mode - 0.5 * (whole * LN_2 + rest) - (stirling(reciprocal(c, PTX_LEVEL)) + HALF_LOG_2_PI)
+    return tl.where(x == 0.0, -rate, log_p)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastvae import DiagonalGaussian
+from fastvae.integrations import compvis
 from fastvae.integrations.compvis import DiagonalGaussianDistribution, DiagonalGaussianRegularizer
 
 SHAPES = [(2, 6, 4, 4), (3, 4), (2, 4, 2, 3, 3)]
@@ -163,3 +164,15 @@ def test_errors_name_the_argument():
         DiagonalGaussianRegularizer()(torch.zeros(2, 3))
     with pytest.raises(TypeError, match="deterministic is a str, expected a bool"):
         DiagonalGaussianDistribution(torch.zeros(2, 4), "yes")
+
+
+def test_the_kl_has_the_dtype_of_the_formula(monkeypatch):
+    """Autocast on a GPU computes exp and pow of float16 in float32, where the sum does not overflow."""
+    given = torch.zeros(1, 8, 4, 4, dtype=torch.float16)
+    given[:, :4] = 140.0
+    posterior = DiagonalGaussianDistribution(given)
+    assert posterior.kl().dtype == torch.float16
+    assert posterior.kl().isinf()
+    monkeypatch.setattr(compvis, "formula_dtype", lambda tensor: torch.float32)
+    torch.testing.assert_close(posterior.kl(), torch.tensor([0.5 * 64 * 140.0**2]))
+    assert posterior.nll(torch.zeros_like(given[:, :4])).dtype == torch.float32

@@ -163,7 +163,6 @@ int main(int argc, char **argv) {
     check_rare_draws();
     check_high_rows();
     check_parameters();
-    check_gammas();
     check_mixture_of_whole_tiles();
     for (int dtype = BFLOAT16; dtype <= FLOAT16; dtype++) {
         check_rounding(dtype);

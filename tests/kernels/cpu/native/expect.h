@@ -13,12 +13,12 @@ static int64_t comparisons, failures;
 
 enum {
     Z, KL, KL_SUM, GRAD_MU, GRAD_LOGVAR, NOISE, MEAN_KL, LOG_PROBABILITY, GRAD_PRIOR, LIKELIHOOD, LIKELIHOOD_SUM,
-    GRAD_PARAMETER, GRAD_SHARED, LGAMMA, DIGAMMA, QUANTITIES
+    GRAD_PARAMETER, GRAD_SHARED, QUANTITIES
 };
 static const char *const quantity_names[QUANTITIES] = {
     "z", "kl", "sum of kl", "gradient of mu", "gradient of logvar", "eps", "mean kl", "log-probability",
     "gradient of a prior", "log-likelihood", "sum of log-likelihoods", "gradient of a parameter",
-    "gradient of a shared parameter", "lgamma", "digamma",
+    "gradient of a shared parameter",
 };
 static double worst[QUANTITIES]; /* largest error in float32, as a part of what is allowed */
 

@@ -164,7 +164,7 @@ WRONG_ARITHMETIC = (
     Fault("elementwise_prior.h", "-(of_ratio + 0.5f * of_difference * difference)", "-of_ratio"),
     Fault("elementwise_prior.h", "of_ratio = 0.5f * grad_kl", "of_ratio = grad_kl"),
     Fault("elementwise_prior.h", "grad_mu += grad_z;", ""),
-    Fault("elementwise_prior.h", "through_logvar(of_prior_logvar, prior_x, p.std, scale)", "of_prior_logvar"),
+    Fault("elementwise_prior.h", "through_logvar(of_prior_logvar, prior_x, p.std, scale, o)", "of_prior_logvar"),
     Fault("elementwise_prior.h", ", kl[TILE + LANES]", ", kl[TILE]"),
     Fault("elementwise_prior.h", "grad_kl[TILE + LANES]", "grad_kl[TILE]"),
     Fault("resolve.h", "c->mu.data ? read_tile", "1 ? read_tile"),

@@ -26,8 +26,10 @@ static approximate bounded(double raw, const likelihood *d) {
     return exactly(raw < d->low ? d->low : raw > d->high ? d->high : raw); /* NaN stays */
 }
 
-static approximate inside_bounds(approximate grad, double raw, const likelihood *d) {
-    return raw < d->low || raw > d->high ? exactly(0.0) : grad;
+/* The gradient of a parameter from the derivative: 0 where the parameter is clamped, whatever the gradient of log p is. */
+static approximate gradient_of_parameter(const likelihood *d, int i, double raw, approximate given, approximate by) {
+    int is_scale = i == 1 && (d->kind == GAUSSIAN || d->kind == LAPLACE);
+    return is_scale && (raw < d->low || raw > d->high) ? exactly(0.0) : product(given, by);
 }
 
 static exact_likelihood of_bernoulli(int kind, double x, double l) {
@@ -46,7 +48,7 @@ static exact_likelihood of_gaussian(double x, const double *values, const likeli
     approximate constant = with_rounding(log(2.0 * acos(-1.0)), 0.0);
     return (exact_likelihood){
         scaled(-0.5, sum(sum(squared, logvar), constant)),
-        {by_mean, inside_bounds(scaled(0.5, difference(squared, exactly(1.0))), values[1], d)},
+        {by_mean, scaled(0.5, difference(squared, exactly(1.0)))},
     };
 }
 
@@ -59,16 +61,17 @@ static exact_likelihood of_laplace(double x, const double *values, const likelih
         scaled(-1.0, sum(sum(size, logscale), with_rounding(log(2.0), 0.0))),
         {
             sign == 0.0 ? exactly(0.0) : scaled(sign, inverse),
-            inside_bounds(difference(size, exactly(1.0)), values[1], d),
+            difference(size, exactly(1.0)),
         },
     };
 }
 
 static exact_likelihood of_poisson(double x, double r) {
-    approximate data = exactly(x), rate = exp_of(exactly(r));
+    approximate data = exactly(x), rate = exp_of((approximate){r, isfinite(r) ? nearly(r, ROUNDING) : 0.0}); /* of r - log x */
     rate.value = as_float(rate.value);
     approximate fixed = lgamma_of(sum(data, exactly(1.0)));
-    return (exact_likelihood){difference(difference(product(data, exactly(r)), rate), fixed), {difference(data, rate)}};
+    approximate power = x == 0.0 ? exactly(0.0) : product(data, exactly(r)); /* also of a rate of 0 */
+    return (exact_likelihood){difference(difference(power, rate), fixed), {difference(data, rate)}};
 }
 
 static int is_zero(double x) { return fabs(x) < 1e-8; }

@@ -113,7 +113,8 @@ static approximate likelihood_at(const likelihood_problem *l, int64_t row, int64
         for (int i = 0; i < parameters_of[l->likelihood.kind]; i++)
             values[i] = shared_at(&l->parameters[i], l->sharing[i], row, d);
         exact_likelihood e = likelihood_of(&l->likelihood, as_float(get(&l->x, row, d)), values);
-        for (int i = 0; i < parameters_of[l->likelihood.kind]; i++) by[i] = product(given, e.by[i]);
+        for (int i = 0; i < parameters_of[l->likelihood.kind]; i++)
+            by[i] = gradient_of_parameter(&l->likelihood, i, values[i], given, e.by[i]);
         return e.log_prob;
     }
     approximate y[MOST_CHANNELS];
