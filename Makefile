@@ -47,7 +47,7 @@ lint: $(VENV)/installed
 
 RESULTS ?= bench/results
 bench: $(VENV)/installed
-	set -e; for command in cpu likelihoods training kernel_alone scaling; do \
+	set -e; for command in cpu likelihoods head training kernel_alone scaling; do \
 		$(RUN) -m bench $$command --results $(RESULTS); \
 	done
 	$(RUN) -m bench report --results $(RESULTS)

@@ -15,6 +15,7 @@ from .agreement import Disagreement
 COMMANDS = {
     "cpu": ("bench.cpu", "latent ops against PyTorch and its peers: the whole suite, or one op in any shape"),
     "likelihoods": ("bench.likelihoods", "log-likelihoods against PyTorch"),
+    "head": ("bench.head", "the decoder's last layer and the likelihood in one op, against PyTorch"),
     "training": ("bench.training", "a training step of a VAE"),
     "scaling": ("bench.scaling", "time per element from 100 to 100,000,000 elements"),
     "kernel_alone": ("bench.kernel_alone", "the CPU kernels against a copy of as many bytes"),

@@ -216,6 +216,22 @@ TRAINING: Columns = {
     "with fastvae": lambda row: f"{row['latent_share']['fastvae']:.1%}",
 }
 
+
+def _seconds_and_peak(name: str) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        peak, seconds = row["peak_bytes"][name], row["seconds"]
+        speed = "" if name == "eager" else f", {times(seconds['eager'] / seconds[name])}"
+        return f"{duration(seconds[name])}{speed}" + ("" if peak is None else f", {size(peak)}")
+
+    return text
+
+
+HEAD: Columns = {
+    "likelihood": lambda row: f"{row['kind']}{mark(row['other_load'])}",
+    "shape": lambda row: row["shape"],
+    **{name: _seconds_and_peak(name) for name in ("eager", "fused likelihood", "fastvae")},
+}
+
 KERNEL_ALONE: Columns = {
     "shape": lambda row: row["shape"],
     "kernel": lambda row: row["direction"],

@@ -1,4 +1,4 @@
-"""The five operators that PyTorch sees: noise, latent, likelihood and the backward of the last two.
+"""The operators that PyTorch sees: noise, latent, likelihood and the backward of the last two; `head_op` adds a head.
 
 Each is functional, takes its seed as a tensor and the requested backend as a string, and hands over to
 `fastvae.kernels`. There is one implementation for all devices, because the choice of a backend looks at more than the

@@ -1,13 +1,14 @@
 """The arithmetic of fastvae, one folder per backend, installed as ``fastvae.kernels``.
 
 ``reference`` is plain PyTorch and the oracle of every test, ``cpu`` is C with SIMD, ``triton`` is for GPUs. Each offers
-the same functions, whose records `latent_spec` and `likelihood_spec` describe:
+the same functions, whose records `latent_spec`, `likelihood_spec` and `head_spec` describe:
 
     noise(seed, shape, row_offset, dtype, draw)                             -> eps
     latent_forward(inputs, spec, scalars)                                   -> LatentOutputs
     latent_backward(grads, inputs, spec, scalars, wants_prior)              -> LatentGradients
     likelihood_forward(x, parameters, spec, bounds, noticed=None)           -> log p(x|z)
     likelihood_backward(grad, x, parameters, spec, bounds, wants)           -> a gradient for each parameter, or None
+    head(x, parameters, library, grad, spec, bounds, wants)                 -> HeadResults
     describe(shape, dtype, device)                                          -> what a latent op runs on, in words
 
 ``latent_backward``: ``grads`` is a `LatentOutputs` of gradients, any of which may be None or have any strides
@@ -24,6 +25,13 @@ wanted. ``noticed`` is a bool tensor of one element, set where a value is outsid
 tensor has a dtype of its own, x also an integer one or bool, any strides (0 among them), and gradients take the dtype
 of their parameter; results are float32 (float64 if x or a parameter is). The parameter of a mixture is
 (B, channels, ...), x is (B, C, ...), the result of "none" (B, ...) without the C, and "channel" does not occur.
+
+``head``, a likelihood whose parameters are outputs of linear layers: ``parameters`` has one tensor for each parameter
+of the kind. Outputs have x's shape, (rows, event), and are dense along the event; of a mixture they are (rows,
+channels, pixels), with x (rows, C, pixels). What is given is (event,) or one element. log p is that of each row. If
+anything is wanted, every output is overwritten by its gradient, weighted by ``grad`` (None: 1 for each row).
+``library`` and ``grad`` are (rows,), contiguous, in the dtype of log p. `fastvae.head_op` cuts calls into chunks of
+rows and multiplies the matrices.
 
 How to add
 

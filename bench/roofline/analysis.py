@@ -36,6 +36,7 @@ GOALS = {
     "bernoulli": ((19, 19), (12, 13)),
     "gaussian": ((14, 16), (18, 19)),
     "negative_binomial": ((113, 116), (79, 78)),
+    "head_bernoulli": ((26, 27), (26, 27)),
 }
 GOALS_ON_SM_100 = GOALS | {"sample_and_kl": ((25, 26), (33, 36))}
 
@@ -48,6 +49,10 @@ def goal(op: str, dtype: str, target: str) -> int | None:
 
 # More arithmetic for the bytes that they move than fits beside them on the faster chips: only its amount is held to.
 BOUND_BY_ARITHMETIC = ("negative_binomial", "negative_binomial_backward")
+
+# Of two bytes an element, a good draw takes longer than memory does; tiles of counts are so short that narrow outputs
+# are read and written 8 bytes at a time.
+NOT_HELD = ("noise", "head_negative_binomial")
 
 # The long aligned rows at which the goals are checked; the shapes of bench.roofline.compiled are reported beside them.
 GOAL_SHAPE = "64x65536"
@@ -77,8 +82,10 @@ def work_of(launch: Any) -> Work:
     """The work of a `fastvae.kernels.triton.launch.Launch`."""
     tensors = [argument for argument in launch.arguments if hasattr(argument, "element_size")]
     elements = max(tensor.numel() for tensor in tensors)
-    rows, columns = launch.constants["ROWS"], launch.constants["COLUMNS"]
+    rows, columns = launch.constants.get("ROWS", 1), launch.constants["COLUMNS"]
     named = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
+    if "FIRST" in launch.constants:
+        return _work_of_head(launch, named, tensors)
     event = named["event_units"] * launch.constants["UNIT"]
     shared = [named[name] for name in SHARED_ARGUMENTS if named.get(name) is not None]
     shared = [tensor for tensor in shared if tensor.numel() < elements]
@@ -92,6 +99,20 @@ def work_of(launch: Any) -> Work:
         launch.num_warps,
         launch.constants["UNROLL"],
     )
+
+
+def _work_of_head(launch: Any, named: dict[str, Any], tensors: Sequence[Any]) -> Work:
+    """One row a program; outputs are read and, in place, written: under a softmax in a loop of its own."""
+    event, columns = named["event"], launch.constants["COLUMNS"]
+    elements = tensors[0].numel()
+    outputs, has_softmax = named["first_ptr"].element_size(), launch.constants["FIRST"] == "softmax"
+    # What is given is read by every program, and stays in the cache.
+    read = sum(one.element_size() for one in tensors if one.numel() in (elements, event))
+    steps, inside = math.ceil(event / columns), event / (math.ceil(event / columns) * columns)
+    # The loops before and after the softmax's own: its outputs, then these, the derivatives and the gradients.
+    others = 3 * outputs + 4 if has_softmax else 0
+    step = read + (0 if has_softmax else outputs)
+    return Work(inside * columns / (32 * launch.num_warps), steps, step + others, step, launch.num_warps, 1)
 
 
 def unrolled(body: Sequence[sass.Instruction], work: Work) -> int:
@@ -219,7 +240,7 @@ def measure(job: tuple[str, str, str, str]) -> dict[str, Any]:
         entry |= analyse(sass.Code(instructions), usage, kernel.metadata.shared, work, target)
         entry["array_bytes"] = work.array_bytes
         entry["goal"] = goal(op, dtype, target)
-        held = shape_name == GOAL_SHAPE and op != "noise"  # two bytes an element leave no time for a good draw
+        held = shape_name == GOAL_SHAPE and op not in NOT_HELD
         entry["missed"] = missed(entry) if held else None
     else:
         entry |= amd_resources(kernel.asm["amdgcn"])
@@ -285,10 +306,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("TRITON_INTERPRET is set: nothing is compiled in this process. Unset it.", file=sys.stderr)
         return 2
 
-    from .compiled import OPS, SHAPES, TARGETS, is_shipped
+    from .compiled import SHAPES, SHIPPED, TARGETS, is_shipped
 
     parser = command_line("roofline", __doc__, results=False)
-    known = {"target": TARGETS, "op": OPS, "dtype": ("float32", "bfloat16"), "shape": SHAPES}
+    known = {"target": TARGETS, "op": SHIPPED, "dtype": ("float32", "bfloat16"), "shape": SHAPES}
     for name, values in known.items():
         about = f"one {name} or several, separated by commas; all if left out"
         parser.add_argument(f"--{name}", type=some_of(values), default=list(values), help=about)

@@ -16,6 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fastvae.kernels.head_spec import HeadSpec
 from fastvae.kernels.latent_spec import LatentInputs, LatentOutputs, LatentScalars, LatentSpec
 from fastvae.kernels.likelihood_spec import Bounds, LikelihoodSpec
 
@@ -116,6 +117,12 @@ LIKELIHOODS = {
     "negative_binomial": ("full", "shared"),
 }
 
+# Heads, with their gradients: one layer's outputs; and those of a softmax with a dispersion for each gene.
+HEADS = {
+    "head_bernoulli": HeadSpec("bernoulli"),
+    "head_negative_binomial": HeadSpec("negative_binomial", "softmax", "given"),
+}
+
 
 def _backward_of(op: str) -> tuple[str, bool]:
     return op.removesuffix("_backward"), op.endswith("_backward")
@@ -138,6 +145,8 @@ def op_launch(op: str, shape: tuple[int, ...], dtype: torch.dtype, like: torch.T
     with collected_launches() as launches:
         if name == "noise":
             backend.noise(torch.zeros(1, dtype=torch.int64), shape, 0, dtype, 0)
+        elif name in HEADS:
+            _call_head(HEADS[name], tensor)
         elif name in LATENTS:
             _call_latent(LATENTS[name], backward, tensor)
         else:
@@ -180,12 +189,22 @@ def _call_likelihood(name: str, backward: bool, tensor: Callable[[], torch.Tenso
     likelihood_backward(torch.empty(x.shape[0]), x, parameters, spec, bounds, (True,) * len(parameters))
 
 
+def _call_head(spec: HeadSpec, tensor: Callable[[], torch.Tensor]) -> None:
+    from fastvae.kernels.triton import head
+
+    x, of_rows = tensor().float(), torch.empty(len(tensor()))
+    parameters = tuple([tensor()[0].float() if how == "given" else tensor() for how in spec.activations])
+    library = of_rows if spec.first == "softmax" else None
+    head(x, parameters, library, None, spec, Bounds(), (True,) * len(parameters))
+
+
 PLAIN = ("sample_and_kl", "reparameterize", "gaussian_kl")
 PLAIN_OPS = ("noise", *PLAIN, *(f"{name}_backward" for name in PLAIN))
 OTHER_LATENTS = tuple([name for name in LATENTS if name not in PLAIN])
 LATENT_OPS = (*OTHER_LATENTS, *(f"{name}_backward" for name in OTHER_LATENTS))
 LIKELIHOOD_OPS = (*LIKELIHOODS, *(f"{name}_backward" for name in LIKELIHOODS))
 OPS = (*PLAIN_OPS, *LATENT_OPS, *LIKELIHOOD_OPS)
+SHIPPED = (*OPS, *HEADS)
 
 # A short latent, a long one, packed ones: an image's in channels_last, and rows of two halves; rows so long that only
 # the loop counts; two of which many draws are made; and two kinds of data, images of digits and counts of genes.
@@ -205,6 +224,8 @@ SHAPES = {
 def is_shipped(op: str, shape_name: str) -> bool:
     """Whether an op is looked at in one of SHAPES: what is unlike the other ops in it."""
     name, _ = _backward_of(op)
+    if name in HEADS:
+        return shape_name in ("1024x784", "64x65536")
     if name in LIKELIHOODS or shape_name in ("1024x784", "1024x4000"):
         return name in LIKELIHOODS and shape_name in ("1024x784", "1024x4000", "64x65536")
     of_draws = name in LATENTS and LATENTS[name].scalars.num_samples is not None
@@ -233,7 +254,7 @@ def shipped_launches() -> Iterator[tuple[str, str, torch.dtype, Any]]:
     for shape_name in SHAPES:
         shape, like = shape_and_layout(shape_name)
         for dtype in (torch.float32, torch.bfloat16):
-            for op in OPS:
+            for op in SHIPPED:
                 if is_shipped(op, shape_name):
                     yield op, shape_name, dtype, op_launch(op, shape, dtype, like)
 

@@ -10,8 +10,9 @@ the distribution has several parameters) and x the data:
 ``log_prob(..., mask=)`` leaves out missing values; `MissingAsNaN` leaves out those that are NaN. Data are (B, *event),
 row b is sample b; parameters of K draws, (K, B, *event), give (K, B). Sums are float32 even for bfloat16 and float16
 (float64 stays float64), as a sum over 784 pixels needs more than bfloat16's 8 bits. No method synchronises the device
-unless ``check=True``. Invalid arguments raise TypeError or ValueError; the message names the argument. The conventions
-of the functions are in `fastvae.likelihoods.functional`.
+unless ``check=True``. `linear_log_prob` computes a likelihood together with the decoder's last linear layers. Invalid
+arguments raise TypeError or ValueError; the message names the argument. The conventions of the functions are in
+`fastvae.likelihoods.functional`.
 """
 
 from .base import Likelihood
@@ -27,6 +28,7 @@ from .functional import (
     scaled_bernoulli_log_prob,
     zero_inflated_negative_binomial_log_prob,
 )
+from .head import Linear, linear_log_prob
 from .images import DiscretizedLogisticMixture
 from .missing import MissingAsNaN
 from .pixels import Bernoulli, ContinuousBernoulli
@@ -39,6 +41,7 @@ __all__ = [
     "Gaussian",
     "Laplace",
     "Likelihood",
+    "Linear",
     "MissingAsNaN",
     "NegativeBinomial",
     "Poisson",
@@ -48,6 +51,7 @@ __all__ = [
     "discretized_logistic_mixture_log_prob",
     "gaussian_log_prob",
     "laplace_log_prob",
+    "linear_log_prob",
     "negative_binomial_log_prob",
     "poisson_log_prob",
     "scaled_bernoulli_log_prob",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ..checks import check_generator, check_tensor
 from ..kernels.layout import compute_dtype
 from ..latent_options import shows_options
 from .functional import LikelihoodOptions
+from .head import Linear
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -71,6 +72,38 @@ class FusedLikelihood(nn.Module):
         dtype = compute_dtype(parts[0].dtype)  # bfloat16 would round a probability of 0.999 to 1
         wide = [(part if self._differentiable else part.detach()).to(dtype) for part in parts]
         return self._draw(*wide, generator).to(parts[0].dtype)
+
+
+class HeadTerms(NamedTuple):
+    """What `linear_log_prob` takes of a likelihood, given the decoder's last layers."""
+
+    density: str
+    parameters: tuple[
+        str | Tensor, ...
+    ]  # an activation of the decoder's next layer, or a tensor of the likelihood's own
+    library: Tensor | None = None
+    clamp: tuple[float, float] | None = None
+    components: int = 10
+
+    def given_layers(self, layers: Sequence[Linear]) -> list[Linear | Tensor] | None:
+        """The parameters, layers with their activation; None if these are not the layers that the likelihood takes."""
+        found: list[Linear | Tensor] = []
+        remaining = list(layers)
+        for one in self.parameters:
+            if isinstance(one, Tensor):
+                found.append(one)
+                continue
+            if not remaining or "identity" not in (one, remaining[0].activation):
+                return None
+            layer = remaining.pop(0)
+            found.append(layer if one == "identity" else layer._replace(activation=one))
+        return None if remaining else found
+
+
+def head_terms(likelihood: Likelihood, x: Tensor) -> HeadTerms | None:
+    """None for a likelihood that does not say what it is; a subclass may be another density, and has to say it anew."""
+    own, *inherited = [getattr(one, "_head_terms", None) for one in type(likelihood).__mro__]
+    return None if own is None or own in inherited else own(likelihood, x)
 
 
 def mean_given(likelihood: Likelihood, parameters: Parameters, x: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from ..kernels.likelihood_spec import EPS
 from ..latent_options import shows_options
 from ..size_checks import positive_sizes
 from ..torch_internals import standard_gamma
-from .base import FusedLikelihood, Parameters, check_parts, check_positive
+from .base import FusedLikelihood, HeadTerms, Parameters, check_parts, check_positive
 from .functional import (
     LikelihoodOptions,
     negative_binomial_log_prob,
@@ -72,6 +72,12 @@ class _Counts(FusedLikelihood):
     def _from_log_mean(self, log_mean: Tensor) -> Tensor:
         return torch.exp(log_mean)
 
+    def _terms_of(self, density: str, x: Tensor, *others: str | Tensor) -> HeadTerms:
+        if self.library_size is None:
+            return HeadTerms(density, ("identity", *others))
+        sizes = x.to(compute_dtype(x.dtype)).flatten(1).sum(1).clamp_min(EPS)
+        return HeadTerms(density, ("softmax", *others), sizes)
+
     @staticmethod
     def _log_mean(logits: Tensor, size: Tensor, x: Tensor | None, mask: Tensor | None) -> Tensor:
         """log(l softmax(logits)), l the sum of the counts x of each row; without x, l is ``size``.
@@ -111,6 +117,9 @@ class Poisson(_Counts):
 
     _log_prob = staticmethod(poisson_log_prob)
 
+    def _head_terms(self, x: Tensor) -> HeadTerms:
+        return self._terms_of("poisson", x)
+
     def _from_log_mean(self, log_mean: Tensor) -> Tensor:
         return log_mean
 
@@ -139,6 +148,9 @@ class _OverdispersedCounts(_Counts):
             return check_parts(parameters, ("mean", "theta", *self._others))
         mean, *rest = check_parts(parameters, ("mean", *self._others))
         return mean, torch.exp(self.log_theta), *rest
+
+    def _theta(self) -> str | Tensor:
+        return "identity" if self.log_theta is None else torch.exp(self.log_theta)
 
     def _negative_binomial(self, mean: Tensor, theta: Tensor, generator: torch.Generator | None) -> Tensor:
         """Poisson counts whose rate is Gamma distributed with this mean."""
@@ -173,6 +185,9 @@ class NegativeBinomial(_OverdispersedCounts):
 
     _log_prob = staticmethod(negative_binomial_log_prob)
 
+    def _head_terms(self, x: Tensor) -> HeadTerms:
+        return self._terms_of("negative_binomial", x, self._theta())
+
     def _mean(self, mean: Tensor, theta: Tensor) -> Tensor:
         return mean
 
@@ -194,6 +209,9 @@ class ZeroInflatedNegativeBinomial(_OverdispersedCounts):
 
     _others = ("zero_logits",)
     _log_prob = staticmethod(zero_inflated_negative_binomial_log_prob)
+
+    def _head_terms(self, x: Tensor) -> HeadTerms:
+        return self._terms_of("zero_inflated_negative_binomial", x, self._theta(), "identity")
 
     def _mean(self, mean: Tensor, theta: Tensor, zero_logits: Tensor) -> Tensor:
         return mean * torch.sigmoid(-zero_logits)

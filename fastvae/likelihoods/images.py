@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.likelihood_spec import channels_of_mixture
+from ..kernels.likelihood_spec import MIXTURE, channels_of_mixture
 from ..kernels.reference.mixture import Components, mixed_means, split
 from ..size_checks import check_count
-from .base import FusedLikelihood
+from .base import FusedLikelihood, HeadTerms
 from .functional import LOWEST_LOG_SCALE, discretized_logistic_mixture_log_prob
 
 
@@ -47,6 +47,9 @@ class DiscretizedLogisticMixture(FusedLikelihood):
 
     def _log_prob(self, parameters: Tensor, x: Tensor, **options: Any) -> Tensor:
         return discretized_logistic_mixture_log_prob(parameters, x, components=self.components, **options)
+
+    def _head_terms(self, x: Tensor) -> HeadTerms:
+        return HeadTerms(MIXTURE, ("identity",), components=self.components)
 
     def _split(self, given: Tensor) -> Components:
         if given.dim() < 2 or given.shape[1] != self.parameter_channels:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.reference.likelihoods import normalizer_gradient
-from .base import FusedLikelihood
+from .base import FusedLikelihood, HeadTerms
 from .functional import bernoulli_log_prob, continuous_bernoulli_log_prob
 
 
@@ -23,6 +23,9 @@ class Bernoulli(FusedLikelihood):
     """
 
     _log_prob = staticmethod(bernoulli_log_prob)
+
+    def _head_terms(self, x: Tensor) -> HeadTerms:
+        return HeadTerms("bernoulli", ("identity",))
 
     def _mean(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits)
@@ -44,6 +47,9 @@ class ContinuousBernoulli(FusedLikelihood):
     """
 
     _log_prob = staticmethod(continuous_bernoulli_log_prob)
+
+    def _head_terms(self, x: Tensor) -> HeadTerms:
+        return HeadTerms("continuous_bernoulli", ("identity",))
 
     def _mean(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits) - normalizer_gradient(logits)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_clamp, check_flag
-from .base import FusedLikelihood, Parameters, check_parts, check_positive
+from .base import FusedLikelihood, HeadTerms, Parameters, check_parts, check_positive
 from .functional import gaussian_log_prob, laplace_log_prob
 
 
@@ -42,6 +42,10 @@ class _LocationScale(FusedLikelihood):
 
     def _log_prob(self, mean: Tensor, scale: Tensor, x: Tensor, **options: Any) -> Tensor:
         return self._function(mean, scale, x, clamp=self.clamp, **options)
+
+    def _terms_of(self, density: str) -> HeadTerms:
+        scale = "identity" if self.from_decoder else getattr(self, self.scale_name)
+        return HeadTerms(density, ("identity", scale), clamp=self.clamp)
 
     def _mean(self, mean: Tensor, scale: Tensor) -> Tensor:
         return mean
@@ -77,6 +81,9 @@ class Gaussian(_LocationScale):
     scale_name = "logvar"
     _function = staticmethod(gaussian_log_prob)
 
+    def _head_terms(self, x: Tensor) -> HeadTerms:
+        return self._terms_of("gaussian")
+
     def __init__(
         self, variance: float | None = 1.0, learned: bool = False, *, clamp: Sequence[float] | None = None
     ) -> None:
@@ -102,6 +109,9 @@ class Laplace(_LocationScale):
     logscale: Tensor
     scale_name = "logscale"
     _function = staticmethod(laplace_log_prob)
+
+    def _head_terms(self, x: Tensor) -> HeadTerms:
+        return self._terms_of("laplace")
 
     def __init__(
         self, scale: float | None = 1.0, learned: bool = False, *, clamp: Sequence[float] | None = None

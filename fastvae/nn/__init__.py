@@ -8,6 +8,7 @@ TypeError or ValueError; the message names the argument.
 from ..deprecated import renamed
 from .conditional import ConditionalVAE
 from .conv import ConvDecoder, ConvEncoder
+from .head import LikelihoodHead
 from .hierarchical import HierarchicalOutput, HierarchicalVAE
 from .levels import Level
 from .mlp import MLPDecoder, MLPEncoder
@@ -26,6 +27,7 @@ __all__ = [
     "HierarchicalOutput",
     "HierarchicalVAE",
     "Level",
+    "LikelihoodHead",
     "LogWeights",
     "LossTerms",
     "MLPDecoder",

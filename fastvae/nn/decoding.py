@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..likelihoods import Likelihood
 from ..likelihoods.base import Parameters
 from ..returned import check_returned, check_rows
+from .head import Score, can_fuse, scorer
 
 
-def decode(decoder: nn.Module, z: Tensor, condition: Tensor | None = None) -> Parameters:
-    """The parameters of p(x|z), or of p(x|z, c)."""
-    parameters = decoder(z) if condition is None else decoder(z, condition)
+def decode(decoder: nn.Module, z: Tensor, condition: Tensor | None = None, score: Score | None = None) -> Any:
+    """The parameters of p(x|z), or of p(x|z, c); with ``score`` what it gives, of a decoder that `can_fuse`."""
+    given = () if condition is None else (condition,)
+    if score is not None:
+        return decoder(z, *given, score=score)
+    parameters = decoder(z, *given)
     check_rows("decoder", parameters, z)
     return parameters
 
@@ -35,6 +40,8 @@ def log_prob_of_draws(
     draws = z.shape[:2]
     if condition is not None:
         condition = condition.expand(draws[0], *condition.shape).flatten(0, 1)
+    if can_fuse(likelihood, decoder, x):
+        return decode(decoder, z.flatten(0, 1), condition, scorer(likelihood, x)).unflatten(0, draws)
     parameters = decode(decoder, z.flatten(0, 1), condition)
     return _log_prob(likelihood, _map_parts(parameters, lambda part: part.unflatten(0, draws)), x)
 

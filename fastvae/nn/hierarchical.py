@@ -56,6 +56,15 @@ class HierarchicalOutput(NamedTuple):
     """The decoder's output: the parameters of p(x|z)."""
 
 
+class ScoredHierarchicalOutput(NamedTuple):
+    """`HierarchicalOutput` with log p(x|z) in nats, (B,), in the place of the parameters."""
+
+    z: tuple[Tensor, ...]
+    kl: Tensor
+    kl_per_level: tuple[Tensor, ...]
+    log_likelihood: Tensor
+
+
 class HierarchicalVAE(LatentVariableModel):
     """A VAE with levels of latents; `of_mlps` builds one of multilayer perceptrons.
 
@@ -143,18 +152,29 @@ class HierarchicalVAE(LatentVariableModel):
 
     @shows_options(SeedAndKLOptions)
     def forward(
-        self, x: Tensor, *, condition: Condition = None, **options: Unpack[SeedAndKLOptions]
-    ) -> HierarchicalOutput | tuple[HierarchicalOutput, tuple[Tensor, ...]]:
+        self,
+        x: Tensor,
+        *,
+        condition: Condition = None,
+        log_likelihood: bool = False,
+        **options: Unpack[SeedAndKLOptions],
+    ) -> (
+        HierarchicalOutput
+        | ScoredHierarchicalOutput
+        | tuple[HierarchicalOutput | ScoredHierarchicalOutput, tuple[Tensor, ...]]
+    ):
         """Compute features of x (B, *event), draw z with its KL level by level from the top, and decode.
 
         Args:
             condition: None.
+            log_likelihood: as for `fastvae.nn.VAE`.
             seed, generator, row_offset, per_coordinate: as for `fastvae.nn.VAE`.
             reduction, free_bits, free_bits_group, free_bits_over: of each level's KL, as for `fastvae.sample_and_kl`.
             beta, capacity: of the sum over the levels.
 
         Returns:
-            HierarchicalOutput; with ``per_coordinate`` the pair of it and a tuple, (*latent_shape) for each level.
+            HierarchicalOutput, or ScoredHierarchicalOutput; with ``per_coordinate`` the pair of it and a tuple,
+            (*latent_shape) for each level.
         """
         check_tensor("x", x)
         self._check_condition(condition, x)
@@ -173,7 +193,8 @@ class HierarchicalVAE(LatentVariableModel):
             kls.append(kl)
             kl_per_coordinate += of_level
         kl = finish_kl(sum(kls[1:], kls[0]), None, of_sum, x.shape[0])
-        output = HierarchicalOutput(tuple(zs), kl, tuple(kls), decode(self.decoder, state))
+        made: Any = ScoredHierarchicalOutput if log_likelihood else HierarchicalOutput
+        output = made(tuple(zs), kl, tuple(kls), self._decoded(state, None, x if log_likelihood else None))
         return (output, tuple(kl_per_coordinate)) if options.get("per_coordinate") else output
 
     @shows_options(LogWeightOptions)

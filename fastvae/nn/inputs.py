@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -41,14 +43,17 @@ class Decoder(nn.Module):
     condition_dim: int
     layers: nn.Sequential
 
-    def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, condition: Tensor | None = None, *, score: Any = None) -> Tensor:
         """The likelihood's parameters, (B, *output_shape), in the module's dtype, of z (B, *latent_shape).
 
         Args:
             condition: (B, condition_dim).
+            score: of a decoder that ends in a `LikelihoodHead`: return what this function makes of its last layers
+                instead (`fastvae.nn.head`).
         """
         check_rows("z", z, self.latent_shape)
-        return self.layers(join_condition(z, condition, self.condition_dim))
+        joined = join_condition(z, condition, self.condition_dim)
+        return self.layers(joined) if score is None else self.layers(joined, score)
 
 
 def check_rows(name: str, tensor: Tensor, event: tuple[int, ...]) -> None:

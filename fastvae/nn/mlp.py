@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from ..size_checks import event_shape, positive_size, positive_sizes
+from .head import LayersToHead, LikelihoodHead
 from .inputs import Decoder, Encoder, check_condition_dim
 
 
@@ -44,7 +45,8 @@ class MLPEncoder(Encoder):
         self.latent_dim = positive_size("latent_dim", latent_dim)
         self.condition_dim = check_condition_dim(condition_dim)
         inputs = math.prod(self.input_shape) + self.condition_dim
-        self.layers = _mlp(inputs, positive_sizes("hidden", hidden), 2 * self.latent_dim, activation)
+        layers, last = _hidden_layers(inputs, positive_sizes("hidden", hidden), activation)
+        self.layers = nn.Sequential(*layers, nn.Linear(last, 2 * self.latent_dim))
 
 
 class MLPDecoder(Decoder):
@@ -55,12 +57,17 @@ class MLPDecoder(Decoder):
         output_shape: shape of one x without the batch, an int for a vector.
         hidden, activation: as for `MLPEncoder`.
         condition_dim: size of a condition that is concatenated to z for p(x|z, c); None without one.
+        outputs: how many tensors of that shape the likelihood takes; a tuple of them is returned if several.
+
+    The last layer is a `LikelihoodHead`: models compute log p(x|z) fused with it.
 
     >>> import torch
     >>> from fastvae.nn import MLPDecoder
     >>> MLPDecoder(20, (200, 400), (1, 28, 28))(torch.zeros(8, 20)).shape
     torch.Size([8, 1, 28, 28])
     """
+
+    takes_score = True
 
     def __init__(
         self,
@@ -70,6 +77,7 @@ class MLPDecoder(Decoder):
         *,
         activation: Callable[[], nn.Module] = nn.ReLU,
         condition_dim: int | None = None,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         self.latent_dim = positive_size("latent_dim", latent_dim)
@@ -77,13 +85,16 @@ class MLPDecoder(Decoder):
         self.output_shape = event_shape("output_shape", output_shape)
         self.condition_dim = check_condition_dim(condition_dim)
         widths = positive_sizes("hidden", hidden)
-        layers = _mlp(self.latent_dim + self.condition_dim, widths, math.prod(self.output_shape), activation)
-        self.layers = layers.append(nn.Unflatten(1, self.output_shape))
+        hidden_layers, last = _hidden_layers(self.latent_dim + self.condition_dim, widths, activation)
+        self.layers = LayersToHead(*hidden_layers, LikelihoodHead(last, self.output_shape, outputs=outputs))
 
 
-def _mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
+def _hidden_layers(
+    inputs: int, hidden: Sequence[int], activation: Callable[[], nn.Module]
+) -> tuple[list[nn.Module], int]:
+    """The layers, and the size of what they give."""
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [nn.Linear(inputs, width), activation()]
         inputs = width
-    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
+    return layers, inputs

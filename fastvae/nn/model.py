@@ -8,6 +8,7 @@ the caller reduces over the batch. The exception is `LossTerms.kl`.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +24,7 @@ from ..likelihoods.base import mean_given
 from ..size_checks import check_count
 from ..torch_internals import exportable
 from .decoding import decode, log_prob, log_prob_of_shared_draws
+from .head import can_fuse, scorer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -113,6 +115,30 @@ class LatentVariableModel(nn.Module):
         z = self._decoder_input_from_prior(num_samples, seed, None)
         return log_prob_of_shared_draws(self.likelihood, self.decoder, z, x)
 
+    # log p(x|z) where the decoder computes it with its last layer
+
+    _asks_for_it = False  # whether forward has the keyword; a subclass's own need not
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._asks_for_it = "log_likelihood" in inspect.signature(cls.forward).parameters
+
+    def _fused(self, x: Tensor) -> dict[str, bool]:
+        """The keyword of ``forward`` for it."""
+        fuses = isinstance(x, Tensor) and can_fuse(self.likelihood, self.decoder, x) and self._asks_for_it
+        return {"log_likelihood": True} if fuses else {}
+
+    def _decoded(self, z: Tensor, condition: Tensor | None, x: Tensor | None) -> Any:
+        """The parameters of p(x|z); with x, log p(x|z)."""
+        if x is not None and can_fuse(self.likelihood, self.decoder, x):
+            return decode(self.decoder, z, condition, scorer(self.likelihood, x))
+        parameters = decode(self.decoder, z, condition)
+        return parameters if x is None else log_prob(self.likelihood, parameters, x)
+
+    def _log_likelihood(self, output: Any, x: Tensor) -> Tensor:
+        found = getattr(output, "log_likelihood", None)
+        return log_prob(self.likelihood, output.parameters, x) if found is None else found
+
     # What every model has
 
     @shows_options(ModelOptions)
@@ -124,8 +150,8 @@ class LatentVariableModel(nn.Module):
         (arXiv 1312.6114, equation 7 with L = 1.) Arguments and errors as for `forward`; the likelihood must support x.
         """
         check_names("elbo", options, ModelOptions)
-        output = self(x, **options)  # through __call__, so that hooks and wrappers of forward run
-        reconstruction = log_prob(self.likelihood, output.parameters, x)
+        output = self(x, **options, **self._fused(x))  # through __call__, so that hooks and wrappers of forward run
+        reconstruction = self._log_likelihood(output, x)
         return ELBOTerms(reconstruction - output.kl, reconstruction, output.kl)
 
     @shows_options(ModelAndKLOptions)
@@ -140,9 +166,10 @@ class LatentVariableModel(nn.Module):
                 hierarchical model, free bits apply to each level, beta and capacity to the sum of the levels.
         """
         per_coordinate = options.pop("per_coordinate", False) and self._exact_kl
-        result = self(x, per_coordinate=per_coordinate, **{"reduction": "batchmean", **options})
+        fused = self._fused(x)
+        result = self(x, per_coordinate=per_coordinate, **{"reduction": "batchmean", **options}, **fused)
         output, kl_per_latent = result if per_coordinate else (result, (None,) * self._num_levels)
-        return LossTerms(log_prob(self.likelihood, output.parameters, x), output.kl, kl_per_latent)
+        return LossTerms(self._log_likelihood(output, x), output.kl, kl_per_latent)
 
     def log_likelihood_under_prior(
         self,

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..likelihoods import Linear
+from .head import Score, takes_score
 from .model import check_module
 
 
@@ -82,5 +84,23 @@ class StandardizedDecoder(_Standardized):
         shape: of mean and std, which the network's output is broadcast with.
     """
 
-    def forward(self, z: Tensor, *others: Any) -> Tensor:
-        return torch.addcmul(self.mean, self.std, self.network(z, *others))
+    def __init__(self, network: nn.Module, shape: Sequence[int]) -> None:
+        super().__init__(network, shape)
+        self.takes_score = takes_score(network)
+
+    def forward(self, z: Tensor, *others: Any, score: Score | None = None) -> Tensor:
+        if score is None:
+            return torch.addcmul(self.mean, self.std, self.network(z, *others))
+
+        def score_at_scale(hidden: Tensor, layers: Sequence[Linear], shape: tuple[int, ...]) -> Tensor:
+            mean, std = (statistic.expand(shape).flatten() for statistic in (self.mean, self.std))
+            scaled = [
+                layer._replace(
+                    weight=std.unsqueeze(1) * layer.weight,
+                    bias=mean if layer.bias is None else torch.addcmul(mean, std, layer.bias),
+                )
+                for layer in layers
+            ]
+            return score(hidden, scaled, shape)
+
+        return self.network(z, *others, score=score_at_scale)

@@ -43,6 +43,16 @@ class VAEOutput(NamedTuple):
     """The decoder's output: the parameters of p(x|z)."""
 
 
+class ScoredVAEOutput(NamedTuple):
+    """`VAEOutput` with log p(x|z) in nats, (B,), in the place of the parameters."""
+
+    z: Tensor
+    mu: Tensor
+    logvar: Tensor
+    kl: Tensor
+    log_likelihood: Tensor
+
+
 class VAE(LatentVariableModel):
     """A VAE of any encoder, decoder, likelihood and prior; training minimises ``-vae.elbo(x).elbo.mean()``.
 
@@ -107,24 +117,32 @@ class VAE(LatentVariableModel):
 
     @shows_options(SeedAndKLOptions)
     def forward(
-        self, x: Tensor, *, condition: Condition = None, **options: Unpack[SeedAndKLOptions]
-    ) -> VAEOutput | tuple[VAEOutput, tuple[Tensor, ...]]:
+        self,
+        x: Tensor,
+        *,
+        condition: Condition = None,
+        log_likelihood: bool = False,
+        **options: Unpack[SeedAndKLOptions],
+    ) -> VAEOutput | ScoredVAEOutput | tuple[VAEOutput | ScoredVAEOutput, tuple[Tensor, ...]]:
         """Encode x (B, *event), draw z with its KL in one fused pass, decode z.
 
         Args:
             condition: for a `ConditionalVAE` only.
+            log_likelihood: give log p(x|z) instead of the parameters, fused if the decoder ends in a `LikelihoodHead`.
             options: seeds as in the class; per_coordinate and what reduces and weights the KL as for
                 `fastvae.sample_and_kl`.
 
         Returns:
-            VAEOutput; with ``per_coordinate`` the pair (VAEOutput, (kl_per_coordinate,)), the latter (*latent_shape).
+            VAEOutput, or ScoredVAEOutput with ``log_likelihood``; with ``per_coordinate`` the pair of it and
+            (kl_per_coordinate,), (*latent_shape).
         """
         check_tensor("x", x)
         check_kl_names(options)
         c = self._check_condition(condition, x)
         posterior = self._posterior(x, c)
         z, kl, *kl_per_coordinate = draw_with_kl(posterior, self._prior(c), **options)
-        output = VAEOutput(z, posterior.mu, posterior.logvar, kl, decode(self.decoder, z, c))
+        made: Any = ScoredVAEOutput if log_likelihood else VAEOutput
+        output = made(z, posterior.mu, posterior.logvar, kl, self._decoded(z, c, x if log_likelihood else None))
         return (output, tuple(kl_per_coordinate)) if options.get("per_coordinate") else output
 
     @shows_options(LogWeightOptions)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import likelihoods, priors
+from ..likelihoods import Linear
 from ..nn import (
     VAE,
     ConditionalVAE,
@@ -25,6 +27,7 @@ from ..nn import (
     StandardizedDecoder,
     StandardizedEncoder,
 )
+from ..nn.head import Score, takes_score
 from ..nn.levels import mlp_levels
 from ..nn.model import LatentVariableModel
 from .errors import TrainingError
@@ -240,10 +243,22 @@ class _MeanOfCounts(nn.Module):
         self.decoder = decoder
         self.inflated = inflated
         self.positive = positive
+        self.takes_score = takes_score(decoder)
 
-    def forward(self, *given: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, *given: Tensor, score: Score | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        if score is not None:
+            return self.decoder(*given, score=functools.partial(self._score, score))
         out = self.decoder(*given)
         mean, *logits = out.chunk(2, dim=1) if self.inflated else (out,)
         if self.positive:
             mean = F.softplus(mean)
         return (mean, *logits) if logits else mean
+
+    def _score(self, score: Score, hidden: Tensor, layers: Sequence[Linear], shape: tuple[int, ...]) -> Tensor:
+        """Of the halves of the decoder's layer, the first with its softplus."""
+        (layer,), count = layers, 2 if self.inflated else 1
+        biases = [None] * count if layer.bias is None else layer.bias.chunk(count)
+        halves = [Linear(weight, bias) for weight, bias in zip(layer.weight.chunk(count), biases, strict=True)]
+        if self.positive:
+            halves[0] = halves[0]._replace(activation="softplus")
+        return score(hidden, halves, (shape[0] // count, *shape[1:]))

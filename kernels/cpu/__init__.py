@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..head_spec import ACTIVATIONS, HeadResults, HeadSpec
 from ..latent_spec import CLAMPS, SCALES, LatentGradients, LatentInputs, LatentOutputs, LatentScalars, LatentSpec
 from ..layout import empty_gradients, empty_kl, empty_outputs
 from ..likelihood_spec import KINDS, MIXTURE, Bounds, LikelihoodSpec
@@ -39,6 +40,7 @@ __all__ = [
     "alike_on_cpu",
     "describe",
     "device_types",
+    "head",
     "latent_backward",
     "latent_forward",
     "likelihood_backward",
@@ -155,6 +157,38 @@ def likelihood_backward(
         dense = grad.contiguous(), x.contiguous(), _contiguous(parameters)
         _copy_all(likelihood_backward(*dense, spec, bounds, wants), gradients)
     return gradients
+
+
+@functools.lru_cache(maxsize=1024)
+def _packed_head(spec: HeadSpec, with_gradients: bool) -> bytes:
+    """The struct `head_code` of call.h."""
+    bounded = spec.clamp or spec.kind == MIXTURE
+    activations = [ACTIVATIONS.index(one or "given") for one in (spec.first, spec.second, spec.third)]
+    return struct.pack("7i", KINDS.index(spec.kind), spec.components, bounded, *activations, with_gradients)
+
+
+def head(
+    x: Tensor,
+    parameters: tuple[Tensor, ...],
+    library: Tensor | None,
+    grad: Tensor | None,
+    spec: HeadSpec,
+    bounds: Bounds,
+    wants: tuple[bool, ...],
+) -> HeadResults:
+    with_gradients = any(wants)
+    of_rows = x.new_empty(size=(x.shape[0],), dtype=torch.float32)
+    of_library = torch.empty_like(library) if library is not None and with_gradients else None
+    of_given = tuple(
+        [
+            torch.empty_like(one) if wanted and activation == "given" else None
+            for one, activation, wanted in zip(parameters, spec.activations, wants, strict=False)
+        ]
+    )
+    written, rows = of_given or (None,), (library, grad, of_rows, of_library)
+    if not _kernels.head(x, parameters, written, rows, _packed_head(spec, with_gradients), bounds):
+        return head(x.contiguous(), parameters, library, grad, spec, bounds, wants)
+    return HeadResults(of_rows, of_given, of_library)
 
 
 def _contiguous(tensors: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -46,6 +46,19 @@ def likelihood_backward(
 ) -> bool:
     """Write those of the gradients that are not None; each has its parameter's shape."""
 
+def head(
+    x: Tensor,
+    parameters: tuple[Tensor, ...],
+    gradients: tuple[Tensor | None, ...],
+    rows: tuple[Tensor | None, Tensor | None, Tensor, Tensor | None],
+    code: bytes,
+    bounds: Bounds,
+    /,
+) -> bool:
+    """Write log p of each row, and over the parameters that are outputs of layers their gradients; into ``gradients``
+    those of the others. ``rows``, one float32 a row: library sizes, gradients of log p, log p, gradients of the
+    library sizes."""
+
 def look_at_normal(loc: object, scale: object, /) -> int:
     """1 if no loc is NaN and all scales are positive, plus 2 if all are 0 and 1; -1 unless they are `alike`, float32,
     dense, and of at most `elements_worth_threads`."""

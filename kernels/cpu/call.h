@@ -65,6 +65,23 @@ typedef struct {
     int32_t kind, components, reduction, bounded; /* bounded: by Bounds */
 } likelihood_code;
 
+/* How a parameter comes from the outputs of a linear layer; GIVEN: it does not. */
+enum { IDENTITY, EXP, SOFTPLUS, SOFTMAX, GIVEN };
+
+/* What __init__.py packs of a HeadSpec. */
+typedef struct {
+    int32_t kind, components, bounded, activations[MOST_PARAMETERS], with_gradients;
+} head_code;
+
+/* Of a head (head.h), whose other fields are those of a likelihood. Numbers of rows, in one piece each. */
+typedef struct {
+    int32_t activations[MOST_PARAMETERS], with_gradients;
+    const float *library, *grad; /* grad NULL: 1 for each row */
+    float *log_prob, *of_library;
+    float *scratch; /* an event's worth for each unit, of a softmax */
+    int64_t rows_a_unit;
+} head_fields;
+
 /* A sum over the batch: one for each coordinate of the event, or one over everything. Each unit of work (see below)
    writes a partial sum. */
 typedef struct {
@@ -114,6 +131,7 @@ typedef struct {
     int x_dtype, parameter_dtypes[MOST_PARAMETERS];
     row_sums row_gradients[MOST_PARAMETERS]; /* of parameters with one number for each row */
     uint8_t *noticed;                        /* set to 1 if a value is outside the domain; NULL: nobody asks */
+    head_fields head;
 
     /* A unit is what one thread computes at a time: tiles_a_unit tiles, one below the other. Where the draws are shared
        out among threads, each unit comes once for each share. */
@@ -127,7 +145,7 @@ typedef void unit_range(const call *c, int64_t first, int64_t last);
 
 typedef struct {
     const char *name;
-    unit_range *noise, *latent_forward, *latent_backward, *likelihood_forward, *likelihood_backward;
+    unit_range *noise, *latent_forward, *latent_backward, *likelihood_forward, *likelihood_backward, *head;
     void (*finish_columns)(const call *c), (*finish_rows)(const call *c);
     void (*words)(const int64_t *counter, int64_t n, uint64_t seed, int64_t *word);
 } instruction_set;

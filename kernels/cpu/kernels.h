@@ -17,7 +17,9 @@
 #include "scaled_bernoulli.h"
 #include "domains.h"
 #include "likelihoods.h"
+#include "head.h"
 
 #define KERNELS                                                                                               \
     ISA_NAME(noise), ISA_NAME(latent_forward), ISA_NAME(latent_backward), ISA_NAME(likelihood_forward),       \
-        ISA_NAME(likelihood_backward), ISA_NAME(finish_columns), ISA_NAME(finish_rows), ISA_NAME(words)
+        ISA_NAME(likelihood_backward), ISA_NAME(head), ISA_NAME(finish_columns), ISA_NAME(finish_rows),       \
+        ISA_NAME(words)

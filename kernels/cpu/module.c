@@ -66,18 +66,22 @@ static int take_code(PyObject *packed, void *code, size_t expected) {
     return 1;
 }
 
+static int run_any(call *c, unit_range *work, int threads) {
+    return work == isa->head ? run_head(c, threads) : run_call(c, work, threads);
+}
+
 /* A small call is over before another thread of Python or of OpenMP would have begun. */
 static int run_for_python(call *c, unit_range *work) {
     int enough_memory;
     if (elements_of_call(c) < ELEMENTS_WORTH_THREADS) {
-        enough_memory = run_call(c, work, 1);
+        enough_memory = run_any(c, work, 1);
     } else {
         PyObject *answer = PyObject_CallFunctionObjArgs(get_num_threads, NULL);
         int threads = answer ? (int)PyLong_AsLong(answer) : 0;
         Py_XDECREF(answer);
         if (PyErr_Occurred()) return 0;
         Py_BEGIN_ALLOW_THREADS;
-        enough_memory = run_call(c, work, threads);
+        enough_memory = run_any(c, work, threads);
         Py_END_ALLOW_THREADS;
     }
     if (!enough_memory) PyErr_NoMemory();
@@ -292,6 +296,46 @@ static PyObject *py_likelihood_backward(PyObject *self, PyObject *const *args, P
     return run_for_python(&c, isa->likelihood_backward) ? PyBool_FromLong(1) : NULL;
 }
 
+/* head(x, parameters, gradients, (library, grad, log_prob, of_library), code, Bounds) */
+static PyObject *py_head(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    call c = {0};
+    head_code code;
+    tensor x, parameters[MOST_PARAMETERS], of[MOST_PARAMETERS], rows[4], none = {0};
+    int64_t between[3] = {0};
+    strided planned[MOST_PARAMETERS];
+    if (!may_run(given, 6) || !take_code(args[4], &code, sizeof code)) return NULL;
+    likelihood_code of_likelihood = {code.kind, code.components, NO_KL, code.bounded};
+    PyObject *packed = PyBytes_FromStringAndSize((const char *)&of_likelihood, sizeof of_likelihood);
+    int taken = packed && take_likelihood(&c, args, packed, args[5], &x, parameters);
+    Py_XDECREF(packed);
+    if (!taken || !view_tuple(args[2], 1, MOST_PARAMETERS, of) || !view_tuple(args[3], 4, 4, rows)) return NULL;
+    take_mixture(&c, &x, &parameters[0], &none, between);
+    for (int i = 0; i < MOST_PARAMETERS; i++) {
+        if (i) expand(&parameters[i], x.rank);
+        if (i) expand(&of[i], x.rank);
+        c.head.activations[i] = code.activations[i];
+    }
+    if (!plan_rows(&c, &x, 7,
+                   (const tensor *[]){&x, &parameters[0], &parameters[1], &parameters[2], &of[0], &of[1], &of[2]},
+                   (strided *[]){&c.x, &c.parameters[0], &c.parameters[1], &c.parameters[2], &planned[0], &planned[1],
+                                 &planned[2]}))
+        Py_RETURN_FALSE;
+    c.x.draw = between[0];
+    c.parameters[0].draw = between[1];
+    c.head.with_gradients = code.with_gradients;
+    c.head.library = (const float *)rows[0].data;
+    c.head.grad = (const float *)rows[1].data;
+    c.head.log_prob = (float *)rows[2].data;
+    c.head.of_library = (float *)rows[3].data;
+    for (int i = 0; code.with_gradients && i < MOST_PARAMETERS; i++) {
+        if (code.activations[i] != GIVEN)
+            c.grad_parameters[i] = c.parameters[i];
+        else if (i)
+            c.columns[OF_PARAMETER(i)] = column_sums_of(&c, &of[i], planned[i]);
+    }
+    return run_for_python(&c, isa->head) ? PyBool_FromLong(1) : NULL;
+}
+
 static PyObject *py_words(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     if (given != 4 || !isa) {
         PyErr_SetString(PyExc_TypeError, "expected counters, how many, the seed and where to write");
@@ -320,6 +364,7 @@ static PyMethodDef methods[] = {
     FAST(latent_backward, "write the gradients of a latent"),
     FAST(likelihood_forward, "write log-likelihoods"),
     FAST(likelihood_backward, "write the gradients of the parameters of a likelihood"),
+    FAST(head, "write log-likelihoods, and gradients in the place of the outputs of linear layers"),
     FAST(look_at_normal, "1: valid, 2: N(0, 1), or both"),
     FAST(plain, "whether arguments are plain"),
     FAST(alike, "whether two plain tensors are of a shape and dtype"),

@@ -198,4 +198,29 @@ static int run_call(call *c, unit_range *work, int threads) {
     return enough_memory;
 }
 
+/* Rows of a head that one thread computes at a time where there are sums over the batch. */
+#define ROWS_TO_SUM 4
+
+/* The same for a head, whose units are blocks of rows. */
+static int run_head(call *c, int threads) {
+    int has_columns = 0, has_softmax = c->head.activations[0] == SOFTMAX;
+    for (int i = 0; i < MOST_COLUMN_SUMS; i++) has_columns |= c->columns[i].out.data != NULL;
+    if (c->draws < 1) c->draws = 1;
+    c->shares_of_draws = c->tiles_a_row = 1;
+    c->rows_a_tile = has_softmax || c->event == 0 || c->likelihood.kind == MIXTURE ? 1 : at_least_of(TILE / c->event, 1);
+    c->head.rows_a_unit = at_least_of(rounded_up(c->rows, ENOUGH_UNITS), has_columns ? ROWS_TO_SUM : 1);
+    c->head.rows_a_unit = at_least_of(c->head.rows_a_unit, c->rows_a_tile);
+    c->tiles = c->units = rounded_up(c->rows, c->head.rows_a_unit);
+    int needs_scratch = has_softmax && c->head.with_gradients;
+    if (needs_scratch) c->head.scratch = malloc(sizeof(float) * (size_t)(c->units * c->event) + 1);
+    int enough_memory = begin_sums(c) && (!needs_scratch || c->head.scratch);
+    if (enough_memory) {
+        run_units(isa->head, c, threads);
+        isa->finish_columns(c);
+    }
+    end_sums(c);
+    free(c->head.scratch);
+    return enough_memory;
+}
+
 #endif

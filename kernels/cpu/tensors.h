@@ -259,6 +259,15 @@ static int is_one_a_row(const tensor *t, const tensor *x) {
            elements_of(t, 1) == 1 && elements_of(x, 1) != 1;
 }
 
+static column_sums column_sums_of(const call *c, const tensor *grad, strided planned) {
+    column_sums sums = {.out = planned, .dtype = grad->dtype, .single = elements_of(grad, 0) == 1, .divisor = 1.0};
+    if (sums.single) { /* in one piece, of one element */
+        sums.out.outer = c->inner;
+        sums.out.inner = 1;
+    }
+    return sums;
+}
+
 /* A gradient of mu's shape is written tile by tile; that of an input that the batch shares is a sum over the batch. */
 static void plan_shared_gradient(const call *c, const tensor *mu, const tensor *grad, strided planned, strided *of_all,
                                  column_sums *sums) {
@@ -266,11 +275,7 @@ static void plan_shared_gradient(const call *c, const tensor *mu, const tensor *
         *of_all = planned;
         return;
     }
-    *sums = (column_sums){.out = planned, .dtype = grad->dtype, .single = elements_of(grad, 0) == 1, .divisor = 1.0};
-    if (sums->single) { /* in one piece, of one element */
-        sums->out.outer = c->inner;
-        sums->out.inner = 1;
-    }
+    *sums = column_sums_of(c, grad, planned);
 }
 
 #endif

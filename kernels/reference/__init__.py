@@ -2,11 +2,20 @@
 
 import torch
 
+from .head import head
 from .latents import latent_backward, latent_forward
 from .likelihoods import likelihood_backward, likelihood_forward
 from .philox import noise
 
-__all__ = ["describe", "latent_backward", "latent_forward", "likelihood_backward", "likelihood_forward", "noise"]
+__all__ = [
+    "describe",
+    "head",
+    "latent_backward",
+    "latent_forward",
+    "likelihood_backward",
+    "likelihood_forward",
+    "noise",
+]
 
 
 def describe(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:

@@ -1,9 +1,10 @@
 """The Triton backend: GPUs of NVIDIA and AMD, and CPU tensors under Triton's interpreter (TRITON_INTERPRET=1).
 
-a kernel a file         noise, latent_forward_kernel, latent_backward_kernel, likelihood_forward_kernel, ...
+a kernel a file         noise, latent_forward_kernel, latent_backward_kernel, likelihood_forward_kernel, head_kernel...
 what they are made of   tiles (loads, stores, sums), philox (noise), functions, parameterisation, latents, likelihoods,
                         mixture, special (formulas)
-what starts them        noise_launch, latent_launch, likelihood_launch, mixture_launch; launch (tiles, the start)
+what starts them        noise_launch, latent_launch, likelihood_launch, mixture_launch, head_launch; launch (tiles,
+                        the start)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 import triton
 
 # Triton itself is imported here, at the backend's first use and not before: an ImportError means it is not installed.
+from .head_launch import head
 from .latent_launch import latent_backward, latent_forward
 from .launch import INTERPRETED, NUM_WARPS, Work, tiling_of
 from .likelihood_launch import likelihood_backward, likelihood_forward
@@ -24,6 +26,7 @@ from .noise_launch import noise
 __all__ = [
     "describe",
     "device_types",
+    "head",
     "latent_backward",
     "latent_forward",
     "likelihood_backward",

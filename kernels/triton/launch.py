@@ -170,7 +170,7 @@ def ptx_level(capability: int | None) -> int:
 
 
 @functools.cache
-def _ptx_level_of(device: torch.device) -> int:
+def ptx_level_of(device: torch.device) -> int:
     if device.type != "cuda" or torch.version.hip is not None:
         return 0
     major, minor = torch.cuda.get_device_capability(device)
@@ -205,16 +205,26 @@ class Template:
     the template (numbers have types of their own in every kernel).
     """
 
-    __slots__ = ("_device_now", "_started", "_stream_now", "arguments", "constants", "fixed", "grid", "kernel")
+    __slots__ = (
+        "_device_now", "_started", "_stream_now", "arguments", "constants", "fixed", "grid", "kernel", "num_warps"
+    )  # fmt: skip
 
-    def __init__(self, kernel: Any, grid: tuple[int, ...], fixed: tuple[Any, ...], constants: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        fixed: tuple[Any, ...],
+        constants: dict[str, Any],
+        num_warps: int = NUM_WARPS,
+    ) -> None:
+        self.num_warps = num_warps
         self.kernel, self.grid, self.fixed, self.constants = kernel, (*grid, 1, 1)[:3], fixed, constants
         names = kernel.arg_names
         self.arguments = (*fixed, *[constants[name] for name in names[len(names) - len(constants) :]])
         self._started: dict[tuple[bool, ...], Started] = {}  # by which pointers are not multiples of 16
 
     def launch(self, pointers: Pointers, numbers: Numbers) -> Launch:
-        return Launch(self.kernel, self.grid, (*pointers, *numbers, *self.fixed), self.constants)
+        return Launch(self.kernel, self.grid, (*pointers, *numbers, *self.fixed), self.constants, self.num_warps)
 
     def start(self, pointers: Pointers, numbers: Numbers, device: torch.device) -> None:
         addresses: list[int | None] = []
@@ -353,7 +363,7 @@ def make_template(kernel: Any, sizes: Sizes, constants: dict[str, Any], device: 
         "ONE_TILE": tiling.tiles_a_row == 1 and not tiling.reduce_rows,
         "UNROLL": tiling.unroll,
         "VEC": tiling.vec,
-        "PTX_LEVEL": _ptx_level_of(device),
+        "PTX_LEVEL": ptx_level_of(device),
     }
     names = kernel.arg_names
     constants |= {name: value for name, value in of_tiles.items() if name in names}

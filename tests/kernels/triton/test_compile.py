@@ -50,9 +50,11 @@ ARRAYS = {
     "bernoulli_backward": 3,
     "gaussian_backward": 5,
     "negative_binomial_backward": 4,
+    "head_bernoulli": 3,
+    "head_negative_binomial": 5,
 }
-PLAIN, DRAWN, LIKELIHOODS = 7, 2, 6
-OTHERS = len(ARRAYS) - PLAIN - LIKELIHOODS
+PLAIN, DRAWN, LIKELIHOODS, HEADS = 7, 2, 6, 2
+OTHERS = len(ARRAYS) - PLAIN - LIKELIHOODS - HEADS
 
 
 @pytest.fixture(scope="module", params=TARGETS)
@@ -72,7 +74,7 @@ def compiled(request) -> list[dict]:
 
 
 def test_every_op_compiles_to_a_binary(compiled):
-    assert len(compiled) == 2 * (4 * PLAIN - 1 + 2 * OTHERS + 2 * DRAWN + 2 + 3 * LIKELIHOODS)
+    assert len(compiled) == 2 * (4 * PLAIN - 1 + 2 * OTHERS + 2 * DRAWN + 2 + 3 * LIKELIHOODS + 2 * HEADS)
     assert all(entry["binary_bytes"] > 1000 for entry in compiled)
 
 

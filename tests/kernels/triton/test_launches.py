@@ -163,7 +163,7 @@ def fake_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with FakeTensorMode():
         yield started
-    launch._ptx_level_of.cache_clear()  # it has met a GPU that is not there
+    launch.ptx_level_of.cache_clear()  # it has met a GPU that is not there
     launch.forget()
 
 

@@ -1,0 +1,190 @@
+"""The decoder's last layer and the likelihood in one op, against both in plain PyTorch: time and peak memory.
+
+python -m bench head [NAME ...] [--results FOLDER]
+
+Forward and backward of the mean of log p(x|z), with the gradients of hidden units, layers and dispersions; between the
+two, the fused likelihood after ``F.linear``. iwae: a whole training step of the 784-400-20 VAE with 50 draws.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fastvae.likelihoods as L
+from fastvae.nn import VAE, MLPDecoder, MLPEncoder
+from fastvae.objectives import IWAE
+
+from . import eager_likelihoods as eager
+from .agreement import Disagreement
+from .measure import keep_freed_memory, optimiser_step
+from .memory import peak_beyond
+from .records import named, save, show
+from .tables import HEAD
+from .timing import OtherLoad, interleaved_medians, plan
+from .training import EagerBernoulli, EagerVAE
+
+CONTENDERS = ("eager", "fused likelihood", "fastvae")
+ZEROS = 0.87  # the share of zeros in counts
+DRAWS = 50
+
+
+class Head(NamedTuple):
+    kind: str
+    rows: int
+    hidden: int
+    outputs: int
+
+    @property
+    def shape_name(self) -> str:
+        return f"{self.rows} x {self.hidden} -> {self.outputs}"
+
+
+HEADS = {
+    "bernoulli": Head("bernoulli", 1024, 400, 784),
+    "bernoulli_wide": Head("bernoulli", 5120, 128, 20000),
+    "counts": Head("zero_inflated", 128, 128, 2000),
+    "counts_wide": Head("zero_inflated", 2048, 128, 20000),
+    "iwae": Head("iwae", 100, 400, 784),
+}
+
+Step = Callable[[], Any]
+
+
+def steps_of(head: Head) -> dict[str, Step]:
+    """Each contender's step, on the same tensors; it gives the gradients (of an iwae the loss)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return {"bernoulli": _bernoulli, "zero_inflated": _counts, "iwae": _iwae}[head.kind](head)
+
+
+def _leaves(head: Head, layers: int) -> tuple[Tensor, list[L.Linear]]:
+    hidden = torch.randn(head.rows, head.hidden, requires_grad=True)
+    weights = [(0.1 * torch.randn(head.outputs, head.hidden)).requires_grad_() for _ in range(layers)]
+    return hidden, [L.Linear(weight, torch.zeros(head.outputs, requires_grad=True)) for weight in weights]
+
+
+def _gradients(of: Sequence[Tensor], log_prob: Callable[[], Tensor]) -> Step:
+    return lambda: torch.autograd.grad(-log_prob().mean(), of)
+
+
+def _bernoulli(head: Head) -> dict[str, Step]:
+    hidden, (layer,) = _leaves(head, 1)
+    x, given = torch.rand(head.rows, head.outputs).round(), (hidden, layer.weight, layer.bias)
+    made: dict[str, Callable[[], Tensor]] = {
+        "eager": lambda: eager.bernoulli(x, F.linear(*given)).sum(1),
+        "fused likelihood": lambda: L.bernoulli_log_prob(F.linear(*given), x),
+        "fastvae": lambda: L.linear_log_prob("bernoulli", hidden, [layer], x),
+    }
+    return {name: _gradients(given, log_prob) for name, log_prob in made.items()}
+
+
+def _counts(head: Head) -> dict[str, Step]:
+    """As scVI has them: the mean is the library size times a softmax, and each gene has a dispersion."""
+    hidden, (of_mean, of_zeros) = _leaves(head, 2)
+    log_theta = torch.zeros(head.outputs, requires_grad=True)
+    present = torch.rand(head.rows, head.outputs) < (1 - ZEROS) / 0.95
+    x = torch.poisson(3.0 * present)
+    library = x.sum(1).clamp_min(1e-8)
+
+    def parameters() -> tuple[Tensor, Tensor, Tensor]:
+        mean = torch.softmax(F.linear(hidden, *of_mean[:2]), 1) * library.unsqueeze(1)
+        return mean, log_theta.exp(), F.linear(hidden, *of_zeros[:2])
+
+    name = "zero_inflated_negative_binomial"
+
+    def fused() -> Tensor:
+        layers = [of_mean._replace(activation="softmax"), log_theta.exp(), of_zeros]
+        return L.linear_log_prob(name, hidden, layers, x, library=library)
+
+    made: dict[str, Callable[[], Tensor]] = {
+        "eager": lambda: eager.zero_inflated_negative_binomial(x, *parameters()).sum(1),
+        "fused likelihood": lambda: L.zero_inflated_negative_binomial_log_prob(*parameters(), x),
+        "fastvae": fused,
+    }
+    given = (hidden, *of_mean[:2], *of_zeros[:2], log_theta)
+    return {name: _gradients(given, log_prob) for name, log_prob in made.items()}
+
+
+class _Composed(torch.nn.Module):
+    """A decoder without a head, for a model."""
+
+    def __init__(self, decoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.decoder(z)
+
+
+class _EagerOfDraws(EagerBernoulli):
+    takes_draws = True
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        return eager.bernoulli(x.expand_as(parameters), parameters).sum(-1)
+
+
+def _iwae(head: Head) -> dict[str, Step]:
+    encoder, decoder = MLPEncoder(head.outputs, head.hidden, 20), MLPDecoder(20, head.hidden, head.outputs)
+    x = torch.rand(head.rows, head.outputs).round()
+    models = {
+        "eager": EagerVAE(encoder, decoder, _EagerOfDraws()),
+        "fused likelihood": VAE(encoder, _Composed(decoder), L.Bernoulli()),
+        "fastvae": VAE(encoder, decoder, L.Bernoulli()),
+    }
+
+    def step(vae: VAE) -> Step:
+        vae = copy.deepcopy(vae)
+        optimiser = torch.optim.Adam(vae.parameters(), fused=True)
+        return optimiser_step(optimiser, lambda: IWAE(DRAWS)(vae, x, seed=0).loss)
+
+    return {name: step(model) for name, model in models.items()}
+
+
+def _refuse_disagreement(head: Head, steps: dict[str, Step]) -> None:
+    found = {name: step() for name, step in steps.items()}
+    for name, result in found.items():
+        pairs = zip(*([one] if isinstance(one, Tensor) else one for one in (result, found["eager"])), strict=True)
+        for one, other in pairs:
+            error = ((one - other).abs() / (1 + other.abs())).max().item()
+            if not error < 1e-4:
+                raise Disagreement(f"{name} differs from eager by {error:.2g} in {head.kind} {head.shape_name}")
+
+
+def peak_bytes(head: Head, name: str) -> int | None:
+    """Peak of a step beyond what was there, gradients included, in a process of its own; None if not on Linux."""
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.head"])
+    with ProcessPoolExecutor(1, mp_context=context) as fresh:
+        return fresh.submit(_peak_of_step, head, name).result()
+
+
+def _peak_of_step(head: Head, name: str) -> int:
+    ctypes.CDLL(None).mallopt(-3, 2**16)  # as in bench.memory
+    return peak_beyond(steps_of(head)[name])
+
+
+def measure_head(head: Head, *, budget: float = 8.0) -> dict[str, Any]:
+    """Seconds and peak bytes by contender. Raises Disagreement."""
+    keep_freed_memory()
+    steps, others = steps_of(head), OtherLoad()
+    _refuse_disagreement(head, steps)
+    medians = interleaved_medians(steps, **plan(steps, budget)._asdict())
+    row = {"kind": head.kind, "shape": head.shape_name, "seconds": medians, "other_load": others.share()}
+    return row | {"peak_bytes": {name: peak_bytes(head, name) for name in CONTENDERS}}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = named("head", __doc__, "NAME", HEADS, arguments)
+    save(options.results, "head", show((measure_head(HEADS[name]) for name in options.names), HEAD))

@@ -1,0 +1,197 @@
+"""`linear_log_prob`: log p(x|z) from a decoder's last hidden units, its last linear layers and the likelihood fused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..checks import check_clamp, check_tensor
+from ..head_op import HeadFunction, HeadRun, head_formula
+from ..kernels import backend as selected
+from ..kernels.head_spec import ACTIVATIONS, DENSITIES, HeadSpec
+from ..kernels.likelihood_spec import COUNTS, MIXTURE, NO_BOUNDS, PARAMETERS, Bounds, channels_of_mixture
+from ..size_checks import check_count
+from ..torch_internals import needs_formula
+from .functional import INTEGERS, LOWEST_LOG_SCALE
+
+REDUCTIONS = ("sample", "sum", "batchmean")
+
+
+class Linear(NamedTuple):
+    """A linear layer that gives one parameter of a likelihood, before its activation."""
+
+    weight: Tensor
+    """(outputs, H), one output for each coordinate of an event; of a mixture, for each channel of each pixel."""
+    bias: Tensor | None = None
+    """(outputs,)."""
+    activation: str = "identity"
+    """"identity", "exp", "softplus", or of the mean of counts "softmax": times ``library``."""
+
+
+def linear_log_prob(
+    density: str,
+    hidden: Tensor,
+    parameters: Sequence[Linear | Tensor],
+    x: Tensor,
+    *,
+    library: Tensor | None = None,
+    clamp: Sequence[float] | None = None,
+    components: int = 10,
+    reduction: str = "sample",
+) -> Tensor:
+    """log p(x|z) of a likelihood whose parameters are linear in the decoder's last hidden units, fused with the layers.
+
+    Equal to the likelihood's own function of ``F.linear(hidden, weight, bias)``, without ever holding these outputs as
+    a whole: rows are done in chunks that stay in the cache. What is saved for backward is of the size of the inputs.
+
+    Args:
+        density: "bernoulli", "continuous_bernoulli", "gaussian", "laplace", "poisson", "negative_binomial",
+            "zero_inflated_negative_binomial" or "discretized_logistic_mixture".
+        hidden: (B, H), or (K, B, H) for K draws; float32, bfloat16, float16 or float64. Under autocast, layers are
+            computed in its dtype, as by ``F.linear``.
+        parameters: what the function of that density takes before x, in its order: a `Linear`, or a tensor that the
+            batch shares, of the event's shape or of one element.
+        x: the data, (B, *event); gets no gradient.
+        library: (B,), the library size of each row, positive; for "softmax" alone. A Poisson density's "softmax" is
+            its rate.
+        clamp: (low, high) of logvar or logscale, as for `gaussian_log_prob`.
+        components: of a mixture.
+        reduction: "sample", (B,) or (K, B); or the scalars "sum" and "batchmean", of one draw.
+
+    Gradients for hidden, layers, shared tensors and library are computed with log p where the gradient of all rows can
+    be expected to be the same: under "sum" and "batchmean", and on the CPU under "sample" without draws (found out in
+    backward: where rows have other gradients, it computes the outputs again). Second derivatives are computed in plain
+    PyTorch, with all outputs at once.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    >>> import torch
+    >>> from fastvae.likelihoods import Linear, linear_log_prob
+    >>> hidden, weight = torch.zeros(2, 8), torch.zeros(3, 8)
+    >>> linear_log_prob("bernoulli", hidden, [Linear(weight)], torch.ones(2, 3))   # three fair coins: -3 log 2
+    tensor([-2.0794, -2.0794])
+    """
+    spec, bounds = _spec_of(density, parameters, clamp, components), NO_BOUNDS
+    if clamp is not None:
+        bounds = Bounds(*check_clamp(clamp))
+    elif density == MIXTURE:
+        bounds = Bounds(low=LOWEST_LOG_SCALE)
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
+    check_tensor("hidden", hidden)
+    draws = hidden.dim() == 3
+    _check_data(hidden, x, library, spec)
+    if draws and reduction != "sample":
+        raise ValueError(f"reduction is {reduction!r} with several draws, expected 'sample'")
+    layers = _checked_layers(hidden, parameters, x, spec)
+    rows, data = hidden.flatten(0, 1) if draws else hidden, _flat(x, spec)
+    dtype = _autocast_dtype(hidden)
+    if dtype is not None:
+        rows = rows.to(dtype)
+        layers = [
+            tensor if tensor is None or spec.activations[i // 2] == "given" else tensor.to(dtype)
+            for i, tensor in enumerate(layers)
+        ]
+    tensors = (rows, data, library, *layers)
+    differentiated = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
+    # float16 would lose the small gradients that a loss scale, which comes later, is there for.
+    ahead = rows.dtype != torch.float16 and (reduction != "sample" or (rows.device.type == "cpu" and not draws))
+    run = HeadRun(spec, bounds, selected.requested, differentiated and ahead)
+    log_prob = head_formula(tensors, run) if needs_formula() else HeadFunction.apply(run, *tensors)
+    if draws:
+        return log_prob.unflatten(0, hidden.shape[:2])
+    if reduction == "sample":
+        return log_prob
+    return log_prob.sum() if reduction == "sum" else log_prob.sum() / len(x)
+
+
+def _spec_of(
+    density: str, parameters: Sequence[Linear | Tensor], clamp: Sequence[float] | None, components: int
+) -> HeadSpec:
+    if density not in DENSITIES:
+        raise ValueError(f"density is {density!r}, expected one of {', '.join(map(repr, DENSITIES))}")
+    if len(parameters) != PARAMETERS[density]:
+        raise ValueError(f"parameters has {len(parameters)} items, expected {PARAMETERS[density]} for {density!r}")
+    if density == MIXTURE:
+        check_count("components", components, 1)
+    activations = []
+    for i, one in enumerate(parameters):
+        how = one.activation if isinstance(one, Linear) else "given"
+        if how not in ACTIVATIONS or (isinstance(one, Linear) and how == "given"):
+            expected = ", ".join(map(repr, ACTIVATIONS[:-1]))
+            raise ValueError(f"parameters[{i}].activation is {how!r}, expected one of {expected}")
+        if how == "softmax" and (i or density not in COUNTS):
+            raise ValueError(f"parameters[{i}].activation is 'softmax', expected it of the mean of counts alone")
+        if density == MIXTURE and how != "identity":
+            raise ValueError(f"parameters[{i}] of a mixture is {how!r}, expected a Linear without activation")
+        activations.append(how)
+    if activations[0] == "given":
+        raise TypeError(f"parameters[0] is a {type(parameters[0]).__name__}, expected a Linear")
+    first, *others = activations
+    second, third = (*others, None, None)[:2]
+    return HeadSpec(density, first, second, third, clamp is not None, components if density == MIXTURE else 0)
+
+
+def _check_data(hidden: Tensor, x: Tensor, library: Tensor | None, spec: HeadSpec) -> None:
+    if not isinstance(x, Tensor) or x.dtype not in INTEGERS:
+        check_tensor("x", x)
+    if hidden.dim() not in (2, 3) or hidden.shape[-2] != len(x):
+        raise ValueError(f"hidden has shape {tuple(hidden.shape)}, expected ({len(x)}, H) or (K, {len(x)}, H)")
+    if x.device != hidden.device:
+        raise ValueError(f"x is on {x.device}, hidden is on {hidden.device}; expected the same device")
+    if x.requires_grad:
+        raise ValueError("x requires a gradient, which is not computed here; expected x.detach(), or F.linear")
+    if spec.kind == MIXTURE and (x.dim() < 2 or x.shape[1] not in (1, 3)):
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, 1 or 3, *spatial)")
+    if (library is not None) != (spec.first == "softmax"):
+        given, expected = ("None", "a tensor (B,)") if library is None else ("given", "None")
+        raise ValueError(f"library is {given} with the activation {spec.first!r}, expected {expected}")
+    if library is not None and library.shape != x.shape[:1]:
+        raise ValueError(f"library has shape {tuple(library.shape)}, expected ({len(x)},)")
+
+
+def _checked_layers(
+    hidden: Tensor, parameters: Sequence[Linear | Tensor], x: Tensor, spec: HeadSpec
+) -> list[Tensor | None]:
+    """Two tensors for each parameter: weight and bias, or what is given and None."""
+    event = math.prod(x.shape[1:])
+    outputs = event if spec.kind != MIXTURE else event // x.shape[1] * channels_of_mixture(x.shape[1], spec.components)
+    layers: list[Tensor | None] = []
+    for i, one in enumerate(parameters):
+        if not isinstance(one, Linear):
+            check_tensor(f"parameters[{i}]", one.reshape(1) if isinstance(one, Tensor) and one.dim() == 0 else one)
+            if one.numel() != 1 and one.shape not in (x.shape[1:], (1, *x.shape[1:])):
+                expected = f"{tuple(x.shape[1:])}, the event's, or one element"
+                raise ValueError(f"parameters[{i}] has shape {tuple(one.shape)}, expected {expected}")
+            layers += [one.reshape(-1), None]
+            continue
+        for name, given, shape in (("weight", one.weight, (outputs, hidden.shape[-1])), ("bias", one.bias, (outputs,))):
+            if given is None:
+                continue
+            check_tensor(f"parameters[{i}].{name}", given)
+            if given.shape != shape:
+                raise ValueError(f"parameters[{i}].{name} has shape {tuple(given.shape)}, expected {shape}")
+            if given.dtype != hidden.dtype and _autocast_dtype(hidden) is None:
+                raise TypeError(f"parameters[{i}].{name} is {given.dtype}, hidden is {hidden.dtype}; expected the same")
+        layers += [one.weight, one.bias]
+    return layers
+
+
+def _autocast_dtype(hidden: Tensor) -> torch.dtype | None:
+    """What ``F.linear`` would compute in under autocast; None without."""
+    kind = hidden.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return None
+
+
+def _flat(x: Tensor, spec: HeadSpec) -> Tensor:
+    """(B, event); of a mixture (B, C, pixels)."""
+    if spec.kind == MIXTURE:
+        return x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
+    return x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)

@@ -1,0 +1,148 @@
+"""`LikelihoodHead`: a decoder's last linear layers, which give a likelihood's parameters, or log p(x|z) fused with it.
+
+A decoder that ends in one is called with ``score``, a function of the last hidden units, these layers and the shape of
+the output, which gives log p(x|z) from them: so all happens in the forward of the modules that own the weights, where
+FSDP has gathered them. Modules around a decoder whose output they change layer by layer pass on a ``score`` that
+changes the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..checks import check_tensor
+from ..kernels.head_spec import rows_of_chunk
+from ..kernels.likelihood_spec import MIXTURE
+from ..likelihoods import Likelihood
+from ..likelihoods.base import Parameters, head_terms
+from ..likelihoods.head import Linear, linear_log_prob
+from ..size_checks import event_shape, positive_size
+
+# Of the hidden units (rows, H), one layer for each parameter, and the shape of a parameter of one sample: (rows,).
+Score = Callable[[Tensor, Sequence[Linear], tuple[int, ...]], Tensor]
+
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"exp": torch.exp, "softplus": F.softplus}
+
+
+class LikelihoodHead(nn.Linear):
+    """The last layer of a decoder: ``head(hidden)`` gives the parameters of p(x|z), ``head(hidden, x)`` log p(x|z).
+
+    log p(x|z) is computed by `fastvae.likelihoods.linear_log_prob`, which never holds the parameters as a whole, where
+    the likelihood is one of `fastvae.likelihoods` and nothing is missing; else by the likelihood from the parameters.
+
+    Args:
+        in_features: H, the size of the last hidden layer.
+        output_shape: shape of each parameter of one sample, an int for a vector.
+        likelihood: of ``head(hidden, x)``; None if the model that has the decoder has the likelihood.
+        outputs: how many parameters the likelihood takes from the decoder.
+        bias: whether layers have one.
+
+    Weight and bias are those of a ``torch.nn.Linear``, of all parameters one after the other.
+
+    >>> import torch
+    >>> from fastvae.likelihoods import Bernoulli
+    >>> from fastvae.nn import LikelihoodHead
+    >>> head = LikelihoodHead(400, (1, 28, 28), Bernoulli())
+    >>> hidden, x = torch.rand(8, 400), torch.rand(8, 1, 28, 28).round()
+    >>> head(hidden).shape, head(hidden, x).shape
+    (torch.Size([8, 1, 28, 28]), torch.Size([8]))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        output_shape: int | Sequence[int],
+        likelihood: Likelihood | None = None,
+        *,
+        outputs: int = 1,
+        bias: bool = True,
+    ) -> None:
+        shape, count = event_shape("output_shape", output_shape), positive_size("outputs", outputs)
+        super().__init__(positive_size("in_features", in_features), count * torch.Size(shape).numel(), bias)
+        self.output_shape, self.outputs = shape, count
+        if likelihood is not None and not isinstance(likelihood, nn.Module):
+            raise TypeError(f"likelihood is a {type(likelihood).__name__}, expected a torch.nn.Module or None")
+        self.likelihood = likelihood
+
+    def forward(self, hidden: Tensor, x: Tensor | None = None, *, score: Score | None = None) -> Parameters:  # type: ignore[override]
+        """The parameters, (B, *output_shape) each, a tuple if there are several; or log p(x|z) in nats, (B,).
+
+        Args:
+            hidden: (B, in_features); with x also (K B, in_features), draw after draw, which gives (K B,).
+            x: the data, (B, *event).
+            score: computes log p(x|z) from the hidden units and the layers, instead of the head's own likelihood.
+        """
+        check_tensor("hidden", hidden)
+        if score is None and x is not None:
+            if self.likelihood is None:
+                raise ValueError("x was given to a head without likelihood, expected LikelihoodHead(..., likelihood)")
+            score = scorer(self.likelihood, x)
+        if score is not None:
+            weights = self.weight.chunk(self.outputs)
+            biases = [None] * self.outputs if self.bias is None else self.bias.chunk(self.outputs)
+            layers = [Linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+            return score(hidden, layers, self.output_shape)
+        parts = F.linear(hidden, self.weight, self.bias).chunk(self.outputs, -1)
+        shaped = tuple([part.unflatten(-1, self.output_shape) for part in parts])
+        return shaped if self.outputs > 1 else shaped[0]
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.output_shape}, outputs={self.outputs}, bias={self.bias is not None}"
+
+
+class LayersToHead(nn.Sequential):
+    """Layers of which the last is a `LikelihoodHead`."""
+
+    def forward(self, h: Tensor, score: Score | None = None) -> Any:
+        *layers, head = self
+        for layer in layers:
+            h = layer(h)
+        return head(h, score=score)
+
+
+def takes_score(decoder: nn.Module) -> bool:
+    """Whether a decoder can be called with ``score``."""
+    return bool(getattr(decoder, "takes_score", False))
+
+
+def can_fuse(likelihood: Likelihood, decoder: nn.Module, x: Tensor) -> bool:
+    """Whether log p(x|z) comes fused from the decoder's own forward."""
+    return takes_score(decoder) and not x.requires_grad and head_terms(likelihood, x) is not None
+
+
+def scorer(likelihood: Likelihood, x: Tensor) -> Score:
+    """log p(x|z) under ``likelihood``: (B,), or (K B,) for K B rows of hidden units."""
+
+    def score(hidden: Tensor, layers: Sequence[Linear], shape: tuple[int, ...]) -> Tensor:
+        draws = len(hidden) // max(len(x), 1)
+        given = hidden if draws == 1 else hidden.unflatten(0, (draws, -1))
+        terms = None if x.requires_grad else head_terms(likelihood, x)
+        expected = tuple(x.shape[1:]) if terms is None or terms.density != MIXTURE else (shape[0], *x.shape[2:])
+        parameters = None if terms is None or shape != expected else terms.given_layers(layers)
+        if terms is None or parameters is None or (draws > 1 and terms.library is None and _fits(hidden, layers)):
+            takes_draws = draws > 1 and getattr(likelihood, "takes_draws", False)
+            parts = [_activated(layer, given if takes_draws else hidden).unflatten(-1, shape) for layer in layers]
+            several = x if draws == 1 or takes_draws else x.repeat(draws, *[1] * (x.dim() - 1))
+            return likelihood.log_prob(parts[0] if len(parts) == 1 else tuple(parts), several).flatten()
+        options: dict[str, Any] = {"library": terms.library, "clamp": terms.clamp, "components": terms.components}
+        return linear_log_prob(terms.density, given, parameters, x, **options).flatten()
+
+    return score
+
+
+def _fits(hidden: Tensor, layers: Sequence[Linear]) -> bool:
+    """Whether backward is to come, and all outputs are one chunk: to keep them saves computing them again."""
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and hidden.requires_grad):
+        return False
+    bytes_a_row = sum(len(layer.weight) for layer in layers) * hidden.element_size()
+    return rows_of_chunk(len(hidden), bytes_a_row, hidden.device) >= len(hidden)
+
+
+def _activated(layer: Linear, hidden: Tensor) -> Tensor:
+    output = F.linear(hidden, layer.weight, layer.bias)
+    return output if layer.activation == "identity" else _FUNCTIONS[layer.activation](output)

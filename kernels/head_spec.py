@@ -1,0 +1,92 @@
+"""What a head is: a likelihood whose parameters come from linear layers of the decoder's last hidden units h.
+
+Each parameter of the kind, with a_d the output of its layer for coordinate d, is
+
+    "identity"  a_d             "exp"  exp(a_d)             "softplus"  log(1 + exp(a_d))
+    "softmax"   l softmax(a)_d: of counts alone, and of their mean; l is the library size of the row. Of Poisson counts
+                it is the rate, whose logarithm is the parameter
+    "given"     no layer's: a tensor that the batch shares, (*event) or one element
+
+The derivative of log p by an output is that by the parameter times that of these functions. Of a softmax, with g_d the
+derivative by the logarithm of mean d, it is g_d - softmax(a)_d sum_d g_d, and that by the library size (sum_d g_d) / l.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .latent_spec import decode, encode
+from .likelihood_spec import KINDS, PARAMETERS, LikelihoodSpec
+
+ACTIVATIONS = ("identity", "exp", "softplus", "softmax", "given")  # the numbers of the C kernels
+# Probabilities that are products come from no layer.
+DENSITIES = tuple([kind for kind in KINDS if kind != "scaled_bernoulli"])
+
+
+class HeadSpec(NamedTuple):
+    """Hashable, the key of everything that is remembered."""
+
+    kind: str  # a kind of `likelihood_spec`
+    first: str = "identity"  # how each parameter comes from its layer's outputs; None: the kind does not have it
+    second: str | None = None
+    third: str | None = None
+    clamp: bool = False
+    components: int = 0
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """One for each parameter of the kind."""
+        return self[1 : 1 + PARAMETERS[self.kind]]  # type: ignore[return-value]
+
+    @property
+    def likelihood(self) -> LikelihoodSpec:
+        return LikelihoodSpec(self.kind, "sample", self.clamp, self.components)
+
+    def encode(self) -> str:
+        """As a string, for the schema of a registered op."""
+        return encode(self)
+
+
+@functools.lru_cache(maxsize=1024)
+def decode_head_spec(text: str) -> HeadSpec:
+    return HeadSpec(*decode(text))
+
+
+class HeadResults(NamedTuple):
+    """What a backend's `head` returns; the gradients of outputs have taken their place."""
+
+    log_prob: Tensor  # (rows,)
+    given: tuple[Tensor | None, ...] = ()  # gradients of the parameters that are given, summed over the rows
+    library: Tensor | None = None  # (rows,)
+
+
+# Bytes of a chunk of outputs where the size of the cache is not known, and what they are at most.
+_USUAL_CACHE = 8 * 2**20
+_LARGEST_CHUNK = 16 * 2**20
+# Rows of a chunk, at least: each reads all weights, and adds to all their gradients.
+_FEWEST_ROWS = 192
+
+
+@functools.cache
+def _cache_bytes(device: torch.device) -> int:
+    """Of a GPU's second-level cache, or of the CPU's last level."""
+    if device.type == "cuda":
+        return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0) or _USUAL_CACHE
+    try:  # of Linux: "48K", "2048K", "307200K"
+        found = [one.read_text().strip() for one in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+        return max([1024 * int(size.removesuffix("K")) for size in found], default=_USUAL_CACHE)
+    except (OSError, ValueError):
+        return _USUAL_CACHE
+
+
+def rows_of_chunk(rows: int, bytes_a_row: int, device: torch.device) -> int:
+    """Rows whose outputs, of ``bytes_a_row``, are held at once: half the cache, in chunks of about one size."""
+    most = min(_cache_bytes(device) // 2, _LARGEST_CHUNK)
+    fitting = max(most // max(bytes_a_row, 1), _FEWEST_ROWS)
+    chunks = -(-rows // fitting)
+    return max(-(-rows // max(chunks, 1)), 1)
