@@ -321,3 +321,17 @@ def test_what_is_wrong_is_named(change, error, words):
     }
     with pytest.raises(error, match=words):
         linear_log_prob(**given | change)
+
+
+def test_per_sample_gradients_by_torch_func():
+    (hidden, *tensors), x = drawn("bernoulli")[0], drawn("bernoulli")[1]
+    weight = tensors[0].detach()
+
+    def log_prob(weight, h, one):
+        return linear_log_prob("bernoulli", h[None], [Linear(weight)], one[None])[0]
+
+    each = torch.func.vmap(torch.func.grad(log_prob), (None, 0, 0))(weight, hidden.detach(), x)
+    expected = torch.stack(
+        [torch.outer(one - torch.sigmoid(weight @ h), h) for h, one in zip(hidden.detach(), x, strict=True)]
+    )
+    torch.testing.assert_close(each, expected)
