@@ -18,7 +18,7 @@ SOURCES := pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.c ke
 
 demo: $(VENV)/installed
 	rm -rf demo
-	$(RUN) -m fastvae train --output demo
+	$(RUN) -m fastvae train --shift 1 --output demo
 
 # Processes that share the tests, a file at a time as its tests share what was compiled or trained; each computes on one
 # thread.

@@ -246,7 +246,7 @@ def _bars(levels: Sequence[Tensor], threshold: float, titles: Sequence[str], lab
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install matplotlib") from error
-    figure = Figure(figsize=(7, 2.8 * len(levels)), layout="constrained")
+    figure = Figure(figsize=(4.8, 2.8 * len(levels)), layout="constrained")  # legible at 400 pixels, on a phone
     panels = figure.subplots(len(levels), 1, squeeze=False)[:, 0]
     for axis, level, title in zip(panels, levels, titles, strict=True):
         values = level.detach().double().flatten().sort(descending=True).values.tolist()

@@ -1,6 +1,7 @@
 """Cells: ``--data cells.h5ad``, AnnData's files of gene expression, whose sparse matrices are read batch by batch.
 
 The matrix stays as it is in the file, of which a batch takes its rows; one of up to 1 GiB is held in memory, sparse.
+One that is stored by genes (CSC), in which the rows of a batch lie scattered, is held in memory whatever its size.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Cells(NamedTuple):
 
 
 class StoredRows:
-    """Rows of a matrix in an HDF5 file, dense, or sparse by rows (CSR): (N, genes), given as dense float32.
+    """Rows of a matrix in an HDF5 file, dense, or sparse (CSR, CSC): (N, genes), given as dense float32.
 
     Args:
         path: of the file.
@@ -51,6 +52,9 @@ class StoredRows:
         self.sparse = not hasattr(stored, "dtype")
         if self.sparse:
             self.shape = tuple(int(size) for size in stored.attrs["shape"])
+            if stored.attrs["encoding-type"] == "csc_matrix":
+                self._held |= _by_rows(stored, self.shape)
+                return
             self._held["indptr"] = stored["indptr"][:].astype(np.int64)
             if sum(stored[name].size * stored[name].dtype.itemsize for name in ("data", "indices")) <= _IN_MEMORY:
                 self._held |= {name: stored[name][:] for name in ("data", "indices")}
@@ -148,15 +152,21 @@ def _stored(path: Path, key: str) -> StoredRows:
 
     with h5py.File(path, "r") as file:
         encoding = file[key].attrs.get("encoding-type", "array")
-        if encoding not in ("array", "csr_matrix"):
-            raise TrainingError(
-                f"{path} holds {key} as {encoding}, expected csr_matrix or array, which are read row by row:\n"
-                "adata.X = scipy.sparse.csr_matrix(adata.X), and write it again"
-            )
+        if encoding not in ("array", "csr_matrix", "csc_matrix"):
+            raise TrainingError(f"{path} holds {key} as {encoding}, expected csr_matrix, csc_matrix or array")
         shape = file[key].shape if encoding == "array" else file[key].attrs["shape"]
         if len(shape) != 2 or 0 in shape:
             raise TrainingError(f"{path} has {key} of shape {tuple(shape)}, expected (cells, genes)")
     return StoredRows(str(path.absolute()), key)
+
+
+def _by_rows(stored: Any, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """The parts of a matrix that is stored by columns (CSC) as one stored by rows (CSR)."""
+    from scipy import sparse
+
+    parts = tuple(stored[name][:] for name in ("data", "indices", "indptr"))
+    matrix = sparse.csc_matrix(parts, shape=shape).tocsr()
+    return {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr.astype(np.int64)}
 
 
 def _layer_of_counts(path: Path, keys: dict[str, str]) -> str:

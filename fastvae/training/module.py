@@ -41,6 +41,8 @@ class VAEModule(LightningModule):
         binarize: x are grey levels in [0, 1], probabilities of a white pixel: draw black or white from them, anew each
             time in training, the same each time in validation.
         flip: mirror each image (C, H, W) left to right with probability 1/2 in training.
+        shift: move each image (C, H, W) in training by up to so many pixels up or down and left or right, drawn
+            anew each time; the border pixels are repeated.
         seed: of all random numbers, from 0 to 2^64 - 1.
 
     Batches come from `VAEDataModule`, or from any loader of tensors x (B, *event) or pairs (x, label); the label is the
@@ -76,6 +78,7 @@ class VAEModule(LightningModule):
         warmup_steps: int = 0,
         binarize: bool = False,
         flip: bool = False,
+        shift: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -96,6 +99,8 @@ class VAEModule(LightningModule):
         self.warmup_steps = int(warmup_steps)
         self.binarize = check_flag("binarize", binarize)
         self.flip = check_flag("flip", flip)
+        check_count("shift", shift, 0)
+        self.shift = int(shift)
         self.seed = int(check_seed(seed))
         self._takes_step = "step" in inspect.signature(objective).parameters
         self._trained: Tensor | None = None  # sums over this epoch: bound, rows
@@ -134,7 +139,7 @@ class VAEModule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = self._as_batch(batch)
         number = self.trainer.fit_loop.total_batch_idx
-        x = self._mirrored(self._pixels(batch, derived_seed(self.seed, "ink", number)), batch, number)
+        x = self._augmented(self._pixels(batch, derived_seed(self.seed, "ink", number)), batch, number)
         step: dict[str, Any] = {"step": number} if self._takes_step else {}
         came = self.objective(
             self.model, x, seed=derived_seed(self.seed, "draw", number), row_offset=batch.first_row,
@@ -316,12 +321,27 @@ class VAEModule(LightningModule):
         # NaN stands for a missing value, and no number is smaller than it.
         return torch.where(torch.isnan(x), x, drawn) if isinstance(self.model.likelihood, MissingAsNaN) else drawn
 
-    def _mirrored(self, x: Tensor, batch: Batch, number: int) -> Tensor:
-        if not self.flip:
-            return x
-        seed = derived_seed(self.seed, "flip", number)
-        chosen = noise(seed, (len(x), 1), row_offset=batch.first_row, device=x.device) > 0
-        return torch.where(chosen[:, :, None, None], x.flip(-1), x)
+    def _augmented(self, x: Tensor, batch: Batch, number: int) -> Tensor:
+        """x, mirrored and moved at random as the options say."""
+        if self.flip:
+            (drawn,) = self._uniform("flip", batch, number, 1).unbind(1)
+            x = torch.where((drawn > 0.5)[:, None, None, None], x.flip(-1), x)
+        if self.shift:
+            drawn = self._uniform("shift", batch, number, 2)
+            moved = (drawn * (2 * self.shift + 1)).long().clamp(max=2 * self.shift) - self.shift
+            rows, columns = (
+                (torch.arange(side, device=x.device) + by[:, None]).clamp(0, side - 1)
+                for side, by in zip(x.shape[2:], moved.unbind(1), strict=True)
+            )
+            sample = torch.arange(len(x), device=x.device)[:, None, None]
+            x = x.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+        return x
+
+    def _uniform(self, purpose: str, batch: Batch, number: int, count: int) -> Tensor:
+        """(b, count) numbers between 0 and 1 for the rows of a batch."""
+        seed = derived_seed(self.seed, purpose, number)
+        normal = noise(seed, (len(batch.x), count), row_offset=batch.first_row, device=batch.x.device)
+        return torch.special.ndtr(normal)
 
     def _batch_mean(self, batch: Batch, values: Tensor) -> Tensor:
         """The mean over the rows of the whole batch, on every process; with its gradient."""

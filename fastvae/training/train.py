@@ -124,14 +124,15 @@ def _built(config: Any) -> tuple[VAEDataModule, ModelConfig, VAEModule, list[flo
     complete(config, data.source.train)
     data.batch_size = config.batch_size
     model_config = _model_config(config, data.source)
-    _check_values(model_config, data.source, config.data, config.flip)
+    _check_values(model_config, data.source, config)
     model = model_config.build(config.seed)
     statistics = statistics_of(data.source.train)
     if model_config.standardize:
         start_from(model, model_config, statistics, data.source.train)
     module = VAEModule(
         model, _objective(config, data), learning_rate=config.learning_rate,
-        schedule=config.schedule, warmup_steps=config.warmup_steps, flip=config.flip, seed=config.seed,
+        schedule=config.schedule, warmup_steps=config.warmup_steps, flip=config.flip, shift=config.shift,
+        seed=config.seed,
         binarize=model_config.likelihood == "bernoulli" if config.binarize is None else config.binarize,
     )  # fmt: skip
     return data, model_config, module, [statistics.low, statistics.high]
@@ -251,13 +252,15 @@ def _absolute(config: Any) -> None:
     config.data_root = str(Path(config.data_root).absolute())
 
 
-def _check_values(model_config: ModelConfig, source: Source, data: str, flip: bool) -> None:
+def _check_values(model_config: ModelConfig, source: Source, config: Any) -> None:
     """Refuse data that the options do not suit, before training; the values of all rows are checked.
 
     Counts are checked as they are read.
     """
-    if flip and len(model_config.event_shape) != 3:
-        raise TrainingError(f"--flip mirrors images (C, H, W), {data} has samples of shape {model_config.event_shape}")
+    data, shape = config.data, model_config.event_shape
+    for option, does in (("flip", "mirrors"), ("shift", "moves")):
+        if config[option] and len(shape) != 3:
+            raise TrainingError(f"--{option} {does} images (C, H, W), {data} has samples of shape {shape}")
     if model_config.likelihood not in ("bernoulli", "continuous-bernoulli", "mixture"):
         return
     low, high = value_range(source)

@@ -125,6 +125,10 @@ def _add_data(group: Any) -> None:
         help="draw black or white from grey levels, anew each time (default: true for bernoulli)",
     )  # fmt: skip
     group.add_argument("--flip", type=bool, default=False, help="mirror images left to right at random in training")
+    group.add_argument(
+        "--shift", type=NonNegativeInt, default=0, metavar="PIXELS",
+        help="move images at random by up to so many pixels in training",
+    )  # fmt: skip
 
 
 def _add_model(group: Any) -> None:

@@ -45,7 +45,7 @@ def _rows(source):
 
 
 @pytest.mark.parametrize("held", [True, False])
-@pytest.mark.parametrize("make", [sparse.csr_matrix, np.asarray])
+@pytest.mark.parametrize("make", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])
 def test_rows_are_those_of_the_matrix(tmp_path, monkeypatch, make, held):
     if not held:  # read from the disk
         monkeypatch.setattr(cells, "_IN_MEMORY", 0)
@@ -60,7 +60,7 @@ def test_rows_are_those_of_the_matrix(tmp_path, monkeypatch, make, held):
     rows = np.array([5, 0, 5])
     again = pickle.loads(pickle.dumps(source.train))
     np.testing.assert_array_equal(again.rows(rows), counts[source.train.index[rows]])
-    if not held:
+    if not held and make is not sparse.csc_matrix:  # which is held in memory
         assert len(pickle.dumps(source.train.x)) < 2000
     assert median_library(source.train) == np.quantile(counts[source.train.index].sum(1), 0.5, method="lower")
 
@@ -100,16 +100,9 @@ def test_what_the_file_does_not_have_is_named(tmp_path, options, words):
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("x", "words"),
-    [
-        (np.log1p(_counts()[0]), "no counts in X, layers/counts or raw/X"),
-        (sparse.csc_matrix(_counts()[0]), "csc_matrix, expected csr_matrix"),
-    ],
-)
-def test_matrices_that_will_not_do_are_refused(tmp_path, x, words):
-    with pytest.raises(TrainingError, match=words):
-        load_source(str(save_cells(tmp_path / "x.h5ad", x)), counts=True)
+def test_matrices_that_will_not_do_are_refused(tmp_path):
+    with pytest.raises(TrainingError, match="no counts in X, layers/counts or raw/X"):
+        load_source(str(save_cells(tmp_path / "x.h5ad", np.log1p(_counts()[0]))), counts=True)
 
 
 def test_all_values_are_looked_at(tmp_path, monkeypatch):

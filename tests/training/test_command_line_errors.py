@@ -135,9 +135,10 @@ def test_a_conditional_model_needs_labels(tmp_path, capsys):
     fails(capsys, ["train", f"--data={data}", "--model=cvae", *OPTIONS], "bare.npy has no labels", "subfolder")
 
 
-def test_vectors_are_not_mirrored(tmp_path, capsys):
+@pytest.mark.parametrize(("option", "words"), [("--flip=true", "--flip mirrors"), ("--shift=1", "--shift moves")])
+def test_vectors_are_neither_mirrored_nor_moved(tmp_path, capsys, option, words):
     data = save_images(tmp_path / "x.npy", shape=(6,))
-    fails(capsys, ["train", f"--data={data}", "--flip=true", *OPTIONS], "--flip mirrors images", "(6,)")
+    fails(capsys, ["train", f"--data={data}", option, *OPTIONS], f"{words} images", "(6,)")
 
 
 def test_values_that_the_likelihood_has_no_probability_for_are_refused(tmp_path, capsys):

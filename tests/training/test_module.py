@@ -127,8 +127,27 @@ def test_half_of_the_images_are_mirrored_in_training_and_none_in_validation(tmp_
     assert all((one | other).all() for one, other in zip(straight, mirrored, strict=True))
     assert all(70 <= one.sum() <= 130 for one in mirrored)
     assert not torch.equal(mirrored[0], mirrored[1])
-    part = module._mirrored(x[50:], Batch(x[50:], None, 50, 200, 150), 0)
-    assert torch.equal(part, module._mirrored(x, Batch(x, None, 0, 200, 200), 0)[50:])
+    part = module._augmented(x[50:], Batch(x[50:], None, 50, 200, 150), 0)
+    assert torch.equal(part, module._augmented(x, Batch(x, None, 0, 200, 200), 0)[50:])
+
+
+def test_images_are_moved_by_up_to_so_many_pixels(tmp_path):
+    torch.manual_seed(0)
+    shape = (2, 4, 5)
+    model = Recording(MLPEncoder(shape, 8, 3), MLPDecoder(3, 8, shape), Bernoulli())
+    x = torch.rand(300, *shape)
+    module = VAEModule(model, shift=1)
+    _fit(module, tmp_path, DataLoader(TensorDataset(x), batch_size=300))
+    moved = [
+        torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")[:, :, down : down + 4, right : right + 5]
+        for down in range(3) for right in range(3)
+    ]  # fmt: skip
+    first, second = ([(came == one).flatten(1).all(1) for one in moved] for came, _ in model.calls)
+    assert torch.stack(first).sum(0).eq(1).all()
+    assert all(15 <= one.sum() <= 55 for one in first)  # a ninth of 300 each
+    assert not torch.equal(first[0], second[0])
+    part = module._augmented(x[50:], Batch(x[50:], None, 50, 300, 250), 0)
+    assert torch.equal(part, module._augmented(x, Batch(x, None, 0, 300, 300), 0)[50:])
 
 
 @pytest.mark.parametrize(
