@@ -44,3 +44,7 @@ __all__ = [
     "unpatch",
     "use_backend",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

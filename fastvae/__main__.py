@@ -9,6 +9,8 @@ import re
 import sys
 from collections.abc import Sequence
 
+__all__ = ["main"]
+
 USAGE = """usage: fastvae COMMAND [options]
 
   train        train a VAE on digits, a folder of images, or arrays: fastvae train --help

@@ -28,6 +28,8 @@ from .ops import LatentRun, LikelihoodRun, latent_run
 from .torch_internals import any_is_batched, fast_apply, is_compiling, is_in_forward_mode, needs_formula
 from .transforms import transformed_latent, transformed_likelihood
 
+__all__ = ["backward_of_latent", "is_differentiated", "run_latent", "run_likelihood"]
+
 _is_grad_enabled = torch.is_grad_enabled
 
 

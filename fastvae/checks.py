@@ -19,6 +19,13 @@ from .kernels import backend
 from .kernels.latent_spec import REDUCTIONS, LatentSpec
 from .torch_internals import is_observed
 
+__all__ = [
+    "check_clamp", "check_dense", "check_draw", "check_dtype", "check_flag", "check_generator", "check_moments",
+    "check_num_samples", "check_number", "check_posterior", "check_prior", "check_reduction", "check_row_offset",
+    "check_shape", "check_tensor", "check_values", "dtype_name", "fit_to_rows", "int_of", "is_integer", "refuse_first",
+    "requested_backend", "seed_on_cpu", "seed_tensor",
+]  # fmt: skip
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _SEED_LOW, _SEED_HIGH = -(2**63), 2**64

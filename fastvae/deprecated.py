@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+__all__ = ["renamed"]
+
 
 def renamed(module: str, new_names: dict[str, str]) -> Callable[[str], Any]:
     """A module-level ``__getattr__`` for ``module``, of a dict from old to new names."""

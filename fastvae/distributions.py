@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ from .torch_internals import disabled_torch_function
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from .draw_options import LatentOverload
+
+__all__ = ["DiagonalGaussian", "GaussianOptions", "Generators", "seed_from"]
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -306,6 +310,22 @@ class DiagonalGaussian(Diagonal):
             for mu, scale, one in zip(given.mu.split(1), given.scale.split(1), generator, strict=True)
         ]
         return torch.cat(rows)
+
+    @overload
+    def sample_and_kl(
+        self, prior: Distribution | None = None, *, per_coordinate: Literal[False] = False,
+        **keywords: Unpack[LatentOverload],
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+    @overload
+    def sample_and_kl(
+        self, prior: Distribution | None = None, *, per_coordinate: Literal[True], **keywords: Unpack[LatentOverload]
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    @overload
+    def sample_and_kl(
+        self, prior: Distribution | None = None, *, per_coordinate: bool, **keywords: Unpack[LatentOverload]
+    ) -> tuple[Tensor, ...]: ...
 
     def sample_and_kl(self, prior: Distribution | None = None, **keywords: Any) -> tuple[Tensor, ...]:
         """A draw, and its KL to the prior, in one pass forward and one backward.

@@ -16,6 +16,10 @@ from .kernels.layout import compute_dtype
 from .kernels.reference.latents import Scale, resolve_scale
 from .latent_options import ScaleOptions, described_latent
 
+__all__ = [
+    "Diagonal", "Parameters", "align", "compute_tensor", "in_rows", "kl_to_standard", "parameters_of", "scale_of",
+]  # fmt: skip
+
 
 class Parameters(NamedTuple):
     """The parameters of a diagonal Gaussian; ``mu`` and ``scale`` have one shape, (*batch, *event)."""

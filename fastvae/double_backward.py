@@ -20,6 +20,8 @@ from .kernels.reference.latents import kl_of, log_probabilities, reduce_kl, reso
 from .kernels.reference.likelihoods import log_prob_elementwise
 from .ops import LatentRun
 
+__all__ = ["latent_formula", "latent_gradients", "likelihood_formula", "likelihood_gradients"]
+
 
 def gradients_of(
     formula: Callable[[list], Sequence[Tensor | None]],

@@ -8,7 +8,13 @@ from typing import Annotated, Any, TypedDict
 import torch
 from torch import Tensor
 
-from .latent_options import KLOptions, KLOutputOptions
+from .latent_options import DrawOptions, KLOptions, KLOutputOptions, ResidualOptions, ScaleOptions
+
+__all__ = [
+    "Condition", "ForwardOverload", "GaussianKLOverload", "Generator", "LatentOverload", "LogWeightOptions",
+    "ModelAndKLOptions", "ModelOptions", "PriorOverload", "Seed", "SeedAndKLOptions", "SeedOptions", "check_kl_names",
+    "check_names", "condition_given",
+]  # fmt: skip
 
 Seed = int | Tensor | None
 Generator = torch.Generator | None
@@ -41,6 +47,25 @@ class LogWeightOptions(ModelOptions, total=False):
     """The keywords of ``log_weights`` of a model."""
 
     hold_posterior: Annotated[bool, False]
+
+
+# Those of overloads: all but the keywords that decide what is returned.
+
+
+class GaussianKLOverload(ScaleOptions, ResidualOptions, KLOptions, total=False):
+    """Of `fastvae.gaussian_kl`."""
+
+
+class LatentOverload(SeedOptions, DrawOptions, ResidualOptions, KLOptions, total=False):
+    """Of `fastvae.sample_and_kl`."""
+
+
+class PriorOverload(SeedOptions, KLOptions, total=False):
+    """Of ``sample_and_kl`` of a prior."""
+
+
+class ForwardOverload(ModelOptions, KLOptions, total=False):
+    """Of ``forward`` of a model."""
 
 
 def check_names(function: str, options: Mapping[str, Any], expected: type) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 from .kernels.backend import kernels_for, reason_unavailable
 from .torch_internals import any_is_batched, is_observed
 
+__all__ = ["PLAIN_TENSORS", "alike_on_cpu", "are_alike", "are_direct", "direct_kernels"]
+
 # A subclass of Tensor may define what an operator does.
 PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["locked", "save_figure", "save_json", "whole_file"]
+
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:

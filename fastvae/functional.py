@@ -25,7 +25,7 @@ What the ops share:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
@@ -60,8 +60,37 @@ from .latent_options import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .draw_options import GaussianKLOverload, LatentOverload
+
+__all__ = [
+    "PriorValue", "gaussian_kl", "noise", "reparameterize", "sample_and_kl", "sample_and_kl_packed",
+    "sample_and_log_prob",
+]  # fmt: skip
+
+PriorValue = Tensor | float | None
 
 _NO_PRIOR = (None, None)
+
+
+@overload
+def sample_and_kl(
+    mu: Tensor, logvar: Tensor, prior_mu: PriorValue = None, prior_logvar: PriorValue = None, *,
+    per_coordinate: Literal[False] = False, **options: Unpack[LatentOverload],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+@overload
+def sample_and_kl(
+    mu: Tensor, logvar: Tensor, prior_mu: PriorValue = None, prior_logvar: PriorValue = None, *,
+    per_coordinate: Literal[True], **options: Unpack[LatentOverload],
+) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
+
+
+@overload
+def sample_and_kl(
+    mu: Tensor, logvar: Tensor, prior_mu: PriorValue = None, prior_logvar: PriorValue = None, *,
+    per_coordinate: bool, **options: Unpack[LatentOverload],
+) -> tuple[Tensor, ...]: ...  # fmt: skip
 
 
 @shows_options(LatentOptions)
@@ -132,6 +161,27 @@ def sample_and_kl(
     seed = seed_tensor(seed, generator, mu.device, alike)
     outputs = run_latent(mu, logvar, prior, seed, described, row_offset, alike)
     return outputs if described.kernel_does_all else _finish(outputs, described, mu)  # type: ignore[return-value]
+
+
+@overload
+def sample_and_kl_packed(
+    moments: Tensor, prior_mu: PriorValue = None, prior_logvar: PriorValue = None, *, dim: int = 1,
+    per_coordinate: Literal[False] = False, **options: Unpack[LatentOverload],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+@overload
+def sample_and_kl_packed(
+    moments: Tensor, prior_mu: PriorValue = None, prior_logvar: PriorValue = None, *, dim: int = 1,
+    per_coordinate: Literal[True], **options: Unpack[LatentOverload],
+) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
+
+
+@overload
+def sample_and_kl_packed(
+    moments: Tensor, prior_mu: PriorValue = None, prior_logvar: PriorValue = None, *, dim: int = 1,
+    per_coordinate: bool, **options: Unpack[LatentOverload],
+) -> tuple[Tensor, ...]: ...  # fmt: skip
 
 
 @shows_options(LatentOptions)
@@ -266,6 +316,27 @@ def reparameterize(
         check_values(mu, logvar, described.spec)
     seed = seed_tensor(seed, generator, mu.device, alike)
     return run_latent(mu, logvar, _NO_PRIOR, seed, described, row_offset, alike)[0]  # type: ignore[return-value]
+
+
+@overload
+def gaussian_kl(
+    mu: Tensor, logvar: Tensor, prior_mu: PriorValue = None, prior_logvar: PriorValue = None, *,
+    per_coordinate: Literal[False] = False, **options: Unpack[GaussianKLOverload],
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def gaussian_kl(
+    mu: Tensor, logvar: Tensor, prior_mu: PriorValue = None, prior_logvar: PriorValue = None, *,
+    per_coordinate: Literal[True], **options: Unpack[GaussianKLOverload],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+@overload
+def gaussian_kl(
+    mu: Tensor, logvar: Tensor, prior_mu: PriorValue = None, prior_logvar: PriorValue = None, *,
+    per_coordinate: bool, **options: Unpack[GaussianKLOverload],
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 @shows_options(ScaleAndKLOptions)

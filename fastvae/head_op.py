@@ -34,6 +34,8 @@ from .kernels.reference.likelihoods import log_prob_elementwise
 from .kernels.reference.scratch import scratch
 from .torch_internals import is_compiling, is_graph_kept
 
+__all__ = ["HeadFunction", "HeadRun", "head_formula"]
+
 _NARROW = (torch.bfloat16, torch.float16)
 
 

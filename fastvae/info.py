@@ -12,6 +12,8 @@ import torch
 
 from .kernels import backend
 
+__all__ = ["DTYPES", "PACKAGES", "info", "lines"]
+
 PACKAGES = ("torch", "triton", "numpy", "lightning", "jsonargparse", "matplotlib", "tensorboard", "torchvision")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 

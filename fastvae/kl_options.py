@@ -13,6 +13,8 @@ from .kernels.latent_spec import LatentSpec
 from .kernels.reference.bounds import at_least
 from .latent_options import DescribedLatent, is_one
 
+__all__ = ["finish_kl"]
+
 
 def finish_kl(kl: Tensor | None, kl_mean: Tensor | None, described: DescribedLatent, batch: int) -> Tensor:
     """The KL under ``spec.reduction``, from the kernel's outputs under ``spec.kernel_reduction``."""

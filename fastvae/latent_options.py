@@ -15,6 +15,12 @@ from .checks import check_clamp, check_flag, check_num_samples, check_number, ch
 from .kernels.latent_spec import LOG_SCALES, SCALES, LatentScalars, LatentSpec
 from .torch_internals import is_compiling, is_static
 
+__all__ = [
+    "Average", "DescribedLatent", "DrawOptions", "Group", "KLOptions", "KLOutputOptions", "LatentOptions",
+    "LogProbOptions", "Reduction", "ResidualOptions", "Scale", "ScaleAndKLOptions", "ScaleOptions", "defaults_of",
+    "described_latent", "is_one", "shows_options",
+]  # fmt: skip
+
 Scale = Literal["logvar", "logstd", "std", "var", "softplus"]
 Reduction = Literal["none", "sample", "sum", "batchmean"]
 Group = Literal["coordinate", "channel", "latent"]

@@ -21,6 +21,11 @@ from .wrapped_models import model_method
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = [
+    "ActiveUnits", "Activity", "PosteriorCollapseWarning", "kl_per_latent", "plot_active_units", "plot_kl_per_latent",
+    "posterior_collapse",
+]  # fmt: skip
+
 
 class Activity(NamedTuple):
     """How much the posterior mean of each latent varies over the data; tensors of the shape of one z."""

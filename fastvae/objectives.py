@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .checks import check_flag, check_number, check_row_offset, check_tensor, seed_tensor
 from .deprecated import renamed
 from .draw_options import Condition, Generator, ModelOptions, Seed, check_names, condition_given
-from .latent_options import described_latent, shows_options
+from .latent_options import Average, Group, described_latent, shows_options
 from .returned import check_returned
 from .size_checks import check_count
 from .torch_internals import exportable
@@ -34,12 +34,19 @@ if TYPE_CHECKING:
 
     from .nn.model import LogWeights
 
+__all__ = [
+    "ELBO", "GRADIENTS", "IWAE", "BatchMean", "Gradient", "LogMarginal", "ObjectiveOutput", "Schedule", "iwae_bound",
+    "log_marginal", "naive_log_marginal",
+]  # fmt: skip
+
 Schedule = Callable[[int], float]
 BatchMean = Callable[[Tensor], Tensor]
 
-GRADIENTS = ("standard", "dreg")
+Gradient = Literal["standard", "dreg"]
+GRADIENTS = get_args(Gradient)
 
-__getattr__ = renamed(__name__, {"Objective": "ObjectiveOutput"})
+if not TYPE_CHECKING:  # for which every name would be there
+    __getattr__ = renamed(__name__, {"Objective": "ObjectiveOutput"})
 
 
 @exportable
@@ -96,8 +103,8 @@ class ELBO:
     beta: float | Schedule = 1.0
     capacity: float | Schedule | None = None
     free_bits: float = 0.0
-    free_bits_group: str = "coordinate"
-    free_bits_over: str = "sample"
+    free_bits_group: Group = "coordinate"
+    free_bits_over: Average = "sample"
     per_coordinate: bool = False
 
     def __post_init__(self) -> None:
@@ -174,7 +181,7 @@ class IWAE:
     """
 
     num_samples: int
-    gradient: str = "standard"
+    gradient: Gradient = "standard"
 
     def __post_init__(self) -> None:
         check_count("num_samples", self.num_samples, 1)

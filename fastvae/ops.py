@@ -33,6 +33,11 @@ from .kernels.likelihood_spec import MIXTURE, Bounds, LikelihoodSpec, decode_lik
 from .kernels.reference.likelihoods import notice
 from .torch_internals import is_compiling, is_static
 
+__all__ = [
+    "LatentRun", "LikelihoodRun", "latent", "latent_backward", "latent_run", "likelihood", "likelihood_backward",
+    "likelihood_kernels", "noise",
+]  # fmt: skip
+
 _library = torch.library.Library("fastvae", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
@@ -174,7 +179,7 @@ def _noise(like, seed, row_offset, dtype, draw, backend):
 
 def _latent(tensors, bits, spec, counts, floats, traced, backend):
     inputs, scalars = LatentInputs(*_unpacked(tensors, bits, 5)), _scalars(counts, floats, traced)
-    return _present(kernels_for(backend, inputs.mu).latent_forward(inputs, decode_latent_spec(spec), scalars))
+    return _present(kernels_for(backend, tensors[0]).latent_forward(inputs, decode_latent_spec(spec), scalars))
 
 
 def _fake_latent(tensors, bits, spec, counts, floats, traced, backend):
@@ -184,7 +189,9 @@ def _fake_latent(tensors, bits, spec, counts, floats, traced, backend):
 def _latent_backward(tensors, bits, wants_prior, spec, counts, floats, traced, backend):
     given = _unpacked(tensors, bits, 10)
     grads, inputs, scalars = LatentOutputs(*given[:5]), LatentInputs(*given[5:]), _scalars(counts, floats, traced)
-    kernels = kernels_for(backend, inputs.scale if inputs.mu is None else inputs.mu)
+    like = inputs.scale if inputs.mu is None else inputs.mu
+    assert like is not None
+    kernels = kernels_for(backend, like)
     return _present(kernels.latent_backward(grads, inputs, decode_latent_spec(spec), scalars, wants_prior))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ from .size_checks import check_count, latent_shape_of, positive_sizes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from .draw_options import PriorOverload
+
+__all__ = ["GaussianMixture", "LearnedGaussian", "Prior", "StandardNormal", "VampPrior", "normal_log_prob"]
 
 
 class Prior(nn.Module):
@@ -78,6 +82,21 @@ class Prior(nn.Module):
     def gaussian(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
         """mu and logvar of a Gaussian prior, (*latent_shape) each, in this dtype; (None, None) for N(0, I)."""
         raise NotImplementedError(f"{type(self).__name__} is not a Gaussian")
+
+    @overload
+    def sample_and_kl(
+        self, mu: Tensor, logvar: Tensor, *, per_coordinate: Literal[False] = False, **options: Unpack[PriorOverload]
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def sample_and_kl(
+        self, mu: Tensor, logvar: Tensor, *, per_coordinate: Literal[True], **options: Unpack[PriorOverload]
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    @overload
+    def sample_and_kl(
+        self, mu: Tensor, logvar: Tensor, *, per_coordinate: bool, **options: Unpack[PriorOverload]
+    ) -> tuple[Tensor, ...]: ...
 
     @shows_options(SeedAndKLOptions)
     def sample_and_kl(self, mu: Tensor, logvar: Tensor, **options: Unpack[SeedAndKLOptions]) -> tuple[Tensor, ...]:

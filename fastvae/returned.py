@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+__all__ = ["check_returned", "check_rows"]
+
 
 def check_returned(who: str, value: Tensor, shape: Sequence[int], meaning: str) -> Tensor:
     """``value``, if it is a tensor of that shape; the error names who returned it and says what was expected."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from .checks import check_number
 from .size_checks import check_count
 
+__all__ = ["constant", "cyclical", "linear_warmup"]
+
 
 @dataclass(frozen=True)
 class constant:

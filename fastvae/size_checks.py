@@ -8,6 +8,8 @@ from torch import nn
 
 from .checks import int_of, is_integer
 
+__all__ = ["check_count", "event_shape", "latent_shape_of", "positive_size", "positive_sizes"]
+
 
 def latent_shape_of(encoder: nn.Module, given: int | Sequence[int] | None) -> tuple[int, ...] | None:
     """The shape of one z: the given one, else encoder.latent_shape or encoder.latent_dim, else None."""

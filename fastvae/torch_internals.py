@@ -13,6 +13,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+__all__ = [
+    "any_is_batched", "disabled_torch_function", "exportable", "fast_apply", "has_saved_tensor_hooks", "is_compiling",
+    "is_graph_kept", "is_in_forward_mode", "is_observed", "is_static", "is_transformed", "needs_formula",
+    "only_grad_is_active", "standard_gamma",
+]  # fmt: skip
+
 is_compiling = torch.compiler.is_compiling  # public; here because each call asks it beside the private ones
 
 

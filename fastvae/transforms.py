@@ -22,6 +22,8 @@ from .kernels.latent_spec import LatentInputs, latent_inputs, latent_outputs
 from .ops import LatentRun, LikelihoodRun
 from .torch_internals import any_is_batched, only_grad_is_active
 
+__all__ = ["transformed_latent", "transformed_likelihood"]
+
 Tensors = Sequence[Tensor | None]
 Formula = Callable[[Tensors, Tensors], Tensors]
 LatentBackward = Callable[..., Tensors]  # `fastvae.autograd.backward_of_latent`

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+__all__ = ["model_method", "through_wrappers"]
+
 
 def model_method(model: nn.Module, name: str) -> Callable[..., Any]:
     """The method of the model inside all wrappers, without their forward: for results that get no gradient."""

@@ -13,10 +13,12 @@ import os
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+__all__ = ["backends", "has_kernels", "implementation", "kernels_for", "reason_unavailable", "requested", "use_backend"]
 
 NAMES = ("triton", "cpu", "reference")
 AUTOMATIC = "auto"
@@ -151,7 +153,7 @@ def backends() -> dict[str, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: Literal["triton", "cpu", "reference"]) -> Iterator[None]:
     """Within the context, every fastvae op runs on backend ``name``: "triton", "cpu" or "reference".
 
     The environment variable ``FASTVAE_BACKEND`` does the same from outside. The choice holds for the whole process,

@@ -15,17 +15,26 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from .latent_spec import decode, encode
-from .likelihood_spec import KINDS, PARAMETERS, LikelihoodSpec
+from .likelihood_spec import PARAMETERS, LikelihoodSpec
 
-ACTIVATIONS = ("identity", "exp", "softplus", "softmax", "given")  # the numbers of the C kernels
-# Probabilities that are products come from no layer.
-DENSITIES = tuple([kind for kind in KINDS if kind != "scaled_bernoulli"])
+__all__ = [
+    "ACTIVATIONS", "DENSITIES", "Activation", "Density", "HeadResults", "HeadSpec", "decode_head_spec", "rows_of_chunk",
+]  # fmt: skip
+
+Activation = Literal["identity", "exp", "softplus", "softmax"]
+ACTIVATIONS = (*get_args(Activation), "given")  # the numbers of the C kernels
+# Of the kinds, all but probabilities that are products, which come from no layer.
+Density = Literal[
+    "bernoulli", "continuous_bernoulli", "gaussian", "laplace", "poisson", "negative_binomial",
+    "zero_inflated_negative_binomial", "discretized_logistic_mixture",
+]  # fmt: skip
+DENSITIES = get_args(Density)
 
 
 class HeadSpec(NamedTuple):

@@ -28,6 +28,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+__all__ = [
+    "CLAMPS", "LOG_SCALES", "REDUCTIONS", "SCALES", "LatentGradients", "LatentInputs", "LatentOutputs", "LatentScalars",
+    "LatentSpec", "decode", "decode_latent_spec", "encode", "latent_gradients", "latent_inputs", "latent_outputs",
+]  # fmt: skip
+
 SCALES = ("logvar", "logstd", "std", "var", "softplus")
 CLAMPS = ("none", "hard", "soft")
 REDUCTIONS = ("none", "sample", "sum", "batchmean")

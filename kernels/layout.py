@@ -25,6 +25,11 @@ from .latent_spec import (
     latent_outputs,
 )
 
+__all__ = [
+    "RowsView", "Strides", "compute_dtype", "draws_like", "empty_gradients", "empty_kl", "empty_outputs",
+    "likelihood_dtype", "rows_view", "split_latent", "split_packed",
+]  # fmt: skip
+
 Strides = tuple[int, int, int]  # of row, outer and inner index, in elements
 _ABSENT: Strides = (0, 0, 0)
 

@@ -44,9 +44,14 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .latent_spec import decode, encode
+
+__all__ = [
+    "COUNTS", "EPS", "KINDS", "LEAST_VARIANCE", "LOWEST_LOG", "MIXTURE", "NOTICING", "NO_BOUNDS", "PARAMETERS",
+    "Bounds", "LikelihoodSpec", "channels_of_mixture", "decode_likelihood_spec",
+]  # fmt: skip
 
 # Numbers that a kind takes as parameters.
 PARAMETERS = {
@@ -61,7 +66,7 @@ PARAMETERS = {
     "discretized_logistic_mixture": 1,
 }
 KINDS = tuple(PARAMETERS)
-MIXTURE = "discretized_logistic_mixture"
+MIXTURE: Final = "discretized_logistic_mixture"
 # Of these `noticed` tells that a value is outside the domain.
 COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 NOTICING = (*COUNTS, "scaled_bernoulli")

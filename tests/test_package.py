@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import shutil
 import subprocess
+import symtable
 import sys
 import sysconfig
 import zipfile
@@ -110,3 +113,24 @@ def test_without_a_c_compiler_the_install_still_succeeds_and_the_wheel_is_for_an
 def _wheel_metadata(wheel: Path) -> bytes:
     (name,) = [name for name in files_of(wheel) if name.endswith(".dist-info/WHEEL")]
     return zipfile.ZipFile(wheel).read(name)
+
+
+def test_every_module_says_which_of_its_names_are_for_others():
+    files = sorted((ROOT / "fastvae").rglob("*.py"))
+    assert len(files) > 80
+    for file in files:
+        table = symtable.symtable(file.read_text(), str(file), "exec")
+        defined = {one.get_name() for one in table.get_symbols() if one.is_assigned() or one.is_imported()}
+        assert "__all__" in defined, file
+        (listed,) = [one.value for one in ast.parse(file.read_text()).body if _is_list_of_names(one)]
+        assert set(ast.literal_eval(listed)) <= defined, file
+
+
+def _is_list_of_names(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__"
+
+
+@pytest.mark.parametrize("name", ["", ".integrations", ".likelihoods", ".nn", ".training"])
+def test_dir_shows_public_names_only(name):
+    package = importlib.import_module(f"fastvae{name}")
+    assert [one for one in dir(package) if not one.startswith("__")] == sorted(package.__all__)

@@ -18,3 +18,7 @@ Usable without a patch: `fastvae.integrations.pyro.DiagonalGaussian`, a distribu
 from .patching import Patch, patch, unpatch
 
 __all__ = ["Patch", "patch", "unpatch"]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

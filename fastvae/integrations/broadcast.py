@@ -17,6 +17,8 @@ from torch import Tensor
 from ..autograd import run_likelihood
 from ..kernels.likelihood_spec import NO_BOUNDS, LikelihoodSpec
 
+__all__ = ["log_prob"]
+
 
 def log_prob(kind: str, x: Tensor, parameters: tuple[Tensor, ...], noticed: Tensor | None = None) -> Tensor:
     """log p of each coordinate, in nats and float32, of the shape that x and the parameters broadcast to.

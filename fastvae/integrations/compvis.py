@@ -30,6 +30,8 @@ from ..distributions import DiagonalGaussian
 from ..functional import sample_and_kl_packed
 from .support import formula_dtype
 
+__all__ = ["CLAMP", "DiagonalGaussianDistribution", "DiagonalGaussianRegularizer"]
+
 CLAMP = (-30.0, 20.0)
 
 

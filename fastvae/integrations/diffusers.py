@@ -24,6 +24,8 @@ from .monkeypatch import MonkeyPatch
 from .patching import Setting, setting_of
 from .support import formula_dtype, is_supported
 
+__all__ = ["install"]
+
 CLAMP = (-30.0, 20.0)  # diffusers' clamp of logvar
 DIMS = (1, 2, 3)  # the dimensions that diffusers sums the KL over
 

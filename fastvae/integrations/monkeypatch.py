@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
+__all__ = ["MonkeyPatch"]
+
 _MISSING = object()
 
 

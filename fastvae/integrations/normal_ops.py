@@ -27,6 +27,8 @@ from .rsample import draw as drawn
 from .rsample import draw_and_kl
 from .support import fast_path_kernels, formula_dtype
 
+__all__ = ["draw_if_patched", "init", "kl", "kl_independent"]
+
 # Flags: loc and scale are valid parameters; they are 0 and 1 everywhere.
 _VALID, _STANDARD = 1, 2
 

@@ -7,10 +7,12 @@ import importlib.metadata
 import re
 import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from ..checks import check_flag
 from .monkeypatch import MonkeyPatch
+
+__all__ = ["LIBRARIES", "NOISES", "Library", "Name", "Noise", "Patch", "Setting", "patch", "setting_of", "unpatch"]
 
 
 class Library(NamedTuple):
@@ -35,7 +37,9 @@ LIBRARIES = {
 
 _NAMES = ", ".join(map(repr, LIBRARIES))
 
-NOISES = ("fastvae", "torch")
+Name = Literal["diffusers", "pyro", "pythae", "scvi", "torch"]
+Noise = Literal["fastvae", "torch"]
+NOISES = get_args(Noise)
 
 
 class Setting(NamedTuple):
@@ -98,7 +102,7 @@ _layers: dict[str, list[Patch]] = {}  # the patches in effect, by library; the l
 _installed: dict[str, MonkeyPatch] = {}
 
 
-def patch(*libraries: str, noise: str = "fastvae", whole_event: bool = False) -> Patch:
+def patch(*libraries: Name, noise: Noise = "fastvae", whole_event: bool = False) -> Patch:
     """Make other libraries run on fastvae's kernels, from now on or within a ``with`` block.
 
     Results have the same shapes, dtypes and devices, and the same values to the accuracy of their dtype. Tensors that
@@ -137,7 +141,7 @@ def patch(*libraries: str, noise: str = "fastvae", whole_event: bool = False) ->
     return Patch(tuple(dict.fromkeys(libraries)), Setting(noise, check_flag("whole_event", whole_event)))
 
 
-def unpatch(*libraries: str) -> None:
+def unpatch(*libraries: Name) -> None:
     """End all patches of these libraries; of all libraries if none is given.
 
     Raises:
@@ -149,7 +153,8 @@ def unpatch(*libraries: str) -> None:
     """
     _check_names(libraries)
     with _lock:
-        for library in libraries or tuple(_layers):
+        names: Sequence[str] = libraries or tuple(_layers)
+        for library in names:
             _remove(library, [])
 
 

@@ -8,6 +8,8 @@ changed. Pyro's own code runs for tensors that no fused op supports, and for dra
 
 from __future__ import annotations
 
+__all__ = ["MIN_FUSED_DRAW", "DiagonalGaussian", "install"]
+
 try:
     import pyro.distributions as pyro_distributions
     from pyro.distributions.torch_distribution import TorchDistributionMixin

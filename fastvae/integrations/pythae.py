@@ -30,6 +30,8 @@ from .monkeypatch import MonkeyPatch
 from .patching import setting_of
 from .support import is_supported
 
+__all__ = ["MANY_DRAWS", "ONE_DRAW", "SAMPLING", "install"]
+
 MIN_FUSED_DRAW = 4096  # numbers in one draw; below it, torch's generator is faster
 
 # The models that define _sample_gauss, all in the same way. HVAE inherits VAE's.

@@ -23,6 +23,8 @@ from ..kernels.latent_spec import LatentInputs, LatentOutputs, LatentScalars, La
 from ..ops import LatentRun
 from ..torch_internals import fast_apply, has_saved_tensor_hooks, is_graph_kept
 
+__all__ = ["draw", "draw_and_kl"]
+
 _DRAW_ALONE = LatentSpec(scale="std", reduction=None)
 _DRAW_AND_KL = LatentSpec(scale="std", reduction="none")
 _SCALARS = LatentScalars()

@@ -31,6 +31,8 @@ from .monkeypatch import MonkeyPatch
 from .patching import setting_of
 from .support import is_supported
 
+__all__ = ["FusedNormal", "install"]
+
 _NB, _ZINB = "negative_binomial", "zero_inflated_negative_binomial"
 
 

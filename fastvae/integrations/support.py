@@ -12,6 +12,8 @@ from ..kernels import backend
 from ..kernels.backend import has_kernels, kernels_for
 from ..torch_internals import is_transformed
 
+__all__ = ["fast_path_kernels", "formula_dtype", "is_supported"]
+
 
 def is_supported(tensor: Tensor) -> bool:
     """Whether its device and dtype have kernels, and no compiler, transform, tracer or forward-mode AD is active."""

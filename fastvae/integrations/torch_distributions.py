@@ -19,6 +19,8 @@ from . import normal_ops
 from .monkeypatch import MonkeyPatch
 from .patching import setting_of
 
+__all__ = ["install", "replace_normal"]
+
 _NO_EVENT = torch.Size()
 
 

@@ -57,3 +57,7 @@ __all__ = [
     "scaled_bernoulli_log_prob",
     "zero_inflated_negative_binomial_log_prob",
 ]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

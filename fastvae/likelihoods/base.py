@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_generator, check_tensor
+from ..kernels.head_spec import Activation, Density
 from ..kernels.layout import compute_dtype
 from ..latent_options import shows_options
 from .functional import LikelihoodOptions
@@ -18,6 +19,11 @@ from .head import Linear
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+__all__ = [
+    "FusedLikelihood", "HeadTerms", "Likelihood", "Parameters", "check_parts", "check_positive", "head_terms",
+    "mean_given", "sample_given",
+]  # fmt: skip
 
 Parameters = Tensor | tuple[Tensor, ...]
 
@@ -31,11 +37,13 @@ class Likelihood(Protocol):
     library size of x.
     """
 
-    def log_prob(self, parameters: Parameters, x: Tensor) -> Tensor: ...
+    # Any: a likelihood of one's own may take a tensor alone, or a tuple alone, and call it as it likes.
 
-    def mean(self, parameters: Parameters) -> Tensor: ...
+    def log_prob(self, parameters: Any, x: Tensor, /) -> Tensor: ...
 
-    def sample(self, parameters: Parameters, generator: torch.Generator | None = None) -> Tensor: ...
+    def mean(self, parameters: Any, /) -> Tensor: ...
+
+    def sample(self, parameters: Any, generator: torch.Generator | None = None, /) -> Tensor: ...
 
 
 class FusedLikelihood(nn.Module):
@@ -77,9 +85,9 @@ class FusedLikelihood(nn.Module):
 class HeadTerms(NamedTuple):
     """What `linear_log_prob` takes of a likelihood, given the decoder's last layers."""
 
-    density: str
+    density: Density
     parameters: tuple[
-        str | Tensor, ...
+        Activation | Tensor, ...
     ]  # an activation of the decoder's next layer, or a tensor of the likelihood's own
     library: Tensor | None = None
     clamp: tuple[float, float] | None = None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_dense
+from ..kernels.head_spec import Activation, Density
 from ..kernels.layout import compute_dtype
 from ..kernels.likelihood_spec import EPS
 from ..latent_options import shows_options
@@ -25,6 +26,8 @@ from .masks import check_mask
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+__all__ = ["NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial"]
 
 
 class _Counts(FusedLikelihood):
@@ -72,7 +75,7 @@ class _Counts(FusedLikelihood):
     def _from_log_mean(self, log_mean: Tensor) -> Tensor:
         return torch.exp(log_mean)
 
-    def _terms_of(self, density: str, x: Tensor, *others: str | Tensor) -> HeadTerms:
+    def _terms_of(self, density: Density, x: Tensor, *others: Activation | Tensor) -> HeadTerms:
         if self.library_size is None:
             return HeadTerms(density, ("identity", *others))
         sizes = x.to(compute_dtype(x.dtype)).flatten(1).sum(1).clamp_min(EPS)
@@ -149,7 +152,7 @@ class _OverdispersedCounts(_Counts):
         mean, *rest = check_parts(parameters, ("mean", *self._others))
         return mean, torch.exp(self.log_theta), *rest
 
-    def _theta(self) -> str | Tensor:
+    def _theta(self) -> Activation | Tensor:
         return "identity" if self.log_theta is None else torch.exp(self.log_theta)
 
     def _negative_binomial(self, mean: Tensor, theta: Tensor, generator: torch.Generator | None) -> Tensor:

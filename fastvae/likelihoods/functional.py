@@ -34,12 +34,19 @@ from ..autograd import run_likelihood
 from ..checks import check_clamp, check_dense, check_flag, check_reduction, check_tensor, fit_to_rows, refuse_first
 from ..fast_path import are_alike
 from ..kernels.likelihood_spec import MIXTURE, NO_BOUNDS, Bounds, LikelihoodSpec, channels_of_mixture
-from ..latent_options import shows_options
+from ..latent_options import Reduction, shows_options
 from ..size_checks import check_count
 from .masks import check_mask, observed_part, reduce_observed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+__all__ = [
+    "INTEGERS", "LOWEST_LOG_SCALE", "LikelihoodOptions", "Parameter", "Rule", "bernoulli_log_prob",
+    "continuous_bernoulli_log_prob", "discretized_logistic_mixture_log_prob", "gaussian_log_prob", "laplace_log_prob",
+    "negative_binomial_log_prob", "poisson_log_prob", "scaled_bernoulli_log_prob",
+    "zero_inflated_negative_binomial_log_prob",
+]  # fmt: skip
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
@@ -53,7 +60,7 @@ Rule = tuple[str, Callable[[Tensor], Tensor], str]  # of `check`: argument's nam
 class LikelihoodOptions(TypedDict, total=False):
     """The keywords of every function here; the module's docstring says what each means."""
 
-    reduction: Annotated[str, "sample"]
+    reduction: Annotated[Reduction, "sample"]
     check: Annotated[bool, False]
     mask: Annotated[Tensor | None, None]
 

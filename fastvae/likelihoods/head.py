@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -12,13 +12,16 @@ from torch import Tensor
 from ..checks import check_clamp, check_tensor
 from ..head_op import HeadFunction, HeadRun, head_formula
 from ..kernels import backend as selected
-from ..kernels.head_spec import ACTIVATIONS, DENSITIES, HeadSpec
+from ..kernels.head_spec import ACTIVATIONS, DENSITIES, Activation, Density, HeadSpec
 from ..kernels.likelihood_spec import COUNTS, MIXTURE, NO_BOUNDS, PARAMETERS, Bounds, channels_of_mixture
 from ..size_checks import check_count
 from ..torch_internals import needs_formula
 from .functional import INTEGERS, LOWEST_LOG_SCALE
 
-REDUCTIONS = ("sample", "sum", "batchmean")
+__all__ = ["REDUCTIONS", "Linear", "Reduction", "linear_log_prob"]
+
+Reduction = Literal["sample", "sum", "batchmean"]
+REDUCTIONS = get_args(Reduction)
 
 
 class Linear(NamedTuple):
@@ -28,12 +31,12 @@ class Linear(NamedTuple):
     """(outputs, H), one output for each coordinate of an event; of a mixture, for each channel of each pixel."""
     bias: Tensor | None = None
     """(outputs,)."""
-    activation: str = "identity"
+    activation: Activation = "identity"
     """"identity", "exp", "softplus", or of the mean of counts "softmax": times ``library``."""
 
 
 def linear_log_prob(
-    density: str,
+    density: Density,
     hidden: Tensor,
     parameters: Sequence[Linear | Tensor],
     x: Tensor,
@@ -41,7 +44,7 @@ def linear_log_prob(
     library: Tensor | None = None,
     clamp: Sequence[float] | None = None,
     components: int = 10,
-    reduction: str = "sample",
+    reduction: Reduction = "sample",
 ) -> Tensor:
     """log p(x|z) of a likelihood whose parameters are linear in the decoder's last hidden units, fused with the layers.
 

@@ -14,6 +14,8 @@ from ..size_checks import check_count
 from .base import FusedLikelihood, HeadTerms
 from .functional import LOWEST_LOG_SCALE, discretized_logistic_mixture_log_prob
 
+__all__ = ["DiscretizedLogisticMixture"]
+
 
 class DiscretizedLogisticMixture(FusedLikelihood):
     """8-bit images: a discretised mixture of logistics for each pixel, as in PixelCNN++, NVAE and VDVAE.

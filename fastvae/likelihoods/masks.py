@@ -19,6 +19,8 @@ from torch import Tensor
 
 from ..checks import check_dense
 
+__all__ = ["check_mask", "observed_part", "reduce_observed"]
+
 # Of parameters that must be positive; 0 is a value of all others, and of every x.
 _HARMLESS = {"mean": 1.0, "theta": 1.0}
 

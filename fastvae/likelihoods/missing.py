@@ -15,6 +15,8 @@ from .functional import LikelihoodOptions
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+__all__ = ["MissingAsNaN"]
+
 
 class MissingAsNaN(nn.Module):
     """A likelihood for data in which NaN says that a value is missing: such entries have no part in log p(x|z).

@@ -9,6 +9,8 @@ from ..kernels.reference.likelihoods import normalizer_gradient
 from .base import FusedLikelihood, HeadTerms
 from .functional import bernoulli_log_prob, continuous_bernoulli_log_prob
 
+__all__ = ["Bernoulli", "ContinuousBernoulli"]
+
 
 class Bernoulli(FusedLikelihood):
     """Binary pixels; the decoder's output is the logits l, p(x = 1) = sigmoid(l), which is also the mean.

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_clamp, check_flag
+from ..kernels.head_spec import Activation, Density
 from .base import FusedLikelihood, HeadTerms, Parameters, check_parts, check_positive
 from .functional import gaussian_log_prob, laplace_log_prob
+
+__all__ = ["Gaussian", "Laplace"]
 
 
 class _LocationScale(FusedLikelihood):
@@ -43,8 +46,8 @@ class _LocationScale(FusedLikelihood):
     def _log_prob(self, mean: Tensor, scale: Tensor, x: Tensor, **options: Any) -> Tensor:
         return self._function(mean, scale, x, clamp=self.clamp, **options)
 
-    def _terms_of(self, density: str) -> HeadTerms:
-        scale = "identity" if self.from_decoder else getattr(self, self.scale_name)
+    def _terms_of(self, density: Density) -> HeadTerms:
+        scale: Activation | Tensor = "identity" if self.from_decoder else getattr(self, self.scale_name)
         return HeadTerms(density, ("identity", scale), clamp=self.clamp)
 
     def _mean(self, mean: Tensor, scale: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ Every model has ``elbo``, ``terms`` and ``log_weights``, which `fastvae.objectiv
 TypeError or ValueError; the message names the argument.
 """
 
+from typing import TYPE_CHECKING
+
 from ..deprecated import renamed
 from .conditional import ConditionalVAE
 from .conv import ConvDecoder, ConvEncoder
@@ -41,4 +43,10 @@ __all__ = [
     "VAEOutput",
 ]
 
-__getattr__ = renamed(__name__, {"ELBO": "ELBOTerms", "Terms": "LossTerms"})
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
+if not TYPE_CHECKING:  # for which every name would be there
+    __getattr__ = renamed(__name__, {"ELBO": "ELBOTerms", "Terms": "LossTerms"})

@@ -25,6 +25,8 @@ from .model import check_module
 from .posterior import Gaussian, encode
 from .vae import VAE
 
+__all__ = ["ConditionalVAE"]
+
 
 class ConditionalVAE(VAE):
     """A VAE whose methods all take ``condition=``, such as the class of each image.

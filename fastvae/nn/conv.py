@@ -9,6 +9,8 @@ from torch import nn
 from ..size_checks import event_shape, positive_size, positive_sizes
 from .inputs import Decoder, Encoder, check_condition_dim
 
+__all__ = ["ConvDecoder", "ConvEncoder"]
+
 
 class ConvEncoder(Encoder):
     """q(z|x) of images by n convolutions of stride 2, each of which halves height and width.

@@ -12,6 +12,8 @@ from ..likelihoods.base import Parameters
 from ..returned import check_returned, check_rows
 from .head import Score, can_fuse, scorer
 
+__all__ = ["decode", "log_prob", "log_prob_of_draws", "log_prob_of_shared_draws"]
+
 
 def decode(decoder: nn.Module, z: Tensor, condition: Tensor | None = None, score: Score | None = None) -> Any:
     """The parameters of p(x|z), or of p(x|z, c); with ``score`` what it gives, of a decoder that `can_fuse`."""

@@ -9,7 +9,7 @@ changes the layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,11 @@ from ..likelihoods import Likelihood
 from ..likelihoods.base import Parameters, head_terms
 from ..likelihoods.head import Linear, linear_log_prob
 from ..size_checks import event_shape, positive_size
+
+if TYPE_CHECKING:
+    from . import calls
+
+__all__ = ["LayersToHead", "LikelihoodHead", "Score", "can_fuse", "scorer", "takes_score"]
 
 # Of the hidden units (rows, H), one layer for each parameter, and the shape of a parameter of one sample: (rows,).
 Score = Callable[[Tensor, Sequence[Linear], tuple[int, ...]], Tensor]
@@ -69,7 +74,16 @@ class LikelihoodHead(nn.Linear):
             raise TypeError(f"likelihood is a {type(likelihood).__name__}, expected a torch.nn.Module or None")
         self.likelihood = likelihood
 
-    def forward(self, hidden: Tensor, x: Tensor | None = None, *, score: Score | None = None) -> Parameters:  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def forward(self, hidden: Tensor, x: None = None, *, score: None = None) -> Parameters: ...
+
+    @overload
+    def forward(self, hidden: Tensor, x: Tensor, *, score: Score | None = None) -> Tensor: ...
+
+    @overload
+    def forward(self, hidden: Tensor, x: Tensor | None = None, *, score: Score) -> Tensor: ...
+
+    def forward(self, hidden: Tensor, x: Tensor | None = None, *, score: Score | None = None) -> Parameters:
         """The parameters, (B, *output_shape) each, a tuple if there are several; or log p(x|z) in nats, (B,).
 
         Args:
@@ -90,6 +104,11 @@ class LikelihoodHead(nn.Linear):
         parts = F.linear(hidden, self.weight, self.bias).chunk(self.outputs, -1)
         shaped = tuple([part.unflatten(-1, self.output_shape) for part in parts])
         return shaped if self.outputs > 1 else shaped[0]
+
+    if TYPE_CHECKING:
+
+        @calls.like(forward)
+        def __call__(self) -> Any: ...
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.output_shape}, outputs={self.outputs}, bias={self.bias is not None}"

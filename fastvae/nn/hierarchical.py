@@ -11,7 +11,7 @@ so far.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,11 @@ from .posterior import Gaussian, Posterior, draw_with_kl
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from ..draw_options import ForwardOverload
+    from . import calls
+
+__all__ = ["HierarchicalOutput", "HierarchicalVAE", "ScoredHierarchicalOutput"]
 
 
 @exportable
@@ -150,6 +155,34 @@ class HierarchicalVAE(LatentVariableModel):
         self._check_condition(condition, x)
         return self._along_means(x)[0]
 
+    @overload
+    def forward(
+        self, x: Tensor, *, log_likelihood: Literal[False] = False, per_coordinate: Literal[False] = False,
+        **options: Unpack[ForwardOverload],
+    ) -> HierarchicalOutput: ...  # fmt: skip
+
+    @overload
+    def forward(
+        self, x: Tensor, *, log_likelihood: Literal[False] = False, per_coordinate: Literal[True],
+        **options: Unpack[ForwardOverload],
+    ) -> tuple[HierarchicalOutput, tuple[Tensor, ...]]: ...  # fmt: skip
+
+    @overload
+    def forward(
+        self, x: Tensor, *, log_likelihood: Literal[True], per_coordinate: Literal[False] = False,
+        **options: Unpack[ForwardOverload],
+    ) -> ScoredHierarchicalOutput: ...  # fmt: skip
+
+    @overload
+    def forward(
+        self, x: Tensor, *, log_likelihood: bool = False, per_coordinate: bool = False,
+        **options: Unpack[ForwardOverload],
+    ) -> (
+        HierarchicalOutput
+        | ScoredHierarchicalOutput
+        | tuple[HierarchicalOutput | ScoredHierarchicalOutput, tuple[Tensor, ...]]
+    ): ...  # fmt: skip
+
     @shows_options(SeedAndKLOptions)
     def forward(
         self,
@@ -196,6 +229,11 @@ class HierarchicalVAE(LatentVariableModel):
         made: Any = ScoredHierarchicalOutput if log_likelihood else HierarchicalOutput
         output = made(tuple(zs), kl, tuple(kls), self._decoded(state, None, x if log_likelihood else None))
         return (output, tuple(kl_per_coordinate)) if options.get("per_coordinate") else output
+
+    if TYPE_CHECKING:
+
+        @calls.like(forward)
+        def __call__(self) -> Any: ...
 
     @shows_options(LogWeightOptions)
     def log_weights(self, x: Tensor, num_samples: int, **options: Unpack[LogWeightOptions]) -> LogWeights:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_tensor
 from ..size_checks import positive_size
+
+if TYPE_CHECKING:
+    from . import calls
+
+__all__ = ["Decoder", "Encoder", "check_condition_dim", "check_rows"]
 
 
 class Encoder(nn.Module):
@@ -19,6 +24,19 @@ class Encoder(nn.Module):
     condition_dim: int
     layers: nn.Sequential
     _flattens = False
+
+    @overload
+    def forward(
+        self, x: Tensor, condition: Tensor | None = None, *, packed: Literal[False] = False
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(self, x: Tensor, condition: Tensor | None = None, *, packed: Literal[True]) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, x: Tensor, condition: Tensor | None = None, *, packed: bool
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
 
     def forward(
         self, x: Tensor, condition: Tensor | None = None, *, packed: bool = False
@@ -37,6 +55,11 @@ class Encoder(nn.Module):
         mu, logvar = moments.chunk(2, dim=1)
         return mu, logvar
 
+    if TYPE_CHECKING:
+
+        @calls.like(forward)
+        def __call__(self) -> Any: ...
+
 
 class Decoder(nn.Module):
     latent_shape: tuple[int, ...]
@@ -54,6 +77,11 @@ class Decoder(nn.Module):
         check_rows("z", z, self.latent_shape)
         joined = join_condition(z, condition, self.condition_dim)
         return self.layers(joined) if score is None else self.layers(joined, score)
+
+    if TYPE_CHECKING:
+
+        @calls.like(forward)
+        def __call__(self) -> Any: ...
 
 
 def check_rows(name: str, tensor: Tensor, event: tuple[int, ...]) -> None:

@@ -14,6 +14,8 @@ from .mlp import MLPDecoder, MLPEncoder
 from .model import check_module
 from .posterior import EncoderOutput, Gaussian, encode
 
+__all__ = ["Level", "check_levels", "draws_of", "level_seeds", "mlp_levels", "rows_of"]
+
 
 class Level(nn.Module):
     """One level of latents: its posterior, its prior, and the state that it passes down.

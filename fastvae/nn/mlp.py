@@ -11,6 +11,8 @@ from ..size_checks import event_shape, positive_size, positive_sizes
 from .head import LayersToHead, LikelihoodHead
 from .inputs import Decoder, Encoder, check_condition_dim
 
+__all__ = ["MLPDecoder", "MLPEncoder"]
+
 
 class MLPEncoder(Encoder):
     """q(z|x) by a multilayer perceptron (Kingma & Welling, arXiv 1312.6114, appendix C.2).

@@ -29,6 +29,8 @@ from .head import can_fuse, scorer
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+__all__ = ["ELBOTerms", "LatentVariableModel", "LogWeights", "LossTerms", "check_module"]
+
 
 @exportable
 class ELBOTerms(NamedTuple):

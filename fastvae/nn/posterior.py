@@ -18,6 +18,8 @@ from ..priors import Prior, normal_log_prob
 from ..returned import check_returned, check_rows
 from ..torch_internals import exportable
 
+__all__ = ["EncoderOutput", "Gaussian", "Posterior", "draw_with_kl", "draw_with_log_prob", "encode"]
+
 Gaussian = tuple[Tensor, Tensor]
 """mu and logvar of a prior, or mu and another scale where a model uses another parameterisation."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,11 @@ from torch import Tensor, nn
 
 from ..size_checks import event_shape, positive_size, positive_sizes
 from .inputs import check_rows
+
+if TYPE_CHECKING:
+    from . import calls
+
+__all__ = ["ResidualBlock", "ResidualDecoder", "ResidualEncoder", "residual_sizes"]
 
 _GROUP = 16
 """Channels of a normalisation group."""
@@ -35,6 +40,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
+
+    if TYPE_CHECKING:
+
+        @calls.like(forward)
+        def __call__(self) -> Any: ...
 
 
 class _WithLinearPart(nn.Module):
@@ -109,6 +119,15 @@ class ResidualEncoder(_WithLinearPart):
             self.linear = nn.Sequential(nn.AdaptiveAvgPool2d(small[1:]), nn.Flatten(), into)
             _zero(layers[-1])
 
+    @overload
+    def forward(self, x: Tensor, *, packed: Literal[False] = False) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(self, x: Tensor, *, packed: Literal[True]) -> Tensor: ...
+
+    @overload
+    def forward(self, x: Tensor, *, packed: bool) -> Tensor | tuple[Tensor, Tensor]: ...
+
     def forward(self, x: Tensor, *, packed: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """mu and logvar, (B, latent_dim) each, in the module's dtype, of x (B, C, H, W).
 
@@ -124,6 +143,11 @@ class ResidualEncoder(_WithLinearPart):
             return moments
         mu, logvar = moments.chunk(2, dim=1)
         return mu, logvar
+
+    if TYPE_CHECKING:
+
+        @calls.like(forward)
+        def __call__(self) -> Any: ...
 
 
 class ResidualDecoder(_WithLinearPart):
@@ -190,6 +214,11 @@ class ResidualDecoder(_WithLinearPart):
         _, height, width = self.output_shape
         images = self.layers(z)[:, :, :height, :width]
         return images if self.linear is None else images + self.linear(z)
+
+    if TYPE_CHECKING:
+
+        @calls.like(forward)
+        def __call__(self) -> Any: ...
 
 
 def residual_sizes(height: int, width: int, base: int = 64) -> tuple[int, tuple[int, ...]]:

@@ -7,7 +7,7 @@ with the weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from ..likelihoods import Linear
 from .head import Score, takes_score
 from .model import check_module
+
+if TYPE_CHECKING:
+    from . import calls
+
+__all__ = ["StandardizedDecoder", "StandardizedEncoder"]
 
 
 class _Standardized(nn.Module):
@@ -73,6 +78,11 @@ class StandardizedEncoder(_Standardized):
     def forward(self, x: Tensor, *others: Any, **options: Any) -> Any:
         return self.network((x - self.mean) / self.std, *others, **options)
 
+    if TYPE_CHECKING:
+
+        @calls.like(forward)
+        def __call__(self) -> Any: ...
+
 
 class StandardizedDecoder(_Standardized):
     """``mean + std network(z)``, for a decoder whose output is one tensor (B, *event).
@@ -104,3 +114,8 @@ class StandardizedDecoder(_Standardized):
             return score(hidden, scaled, shape)
 
         return self.network(z, *others, score=score_at_scale)
+
+    if TYPE_CHECKING:
+
+        @calls.like(forward)
+        def __call__(self) -> Any: ...

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from torch import Tensor, nn
 
@@ -27,6 +27,11 @@ from .posterior import EncoderOutput, Gaussian, Posterior, draw_with_kl, draw_wi
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from ..draw_options import ForwardOverload
+    from . import calls
+
+__all__ = ["VAE", "ScoredVAEOutput", "VAEOutput"]
 
 
 @exportable
@@ -115,6 +120,30 @@ class VAE(LatentVariableModel):
         mu, logvar, _ = self._posterior(x, self._check_condition(condition, x))
         return Posterior(mu, logvar)
 
+    @overload
+    def forward(
+        self, x: Tensor, *, log_likelihood: Literal[False] = False, per_coordinate: Literal[False] = False,
+        **options: Unpack[ForwardOverload],
+    ) -> VAEOutput: ...  # fmt: skip
+
+    @overload
+    def forward(
+        self, x: Tensor, *, log_likelihood: Literal[False] = False, per_coordinate: Literal[True],
+        **options: Unpack[ForwardOverload],
+    ) -> tuple[VAEOutput, tuple[Tensor, ...]]: ...  # fmt: skip
+
+    @overload
+    def forward(
+        self, x: Tensor, *, log_likelihood: Literal[True], per_coordinate: Literal[False] = False,
+        **options: Unpack[ForwardOverload],
+    ) -> ScoredVAEOutput: ...  # fmt: skip
+
+    @overload
+    def forward(
+        self, x: Tensor, *, log_likelihood: bool = False, per_coordinate: bool = False,
+        **options: Unpack[ForwardOverload],
+    ) -> VAEOutput | ScoredVAEOutput | tuple[VAEOutput | ScoredVAEOutput, tuple[Tensor, ...]]: ...  # fmt: skip
+
     @shows_options(SeedAndKLOptions)
     def forward(
         self,
@@ -144,6 +173,11 @@ class VAE(LatentVariableModel):
         made: Any = ScoredVAEOutput if log_likelihood else VAEOutput
         output = made(z, posterior.mu, posterior.logvar, kl, self._decoded(z, c, x if log_likelihood else None))
         return (output, tuple(kl_per_coordinate)) if options.get("per_coordinate") else output
+
+    if TYPE_CHECKING:
+
+        @calls.like(forward)
+        def __call__(self) -> Any: ...
 
     @shows_options(LogWeightOptions)
     def log_weights(self, x: Tensor, num_samples: int, **options: Unpack[LogWeightOptions]) -> LogWeights:

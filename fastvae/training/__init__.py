@@ -30,8 +30,14 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Modules that need Lightning are imported when they are asked for: their neighbours do without."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+if not TYPE_CHECKING:  # for which every name would be there
+
+    def __getattr__(name: str) -> Any:
+        """Modules that need Lightning are imported when they are asked for: their neighbours do without."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -12,6 +12,8 @@ import numpy as np
 from .errors import TrainingError
 from .layouts import Layout, arrange
 
+__all__ = ["ENDINGS", "NPZ_KEYS", "bits_of", "joined", "read_arrays"]
+
 ENDINGS = (".npy", ".npz")
 LABELS = ("labels", "label", "y", "targets")
 DATA = ("x", "images", "data")

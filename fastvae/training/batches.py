@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from .samples import Samples
 
+__all__ = ["Batch", "BatchLoader", "PartSampler", "derived_seed"]
+
 
 def derived_seed(seed: int, purpose: str, number: int = 0) -> int:
     """64 bits that depend on all three: BLAKE2b of them."""

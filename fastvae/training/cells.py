@@ -18,6 +18,8 @@ from .errors import TrainingError
 if TYPE_CHECKING:
     import h5py
 
+__all__ = ["read_cells"]
+
 USUAL_LABELS = ("cell_type", "celltype", "cell_types", "labels", "label", "leiden", "louvain")
 _IN_MEMORY = 2**30
 _CHECKED_AT_ONCE = 2**24

@@ -14,6 +14,8 @@ from ..files import whole_file
 from .lightning import LightningModule, Trainer
 from .saved_run import BEST, FOLDER, LAST
 
+__all__ = ["WholeFiles", "checkpoint_callbacks", "last_checkpoint"]
+
 
 class WholeFiles(TorchCheckpointIO):
     """Writes a temporary file and renames it: after a kill or on a full disk the previous checkpoint is still whole."""

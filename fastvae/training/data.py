@@ -13,6 +13,8 @@ from .lightning import LightningDataModule
 from .module import check_seed
 from .samples import Samples
 
+__all__ = ["VAEDataModule"]
+
 
 class VAEDataModule(LightningDataModule):
     """Batches for `VAEModule`, the same on any number of devices, from data in memory or on disk.

@@ -15,6 +15,8 @@ from ..nn.model import LatentVariableModel
 from .encode import latents_of
 from .figures import COLORS, label, new_figure
 
+__all__ = ["of_values"]
+
 _WIDTH = 5.5
 _NAMED = 12
 """Labels in a legend; the rest is one grey."""

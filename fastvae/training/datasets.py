@@ -23,6 +23,11 @@ from .errors import TrainingError
 from .layouts import Layout
 from .samples import Images, Rows, Samples
 
+__all__ = [
+    "BUILT_IN", "CELLS", "DATA_HELP", "DataOptions", "Source", "describe", "download_source", "fingerprint",
+    "load_source", "median_library", "split", "value_range", "whole",
+]  # fmt: skip
+
 DATA_HELP = (
     f"mnist5k or digits (both come with the packages), FILE.npy, FILE.npz with the arrays {NPZ_KEYS}, CELLS.h5ad,"
     " a FOLDER of images (subfolders are labels), or torchvision:NAME, which is downloaded"

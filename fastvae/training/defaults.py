@@ -11,6 +11,8 @@ from typing import Any
 
 from .datasets import Samples
 
+__all__ = ["QUALITIES", "complete"]
+
 QUALITIES = {"draft": 0.25, "good": 1.0, "best": 4.0}
 """Length of a run, as a multiple of that of "good"."""
 _STEPS = {"conv": 2500}

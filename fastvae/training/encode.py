@@ -20,6 +20,8 @@ from .progress import Progress
 from .saved_model import PARTS, data_of, fitting, load_model, part_of, saved_model_parser
 from .saved_run import SavedRun
 
+__all__ = ["in_batches", "latents_of"]
+
 OBSM = "X_fastvae"
 """Where AnnData files get the latents: obsm, as scanpy.pp.neighbors(use_rep=...) takes them."""
 _ROWS_AT_ONCE = 250

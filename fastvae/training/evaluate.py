@@ -22,6 +22,8 @@ from .progress import Progress
 from .saved_model import data_of, fitting, load_model, saved_model_parser
 from .saved_run import SavedRun
 
+__all__ = ["held_out_batches"]
+
 _NUMBERS_AT_ONCE = 2**24
 _ROWS_AT_ONCE = 25
 """Of a batch: as often is progress shown."""

@@ -15,6 +15,11 @@ from ..nn import VAE
 from ..nn.model import LatentVariableModel
 from ..priors import Prior
 
+__all__ = [
+    "COLORS", "WALK", "curves", "displayable", "image_grid", "label", "new_figure", "reconstructions", "samples",
+    "sheet", "show", "traversals", "walk_latents",
+]  # fmt: skip
+
 try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -15,6 +15,8 @@ from .errors import TrainingError
 if TYPE_CHECKING:
     from PIL import Image
 
+__all__ = ["read_folder", "stack_one_by_one"]
+
 T = TypeVar("T")
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")

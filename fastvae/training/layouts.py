@@ -13,6 +13,8 @@ import numpy as np
 
 from .errors import TrainingError
 
+__all__ = ["LAYOUTS", "LAYOUT_HELP", "Layout", "arrange"]
+
 LAYOUTS = ("auto", "image", "channels-first", "channels-last", "series", "values")
 LAYOUT_HELP = (
     "what the dimensions of an array mean: image (N, H, W) or with channels first or last; channels-first and"

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+__all__ = ["by_path", "opened"]
+
 
 @dataclass(frozen=True)
 class MappedArray:

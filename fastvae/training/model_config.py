@@ -32,6 +32,8 @@ from ..nn.levels import mlp_levels
 from ..nn.model import LatentVariableModel
 from .errors import TrainingError
 
+__all__ = ["COUNTS", "LIKELIHOODS", "MODELS", "PRIORS", "ModelConfig"]
+
 MODELS = ("vae", "conv", "cvae", "hvae", "iwae")
 LIKELIHOODS = (
     "bernoulli", "continuous-bernoulli", "gaussian", "laplace", "mixture", "poisson", "negative-binomial",

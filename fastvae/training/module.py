@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed
@@ -24,7 +24,10 @@ from .errors import TrainingError
 from .lightning import LightningModule, logs_now
 from .optimizer import LearningRateFactor, bound_scale, can_fuse, parameter_groups, steps_of_run
 
-SCHEDULES = ("cosine", "constant")
+__all__ = ["SCHEDULES", "VAEModule", "check_seed"]
+
+Schedule = Literal["cosine", "constant"]
+SCHEDULES = get_args(Schedule)
 
 
 class VAEModule(LightningModule):
@@ -74,7 +77,7 @@ class VAEModule(LightningModule):
         objective: Callable[..., ObjectiveOutput] | None = None,
         *,
         learning_rate: float = 2e-3,
-        schedule: str = "cosine",
+        schedule: Schedule = "cosine",
         warmup_steps: int = 0,
         binarize: bool = False,
         flip: bool = False,

@@ -12,6 +12,11 @@ from torch import nn
 from ..nn.model import LatentVariableModel
 from .lightning import Trainer
 
+__all__ = [
+    "LEAST_LOG_SCALE", "LearningRateFactor", "bound_scale", "can_fuse", "learned_scale", "parameter_groups",
+    "steps_of_run",
+]  # fmt: skip
+
 RATE_OF_SCALE = 10.0
 """Learning rate of a likelihood's one scale, as a multiple of that of the weights."""
 LEAST_LOG_SCALE = -16.0

@@ -7,6 +7,8 @@ import time
 
 from tqdm import tqdm
 
+__all__ = ["Progress", "duration"]
+
 _QUICK = 10.0
 """Seconds: what ends sooner needs no lines."""
 

@@ -17,6 +17,8 @@ from .errors import TrainingError
 from .saved_model import PARTS, data_of, fitting, load_model, part_of, saved_model_parser
 from .statistics import value_range
 
+__all__ = ["reconstruct"]
+
 
 @torch.no_grad()
 def reconstruct(arguments: Sequence[str]) -> None:

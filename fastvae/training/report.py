@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ..files import whole_file
 
+__all__ = ["ROWS", "best_epoch", "bound_of", "write_report"]
+
 ROWS = 20
 _LARGEST_PNG = 100_000
 """In bytes: with six pictures a report stays well under 2 MB."""

@@ -27,6 +27,8 @@ from .report import best_epoch, bound_of, write_report
 from .saved_run import RUN
 from .statistics import value_range
 
+__all__ = ["Lines", "Pictures", "ProgressBar", "Record", "Speed", "TimeLimit"]
+
 SHOWN = 40
 SAMPLES = 100
 

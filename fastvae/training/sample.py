@@ -19,6 +19,8 @@ from .saved_model import class_number, load_model, saved_model_parser
 from .saved_run import SavedRun
 from .statistics import value_range
 
+__all__ = ["sample"]
+
 
 def sample(arguments: Sequence[str]) -> None:
     """Run ``fastvae sample`` with these arguments.

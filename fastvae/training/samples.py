@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .memory_maps import by_path, opened
 
+__all__ = ["Images", "Rows", "Samples"]
+
 
 class Rows(Protocol):
     """What `Samples` reads from: a NumPy array, or a matrix on the disk with these four."""

@@ -15,6 +15,8 @@ from .errors import TrainingError
 from .model_config import COUNTS
 from .saved_run import SavedRun, find_checkpoint, read_checkpoint
 
+__all__ = ["PARTS", "class_number", "data_of", "fitting", "load_model", "part_of", "saved_model_parser"]
+
 
 def saved_model_parser(command: str, description: str) -> ArgumentParser:
     """For ``fastvae COMMAND CHECKPOINT``, with the device."""

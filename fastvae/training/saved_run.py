@@ -13,6 +13,8 @@ from ..nn.model import LatentVariableModel
 from .errors import TrainingError
 from .model_config import ModelConfig
 
+__all__ = ["BEST", "FOLDER", "LAST", "RUN", "SavedRun", "find_checkpoint", "load", "read_checkpoint"]
+
 RUN = "fastvae_run"
 """Key of our part of a checkpoint: how to build the model, the settings of the run, and its history."""
 FOLDER, BEST, LAST = "checkpoints", "best", "last"

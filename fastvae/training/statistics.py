@@ -17,6 +17,8 @@ from .datasets import Samples
 from .model_config import ModelConfig
 from .optimizer import learned_scale
 
+__all__ = ["start_from", "statistics_of", "value_range"]
+
 _ROWS = 5000
 _ROWS_OF_COMPONENTS = 1000
 _NUMBERS_AT_ONCE = 2**23

@@ -15,6 +15,8 @@ import numpy as np
 from ..files import locked
 from .errors import TrainingError
 
+__all__ = ["download", "read_torchvision"]
+
 
 class Parts(NamedTuple):
     """Images (N, C, H, W) uint8 and int64 labels, of both parts."""

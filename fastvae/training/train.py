@@ -34,6 +34,8 @@ from .saved_run import SavedRun, read_checkpoint
 from .statistics import start_from, statistics_of
 from .train_options import TrainCLI
 
+__all__ = ["CONFIG", "train"]
+
 CONFIG = "config.yaml"
 
 

@@ -17,6 +17,8 @@ from .lightning import Trainer
 from .model_config import LIKELIHOODS, MODELS, PRIORS
 from .module import SCHEDULES, VAEModule
 
+__all__ = ["TrainCLI"]
+
 TRAINER_OPTIONS = {
     "max_time", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "callbacks",
     "deterministic", "benchmark", "profiler", "detect_anomaly", "log_every_n_steps", "sync_batchnorm",

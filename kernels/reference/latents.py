@@ -296,7 +296,9 @@ class _Chain:
         self.prior_mu = self.prior_mu - of_difference
         self.prior_logvar = _sum(self.prior_logvar, -of_ratio - 0.5 * of_difference * resolved.difference)
 
-    def add_draw(self, of_z: Tensor | None, of_log_q: Tensor | None, of_log_p: Tensor | None, eps: Tensor | None):
+    def add_draw(
+        self, of_z: Tensor | None, of_log_q: Tensor | None, of_log_p: Tensor | None, eps: Tensor | None
+    ) -> None:
         resolved = self.resolved
         if of_log_q is not None:
             self.logvar = _sum(self.logvar, -0.5 * _of_rows(of_log_q, resolved.mu))
