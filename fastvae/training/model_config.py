@@ -35,10 +35,17 @@ from .errors import TrainingError
 __all__ = ["COUNTS", "LIKELIHOODS", "MODELS", "PRIORS", "ModelConfig"]
 
 MODELS = ("vae", "conv", "cvae", "hvae", "iwae")
-LIKELIHOODS = (
-    "bernoulli", "continuous-bernoulli", "gaussian", "laplace", "mixture", "poisson", "negative-binomial",
-    "zero-inflated",
-)  # fmt: skip
+_LIKELIHOODS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    "bernoulli": lambda config: likelihoods.Bernoulli(),
+    "continuous-bernoulli": lambda config: likelihoods.ContinuousBernoulli(),
+    "gaussian": lambda config: likelihoods.Gaussian(0.1, learned=True),
+    "laplace": lambda config: likelihoods.Laplace(0.3, learned=True),
+    "mixture": lambda config: likelihoods.DiscretizedLogisticMixture(channels=config.event_shape[0]),
+    "poisson": lambda config: likelihoods.Poisson(config.library_size),
+    "negative-binomial": lambda config: likelihoods.NegativeBinomial(config.event_shape, config.library_size),
+    "zero-inflated": lambda config: likelihoods.ZeroInflatedNegativeBinomial(config.event_shape, config.library_size),
+}
+LIKELIHOODS = tuple(_LIKELIHOODS)
 COUNTS = ("poisson", "negative-binomial", "zero-inflated")
 PRIORS = ("standard", "learned", "mixture", "vamp")
 
@@ -176,17 +183,7 @@ class ModelConfig:
         return (channels, 1, 1) if len(positions) == 2 else self.event_shape
 
     def _likelihood(self) -> Any:
-        made: dict[str, Callable[[], nn.Module]] = {
-            "bernoulli": likelihoods.Bernoulli,
-            "continuous-bernoulli": likelihoods.ContinuousBernoulli,
-            "gaussian": lambda: likelihoods.Gaussian(0.1, learned=True),
-            "laplace": lambda: likelihoods.Laplace(0.3, learned=True),
-            "mixture": lambda: likelihoods.DiscretizedLogisticMixture(channels=self.event_shape[0]),
-            "poisson": lambda: likelihoods.Poisson(self.library_size),
-            "negative-binomial": lambda: likelihoods.NegativeBinomial(self.event_shape, self.library_size),
-            "zero-inflated": lambda: likelihoods.ZeroInflatedNegativeBinomial(self.event_shape, self.library_size),
-        }
-        likelihood: Any = made[self.likelihood]()
+        likelihood: Any = _LIKELIHOODS[self.likelihood](self)
         return likelihoods.MissingAsNaN(likelihood) if self.missing else likelihood
 
     def _outputs(self, likelihood: Any) -> tuple[int, ...]:

@@ -64,6 +64,7 @@ _DTYPES = {
     torch.int32: 6,
     torch.int64: 7,
 }
+_KINDS = {kind: number for number, kind in enumerate(KINDS)}
 _kernels.use_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None))
 _kernels.use_torch(Tensor, torch.nn.Parameter, Tensor.is_neg, torch.get_num_threads, _DTYPES)
 
@@ -130,7 +131,7 @@ def latent_backward(
 def _packed_likelihood(spec: LikelihoodSpec) -> bytes:
     """The struct `likelihood_code` of call.h."""
     bounded = spec.clamp or spec.kind == MIXTURE
-    return struct.pack("4i", KINDS.index(spec.kind), spec.components, _REDUCTIONS[spec.reduction], bounded)
+    return struct.pack("4i", _KINDS[spec.kind], spec.components, _REDUCTIONS[spec.reduction], bounded)
 
 
 def likelihood_forward(
@@ -164,7 +165,7 @@ def _packed_head(spec: HeadSpec, with_gradients: bool) -> bytes:
     """The struct `head_code` of call.h."""
     bounded = spec.clamp or spec.kind == MIXTURE
     activations = [ACTIVATIONS.index(one or "given") for one in (spec.first, spec.second, spec.third)]
-    return struct.pack("7i", KINDS.index(spec.kind), spec.components, bounded, *activations, with_gradients)
+    return struct.pack("7i", _KINDS[spec.kind], spec.components, bounded, *activations, with_gradients)
 
 
 def head(

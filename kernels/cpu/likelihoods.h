@@ -47,7 +47,8 @@ ALWAYS_INLINE vf log_prob_of(int kind, vf x, vf first, vf second, const likeliho
     case CONTINUOUS_BERNOULLI: return x * first - softplus_of(first) + log_normalizer_of(first);
     case GAUSSIAN: return -0.5f * (difference * difference * exp_of(-scale) + scale + log_2_pi);
     case LAPLACE: return -(absolute(difference) * exp_of(-scale) + scale + log_2);
-    default: return poisson_of(x, first);
+    case POISSON: return poisson_of(x, first);
+    default: __builtin_unreachable(); /* counts.h, scaled_bernoulli.h and mixture.h have the others */
     }
 }
 

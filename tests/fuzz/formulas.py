@@ -140,6 +140,8 @@ def likelihood(kind: str, x: Array, parameters: list[Array], clamp: tuple[float,
         return Likelihood(
             log_prob, [x - rate], np.abs(log_prob) + np.abs(first * (x - rate)), [x + rate * np.abs(first)]
         )
+    if not kind.endswith("negative_binomial"):
+        raise ValueError(f"kind is {kind!r}, which has no formula here")
     theta, eps = others[0], 1e-8
     at_zero = -theta * np.log1p(first / (theta + eps))
     whole = theta + first + eps

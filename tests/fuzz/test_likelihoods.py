@@ -12,25 +12,17 @@ from hypothesis import strategies as st
 
 import fastvae
 from fastvae import likelihoods
+from fastvae.kernels.likelihood_spec import COUNTS, KINDS, MIXTURE
 
 from . import formulas
 from .tensors import FLOATS, LAYOUTS, LONG, SHORT, as_array, assert_near, laid_out, reduced, shapes, spread, summed_to
 
-PARAMETERS = {
-    "bernoulli": 1,
-    "continuous_bernoulli": 1,
-    "gaussian": 2,
-    "laplace": 2,
-    "poisson": 1,
-    "negative_binomial": 2,
-    "zero_inflated_negative_binomial": 3,
-}
-COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
+ELEMENTWISE = sorted(set(KINDS) - {"scaled_bernoulli", MIXTURE})
 
 
 @st.composite
 def calls(draw) -> dict[str, Any]:
-    kind = draw(st.sampled_from(sorted(PARAMETERS)))
+    kind = draw(st.sampled_from(ELEMENTWISE))
     integers = (torch.uint8, torch.int16, torch.int32, torch.int64)
     return {
         "kind": kind,
@@ -49,7 +41,7 @@ def calls(draw) -> dict[str, Any]:
 def tensors_of(case: dict[str, Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     random, shape, kind = np.random.default_rng(case["seed"]), case["shape"], case["kind"]
     sizes = {"full": shape, "shared": (1, *shape[1:]), "one": (1,) * len(shape)}
-    values = [random.normal(size=sizes[name]) for name in case["sharing"][: PARAMETERS[kind]]]
+    values = [random.normal(size=sizes[name]) for name in case["sharing"][: KINDS[kind].parameters]]
     x = random.random(shape) if "bernoulli" in kind else random.normal(size=shape)
     if kind in COUNTS:
         most = min(

@@ -104,12 +104,14 @@ def draw(case: Case, shape: tuple[int, ...], dtype: torch.dtype = torch.float32)
         parameters[:2] = [torch.exp(2 * parameter) for parameter in parameters[:2]]
     if kind == "scaled_bernoulli":
         parameters = [torch.sigmoid(parameter) for parameter in parameters]
-    x = torch.randn(shape)
+    return data_of(kind, shape), tuple(parameter.to(dtype) for parameter in parameters)
+
+
+def data_of(kind: str, shape: tuple[int, ...]) -> Tensor:
+    """Random x in the domain of a kind; of counts more than half are 0."""
     if kind in (*COUNTS, "scaled_bernoulli"):
-        x = torch.poisson(torch.rand(shape) * torch.randint(0, 2, shape) * 6)
-    elif kind in UNIT:
-        x = torch.rand(shape)
-    return x, tuple(parameter.to(dtype) for parameter in parameters)
+        return torch.poisson(torch.rand(shape) * torch.randint(0, 2, shape) * 6)
+    return torch.rand(shape) if kind in UNIT else torch.randn(shape)
 
 
 def shapes_of(case: Case) -> tuple[tuple[int, ...], ...]:

@@ -7,6 +7,7 @@ import torch
 
 import fastvae
 from fastvae import likelihoods
+from fastvae.kernels.likelihood_spec import MIXTURE
 from fastvae.likelihoods import (
     bernoulli_log_prob,
     discretized_logistic_mixture_log_prob,
@@ -20,25 +21,13 @@ from tests.formulas import reduce
 
 from .cases import CASES, COMPONENTS, draw, shapes_of
 
-FUNCTIONS = {
-    "bernoulli": likelihoods.bernoulli_log_prob,
-    "continuous_bernoulli": likelihoods.continuous_bernoulli_log_prob,
-    "gaussian": likelihoods.gaussian_log_prob,
-    "laplace": likelihoods.laplace_log_prob,
-    "poisson": likelihoods.poisson_log_prob,
-    "negative_binomial": likelihoods.negative_binomial_log_prob,
-    "zero_inflated_negative_binomial": likelihoods.zero_inflated_negative_binomial_log_prob,
-    "scaled_bernoulli": likelihoods.scaled_bernoulli_log_prob,
-}
-
 
 def log_prob_of(case, x, parameters, **arguments):
-    kind = case.spec.kind
-    if kind not in FUNCTIONS:
-        return discretized_logistic_mixture_log_prob(*parameters, x, components=COMPONENTS, **arguments)
-    if kind in ("gaussian", "laplace") and case.spec.clamp:
+    if case.spec.kind == MIXTURE:
+        arguments["components"] = COMPONENTS
+    if case.spec.clamp:
         arguments["clamp"] = tuple(case.bounds)
-    return FUNCTIONS[kind](*parameters, x, **arguments)
+    return getattr(likelihoods, f"{case.spec.kind}_log_prob")(*parameters, x, **arguments)
 
 
 @pytest.fixture(params=CASES)

@@ -13,6 +13,8 @@ from fastvae.kernels.reference.likelihoods import log_prob_elementwise
 from tests.conftest import interpreter_truncates
 from tests.formulas import assert_no_worse_than_eager
 
+from .cases import data_of
+
 INFLATED = "zero_inflated_negative_binomial"
 # Each with the size of what is given: of an event, or of one element.
 HEADS = {
@@ -63,12 +65,7 @@ def drawn(case, rows, event, dtype=torch.float32):
             parameters.append(0.5 + torch.rand(event if next(sizes) == "event" else 1))
         else:
             parameters.append(torch.randn(rows, event).to(dtype))
-    counts = "binomial" in spec.kind or spec.kind == "poisson"
-    x = (
-        torch.poisson(3 * torch.rand(rows, event) * (torch.rand(rows, event) < 0.4))
-        if counts
-        else torch.rand(rows, event)
-    )
+    x = data_of(spec.kind, (rows, event))
     return x, tuple(parameters), 1 + x.sum(1) if spec.first == "softmax" else None
 
 

@@ -113,7 +113,7 @@ def test_integer_data(case, backend, kernels, device):
             integers = (x * (127 if dtype == torch.int8 else 255)).round().to(dtype)
             x = integers / 255
         else:
-            integers = (x.abs() * 3).to(dtype)
+            integers = (x.abs() * 3).ceil().to(dtype)
             x = integers.float()
         grad = grad_like(case, x, parameters, "sample")
         came = run(kernels, device, case, integers, parameters, "sample", grad)

@@ -15,6 +15,8 @@ from fastvae.likelihoods import Linear, linear_log_prob
 from tests.conftest import backend_device, skip_without_triton
 from tests.formulas import assert_no_worse_than_eager
 
+from .cases import data_of
+
 B, H, D, K = 11, 6, 13, 3
 FUNCTIONS = {"identity": lambda a: a, "exp": torch.exp, "softplus": F.softplus}
 INFLATED = "zero_inflated_negative_binomial"
@@ -53,9 +55,7 @@ def small_chunks(monkeypatch):
 def drawn(density, dtype=torch.float32, device="cpu", draws=False):
     """hidden, layers' tensors, library sizes (all leaves), and x."""
     event = 30 * 4 if "mixture" in density else D
-    x = torch.rand(B, 3, 4) if "mixture" in density else torch.rand(B, D)
-    if density == "poisson" or "binomial" in density:
-        x = torch.poisson(3 * torch.rand(B, D) * (torch.rand(B, D) < 0.5))
+    x = torch.rand(B, 3, 4) if "mixture" in density else data_of(density, (B, D))
     hidden = torch.randn(*([K] if draws else []), B, H)
     leaves = [hidden]
     for how in DENSITIES[density]:

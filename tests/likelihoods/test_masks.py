@@ -9,30 +9,25 @@ import torch
 
 import fastvae
 from fastvae import likelihoods as L
+from fastvae.kernels.likelihood_spec import KINDS, MIXTURE
+
+from .cases import data_of
 
 SHAPE = (4, 3, 5)
 ONE_FOR_EACH = ("mean", "theta")
-CASES = {
-    "bernoulli": (L.bernoulli_log_prob, 1, lambda: torch.rand(SHAPE).round()),
-    "continuous_bernoulli": (L.continuous_bernoulli_log_prob, 1, lambda: torch.rand(SHAPE)),
-    "gaussian": (L.gaussian_log_prob, 2, lambda: torch.randn(SHAPE)),
-    "laplace": (L.laplace_log_prob, 2, lambda: torch.randn(SHAPE)),
-    "poisson": (L.poisson_log_prob, 1, lambda: torch.randint(0, 20, SHAPE).float()),
-    "negative_binomial": (L.negative_binomial_log_prob, 2, lambda: torch.randint(0, 20, SHAPE).float()),
-    "zero_inflated": (L.zero_inflated_negative_binomial_log_prob, 3, lambda: torch.randint(0, 3, SHAPE).float()),
-}
+ELEMENTWISE = [kind for kind in KINDS if kind not in ("scaled_bernoulli", MIXTURE)]
 
 
 def _case(name):
     torch.manual_seed(0)
-    log_prob, count, make = CASES[name]
-    x, parameters = make(), [(torch.rand(SHAPE) + 0.5).requires_grad_() for _ in range(count)]
-    return log_prob, x, parameters, torch.rand(SHAPE) < 0.6
+    x = data_of(name, SHAPE)
+    parameters = [(torch.rand(SHAPE) + 0.5).requires_grad_() for _ in range(KINDS[name].parameters)]
+    return getattr(L, f"{name}_log_prob"), x, parameters, torch.rand(SHAPE) < 0.6
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("hole", [math.nan, math.inf, -1.0])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ELEMENTWISE)
 def test_missing_entries_contribute_nothing(name, hole, backend):
     if backend == "auto" and not fastvae.backends()["cpu"]["available"]:
         pytest.skip("the CPU kernels are not built")

@@ -160,6 +160,9 @@ def test_without_the_exchange_interface_no_normal_is_looked_at():
         _kernels.use_exchange(EXCHANGE)
 
 
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="True, False and None are immortal, and what their counts say is undefined"
+)
 def test_answers_hold_a_reference_of_their_own():
     """Built by Python 3.12 or later, for which True, False and None are immortal, it runs in 3.10 and 3.11 too."""
     plain, count = torch.zeros(2, 3), 1000

@@ -6,11 +6,12 @@
 #include "reduced.h"
 
 #define KINDS (MIXTURE + 1)
-static const char *const likelihood_names[KINDS] = {
+static const char *const likelihood_names[] = {
     "bernoulli",         "continuous bernoulli", "gaussian",         "laplace", "poisson",
     "negative binomial", "zero-inflated",        "scaled bernoulli", "mixture",
 };
-static const int parameters_of[KINDS] = {1, 1, 2, 2, 1, 2, 3, 3, 1};
+static const int parameters_of[] = {1, 1, 2, 2, 1, 2, 3, 3, 1};
+_Static_assert(COUNT(likelihood_names) == KINDS && COUNT(parameters_of) == KINDS, "each kind has a name and parameters");
 
 typedef struct {
     const problem *p;
