@@ -1,4 +1,5 @@
 # make demo        train a VAE on real digits       make test   run the tests        make lint   ruff and mypy
+# make docs        the documentation as a site, in build/site/index.html; needs no network once .venv is there
 # make test-slow   the longer tests: every compiled GPU kernel, executed, and every small change to one noticed
 # make test-all    both
 # make bench       everything that is timed on the CPU, in five to ten minutes, into bench/results/ (or RESULTS=folder)
@@ -16,7 +17,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.c kernels/cpu/*.h)
 
-.PHONY: demo test test-slow test-all test-clients lint bench bench-clients bench-compare sanitize clean gpu dist \
+.PHONY: demo docs test test-slow test-all test-clients lint bench bench-clients bench-compare sanitize clean gpu dist \
 	dist-check
 
 demo: $(VENV)/installed
@@ -36,6 +37,9 @@ test-slow: $(VENV)/installed
 
 test-all: $(VENV)/installed
 	$(PYTEST) -m "not clients"
+
+docs: $(VENV)/installed
+	$(RUN) -m mkdocs build --strict
 
 sanitize: $(VENV)/installed
 	$(RUN) -m tests.kernels.cpu.native.sanitize
@@ -115,7 +119,7 @@ $(DIST)/installed: Makefile
 
 $(VENV)/installed: $(SOURCES)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet -c constraints.txt -e ".[train,cells,test,lint,bench]"
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[train,cells,test,lint,bench,docs]"
 	touch $@
 
 $(CLIENTS)/installed: $(SOURCES) constraints-clients.txt

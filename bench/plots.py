@@ -1,19 +1,22 @@
-"""Plots: speed against eager PyTorch by shape, time per element by size, and what a GPU reached by size."""
+"""Plots: the README's, speed against eager PyTorch by shape, time per element by size, what a GPU reached by size."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from fastvae.files import save_figure
 
+from . import summary
 from .cases import DIRECTIONS
 from .records import Row, Timing, timings
-from .tables import contenders_in_order
+from .tables import contenders_in_order, times
 
 _DTYPES = ("float32", "bfloat16")  # float16 is timed at one shape
 
@@ -31,6 +34,29 @@ _COLORS = {
 def _tidy(axis: Axes, grid: str = "both") -> None:
     axis.grid(axis=grid, alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def save_summary(results: Mapping[str, Any], path: Path) -> None:
+    """The README's plot: how many times as fast ops and steps are; the numbers are in the file's text, too."""
+    shown = summary.comparisons(results, summary.PLOT)
+    figure = Figure(figsize=(7.2, 0.42 * len(shown) + 1.1), layout="constrained")
+    axis = figure.subplots()
+    for place, (number, one) in enumerate(shown):
+        axis.barh(-place, one.speed, 0.7, color=_COLORS["eager" if number.of_a_model else "fastvae"])
+        axis.text(one.speed, -place, f" {times(one.speed)}", va="center", fontsize=12)
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set_yticks([-place for place in range(len(shown))], [number.label for number, _ in shown], fontsize=12)
+    axis.set_xlim(0, 1.15 * max((one.speed for _, one in shown), default=1.0))
+    machine = results["cpu"]["machine"]
+    axis.set_xlabel(f"times as fast as without fastvae\n{machine['cpu']}, {machine['threads']} threads", fontsize=12)
+    names = (("an op", "fastvae"), ("a layer or step of a model", "eager"))
+    patches = [Patch(color=_COLORS[color], label=name) for name, color in names]
+    axis.legend(handles=patches, loc="lower right", frameon=False, fontsize=12)
+    axis.set_axisbelow(True)
+    _tidy(axis, "x")
+    axis.spines["left"].set_visible(False)
+    axis.tick_params("y", length=0)
+    save_figure(figure, path, summary.description(results))
 
 
 def save_suite(section: Row, path: Path, op: str = "sample_and_kl") -> None:

@@ -1,4 +1,4 @@
-"""Tables and plots of results.json: results.md, suite.png and scaling.png beside it, and the README's short tables.
+"""Tables and plots of results.json: results.md, suite.png, scaling.png and summary.png beside it; the README's table.
 
 python -m bench report [--results bench/results] [--readme README.md]
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import tables
+from . import summary, tables
 from .records import FILE, command_line, load, write
 
 START, END = "<!-- bench -->", "<!-- /bench -->"
@@ -89,20 +89,14 @@ def full_report(results: Mapping[str, Any]) -> str:
 
 def summary_report(results: Mapping[str, Any]) -> str:
     """What the README shows, of the sections by name."""
-    suite = results["cpu"]
-    shown = [tables.summary(suite), tables.more_ops(suite)]
-    if "likelihoods" in results:
-        shown.append(tables.likelihoods(results["likelihoods"], short=True))
-    if "clients" in results:
-        shown.append(tables.table(results["clients"], tables.CLIENTS))
+    machine = results["cpu"]["machine"]
+    shown = summary.table(results)
     lines = [
-        "x: times as fast as eager PyTorch, timed in turns. Kept for backward: beyond the inputs. Memory in the first",
-        f"table is at {tables.SUMMARY[-1].shape_name}: the peak in units of the inputs, z and their gradients, the",
-        "least possible. The last table is made by `make bench-clients`, the others by",
-        f"`make bench` ([all results](bench/results/results.md)): {machine_line(suite['machine'])}",
+        "Medians of times taken in turns, after the results had been compared; without: plain PyTorch, or scvi-tools",
+        f"as it is. Made by `make bench` and `make bench-clients`: {machine_line(machine)}",
     ]
-    busy = [HOW_BUSY] if any(" ?" in table for table in shown) else []
-    return "\n\n".join([*shown, "\n".join([*lines, *busy])])
+    busy = [HOW_BUSY] if " ?" in shown else []
+    return "\n\n".join([shown, "\n".join([*lines, *busy])])
 
 
 def replace_between_markers(text: str, block: str) -> str:
@@ -117,7 +111,7 @@ def replace_between_markers(text: str, block: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line("report", __doc__, results=False)
     parser.add_argument("--results", type=Path, default=Path("bench/results"), help=f"folder of {FILE}")
-    parser.add_argument("--readme", type=Path, help="file whose short tables are replaced")
+    parser.add_argument("--readme", type=Path, help="file whose table is replaced")
     options = parser.parse_args(arguments)
     try:
         results = load(options.results / FILE)
@@ -138,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"no plots: {error}")
         return
     plots.save_suite(results["cpu"], options.results / "suite.png")
+    plots.save_summary(results, options.results / "summary.png")
     if "scaling" in results:
         plots.save_scaling(results["scaling"], options.results / "scaling.png")
     print(f"wrote the plots to {options.results}")

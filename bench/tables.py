@@ -6,29 +6,15 @@ beside each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
 
-from .cases import IMAGE, IWAE, LARGE, MEDIUM, OPS, SMALL, Case
+from .cases import OPS, Case
 from .memory import peak_over_minimum
 from .records import Columns, Row, Timing, markdown, timings
 
 # The order of contenders in columns and rows; others come last.
 ORDER = ("fastvae", "fastvae reference", "eager", "torch.distributions", "torch.compile", "diffusers")
-
-# The short table: vectors with mu and logvar as two tensors, and images with both in one, as in image VAEs.
-SUMMARY = (
-    Case("sample_and_kl", SMALL),
-    Case("sample_and_kl", MEDIUM),
-    Case("sample_and_kl_packed", IMAGE),
-    Case("sample_and_kl", LARGE),
-)
-
-# The second short table: ops beyond the plain latent, one row each.
-MORE_OPS = (Case("gaussian_kl_two", MEDIUM), Case("sample_and_kl_packed_prior", IMAGE), Case("iwae_50", IWAE))
-
-# The third short table: a likelihood of images, one of real values, and those of counts where most are 0.
-SHORT_LIKELIHOODS = ("bernoulli", "gaussian", "negative_binomial", "zero_inflated")
 
 # The share of processor time taken by other processes above which a measurement is marked: threads have waited.
 BUSY = 0.1
@@ -116,47 +102,15 @@ def _peak(timing: Timing | None) -> str:
     )
 
 
-def summary(section: Row) -> str:
-    """Forward and backward in float32: time and speed against eager by shape, memory at the largest."""
-    by_case = _by_case(section)
-    header = ["float32, forward and backward"]
-    header += [f"{case.shape_name}{', packed' if 'packed' in case.op else ''}" for case in SUMMARY]
+def likelihoods(section: Row) -> str:
+    """The time of an element, forward and backward, and memory kept by fastvae and eager."""
+    names = ("fastvae", "eager", "fastvae reference")
     rows = []
-    for name in contenders_in_order(timing for row in by_case.values() for timing in row.values()):
-        found = [by_case.get(case, {}).get(name) for case in SUMMARY]
-        rows.append([name, *map(_speed, found), _kept(found[-1]), _peak(found[-1])])
-    return markdown([*header, "kept for backward", "peak memory"], rows)
-
-
-def _against_eager(
-    heading: str,
-    rows: Iterable[tuple[str, Case, Mapping[str, Timing]]],
-    names: Sequence[str] = ("fastvae", "eager"),
-    time: Callable[[Timing | None], str] = _speed,
-) -> str:
-    """Time of some contenders, and memory kept by the first two."""
-    lines = []
-    for about, case, found in rows:
+    for case, found in _by_case(section).items():
         ours = [found.get(name) for name in names]
         shape = f"{case.shape_name}{case.share_of_zeros}"
-        lines.append([about, shape, *map(time, ours), *map(_kept, ours[:2])])
-    return markdown([heading, "shape", *names, *(f"kept for backward, {name}" for name in names[:2])], lines)
-
-
-def more_ops(section: Row) -> str:
-    """Forward and backward in float32 of other ops."""
-    found = _by_case(section)
-    return _against_eager(
-        "float32, forward and backward", ((OPS[case.op].about, case, found.get(case, {})) for case in MORE_OPS)
-    )
-
-
-def likelihoods(section: Row, *, short: bool = False) -> str:
-    """Of all, the time of an element; if ``short``, of SHORT_LIKELIHOODS that of a call."""
-    names = ("fastvae", "eager") if short else ("fastvae", "eager", "fastvae reference")
-    found = _by_case(section).items()
-    rows = ((case.op.replace("_", " "), case, row) for case, row in found if case.op in SHORT_LIKELIHOODS or not short)
-    return _against_eager("log-likelihood", rows, names, _speed if short else _element)
+        rows.append([case.op.replace("_", " "), shape, *map(_element, ours), *map(_kept, ours[:2])])
+    return markdown(["log-likelihood", "shape", *names, *(f"kept for backward, {name}" for name in names[:2])], rows)
 
 
 def full(section: Row) -> str:

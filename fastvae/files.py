@@ -73,10 +73,12 @@ def save_json(value: Any, path: Path) -> None:
         unfinished.write_text(json.dumps(value, indent=1) + "\n")
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """A matplotlib figure as PNG."""
+def save_figure(figure: Figure, path: Path, description: str = "") -> None:
+    """A matplotlib figure as PNG, with a text in it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     # An explicit Agg canvas, instead of matplotlib.use("Agg"), leaves matplotlib's global backend unchanged.
     with whole_file(path) as unfinished:
-        FigureCanvasAgg(figure).print_figure(unfinished, dpi=150)
+        FigureCanvasAgg(figure).print_figure(
+            unfinished, dpi=150, metadata={"Description": description} if description else None
+        )

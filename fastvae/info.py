@@ -1,4 +1,4 @@
-"""``fastvae info``: versions, devices, backends, and the backend of a latent op of a given shape."""
+"""``fastvae info``: versions, devices, backends, environment variables, and the backend of a latent op."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from . import switches
 from .kernels import backend
 
 __all__ = ["DTYPES", "PACKAGES", "info", "lines"]
@@ -20,9 +21,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def info(arguments: Sequence[str]) -> None:
     """Print versions, devices and backends. Needs none of the optional dependencies."""
-    parser = argparse.ArgumentParser(
-        prog="fastvae info", description="Versions, devices, backends, and the backend of a latent op."
-    )
+    parser = argparse.ArgumentParser(prog="fastvae info", description=(__doc__ or "").partition(": ")[2])
     parser.add_argument("--shape", type=_shape, default=(128, 20), help="of mu, as 4096x256 (default: 128x20)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
@@ -41,6 +40,7 @@ def lines(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> l
             text.append(f"  {name}: not available: {state['reason']}")
         else:
             text.append(f"  {name}: {', '.join(state['chosen_for']) or 'available, not used by default'}")
+    text += ["", "environment variables", *switches.lines()]
     title = f"{'x'.join(map(str, shape))}, {str(dtype).removeprefix('torch.')}, on {device}"
     return [*text, "", f"sample_and_kl of {title}", f"  {_backend_of(shape, dtype, device)}"]
 

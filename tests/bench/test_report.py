@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 import fastvae
-from bench import compare, kernel_alone, records, report, tables
-from bench.cases import OPS, SUITE
+from bench import compare, kernel_alone, records, report, summary, tables
+from bench.cases import LIKELIHOOD_SUITE, OPS, SUITE
+from bench.head import HEADS
 
+ROOT = Path(__file__).parents[2]
 MACHINE = {
     "cpu": "Some CPU",
     "cores": 4,
@@ -64,31 +67,56 @@ def test_numbers_have_three_digits_and_a_unit():
     ]
 
 
-def test_the_short_table_has_a_row_for_each_contender_and_memory_of_the_largest_shape():
-    assert tables.summary(SMALL_SUITE).splitlines() == [
-        "| float32, forward and backward | 128x10 | 4096x256 | 16x4x64x64, packed | 65536x256 | kept for backward"
-        " | peak memory |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        "| fastvae |  | 3.00 ms, x4.0 |  | 1.00 ms, x12 | 8 B | x1.0 |",
-        "| eager |  | 12.0 ms, x1.0 |  | 12.0 ms, x1.0 | 201 MB | x2.0 |",
-        "| diffusers |  |  | 15.0 ms, x0.8 ? |  |  |  |",
+def test_the_readme_has_the_numbers_of_the_results():
+    """python -m bench report --readme README.md writes them anew."""
+    results, readme = records.load(ROOT / "bench/results/results.json"), (ROOT / "README.md").read_text()
+    assert report.replace_between_markers(readme, report.summary_report(results)) == readme
+    assert len(readme.splitlines()) <= 90
+
+
+def test_the_readme_s_plot_has_the_numbers_of_the_results():
+    image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
+    results = records.load(ROOT / "bench/results/results.json")
+    shown = image.open(ROOT / "bench/results/summary.png").text["Description"]
+    assert shown == summary.description(results)
+    assert shown.count("; ") > 5
+
+
+def test_the_summary_compares_ops_layers_and_steps():
+    counts = {"op": "zero_inflated", "shape": "1024x4000", "zeros": 0.9}
+    head = {"kind": "zero_inflated", "shape": "2048 x 128 -> 20000", "other_load": 0.5}
+    head["seconds"] = {"eager": 0.5, "fused likelihood": 0.4, "fastvae": 0.1}
+    step = {"case": "scVI step, zero-inflated negative binomial, 128 x 2000", "other_load": 0.0}
+    step["seconds"] = {"unpatched": 0.02, "patched": 0.01}
+    results = {
+        "cpu": SMALL_SUITE,
+        "likelihoods": suite(row("eager", 1.0, **counts), row("fastvae", 8.0, **counts)),
+        "head": suite(head),
+        "clients": suite(step),
+    }
+    assert summary.table(results).splitlines() == [
+        "| forward and backward, float32 | without | fastvae | speed |",
+        "| --- | --- | --- | --- |",
+        "| z and KL, 65536x256 | 12.0 ms | 1.00 ms | x12 |",
+        "| zero-inflated log p, 1024x4000 | 12.0 ms | 1.50 ms | x8.0 |",
+        "| wide head, counts, 2048 x 128 -> 20000 | 0.500 s | 0.100 s | x5.0 ? |",
+        "| scVI step, 128 cells x 2000 genes | 20.0 ms | 10.0 ms | x2.0 |",
     ]
 
 
-def test_the_second_short_table_has_a_row_for_each_op():
-    assert tables.more_ops(SMALL_SUITE).splitlines() == [
-        "| float32, forward and backward | shape | fastvae | eager | kept for backward, fastvae"
-        " | kept for backward, eager |",
-        "| --- | --- | --- | --- | --- | --- |",
-        "| KL of two Gaussians | 4096x256 |  |  |  |  |",
-        "| z and its KL to a prior of z's shape, packed | 16x4x64x64 |  |  |  |  |",
-        "| 50 samples of each posterior, their log q and log p (IWAE) | 100x50 | 1.50 ms, x8.0 | 12.0 ms, x1.0 | 8 B"
-        " | 5.04 MB |",
-    ]
-
-
-def test_the_short_tables_are_of_what_the_suite_measures():
-    assert set(tables.SUMMARY) | set(tables.MORE_OPS) <= set(SUITE)
+def test_the_summary_is_of_what_is_measured():
+    """Six numbers in the README's table, all of cases that the commands have."""
+    assert sum(summary.TABLE in number.shown for number in summary.NUMBERS) == 6
+    sections = {"cpu": SUITE, "likelihoods": LIKELIHOOD_SUITE}
+    for number in summary.NUMBERS:
+        if number.section in sections:
+            rows = [
+                row(name, 2.0, op=case.op, shape=case.shape_name, zeros=case.zeros) | {"dtype": case.dtype}
+                for case in sections[number.section]
+                for name in ("eager", "fastvae")
+            ]
+            assert number.find(suite(*rows)) is not None, number.label
+    assert "2048 x 128 -> 20000" in {head.shape_name for head in HEADS.values() if head.kind == "zero_inflated"}
 
 
 def test_an_op_is_described_without_breaking_a_table():
@@ -147,10 +175,8 @@ def test_the_report_writes_tables_pictures_and_the_readme(tmp_path):
     assert "| 1,000,000 ? | 4 | 1 | 0.5 | x4.0 |" in results
     assert "| 128 | 20.0 ms | 16.0 ms | x1.250 | 25.0% | 6.2% |" in results
     assert "| 4096x256 | forward | 300 us | 200 us | 1.50 |" in results
-    for table in (tables.summary(SMALL_SUITE), tables.more_ops(SMALL_SUITE)):
-        assert f"\n{table}\n\n" in readme.read_text()
-    assert report.HOW_BUSY in readme.read_text()
-    for picture in ("suite.png", "scaling.png"):
+    assert f"\n{summary.table(sections)}\n\n" in readme.read_text()
+    for picture in ("suite.png", "scaling.png", "summary.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
