@@ -52,8 +52,8 @@ def install() -> stub_driver.StubDriver:
     driver = stub_driver.install()
     from fastvae.kernels import backend, triton
 
-    # What tells the CPU's tensors from others, for which there are no shortcuts of the C extension.
-    torch.Tensor.is_cpu = False  # type: ignore[assignment]
+    # What tells the CPU's tensors from a GPU's.
+    torch.Tensor.is_cpu, torch.Tensor.is_cuda = False, True  # type: ignore[assignment]
     triton.device_types = lambda: ("cpu",)
     triton.unavailable = lambda: ""
     backend._unavailable.pop("triton", None)

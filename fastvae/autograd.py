@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import ops
-from .double_backward import latent_gradients, likelihood_gradients
+from .double_backward import gradients_of_latent, gradients_of_likelihood
 from .fast_path import are_direct, direct_kernels
 from .kernels import backend as selected
 from .kernels.backend import kernels_for
@@ -24,59 +24,74 @@ from .kernels.layout import split_packed
 from .kernels.likelihood_spec import Bounds, LikelihoodSpec
 from .kernels.reference.latents import grad_kl_elementwise
 from .latent_options import DescribedLatent
-from .ops import LatentRun, LikelihoodRun, latent_run
+from .ops import LatentRun, LikelihoodRun, latent_run, likelihood_run
 from .torch_internals import any_is_batched, fast_apply, is_compiling, is_in_forward_mode, needs_formula
 from .transforms import transformed_latent, transformed_likelihood
 
 __all__ = ["backward_of_latent", "is_differentiated", "run_latent", "run_likelihood"]
 
 _is_grad_enabled = torch.is_grad_enabled
+_NO_PRIOR = (None, None)
 
 
 def run_latent(
     mu: Tensor,
     scale: Tensor | None,
-    prior: tuple[Tensor | None, Tensor | None],
+    prior: tuple[Tensor, ...],
     seed: Tensor | None,
     described: DescribedLatent,
     row_offset: int = 0,
     alike: bool = False,
 ) -> tuple[Tensor | None, ...]:
-    """Any latent, with gradients: the five `LatentOutputs`, or the first two where the others are not wanted.
+    """Any latent, with gradients: the five `LatentOutputs`, or the first one or two where the others are not wanted.
 
     Args:
         mu: of a packed latent, mu and scale in one tensor; ``scale`` is then None.
+        prior: its two parameters, or none.
         alike: mu and scale passed `fast_path.are_alike`.
     """
     spec, scalars = described[0], described[1]
     if row_offset:
         scalars = scalars._replace(row_offset=row_offset)
     backend = selected.requested
-    if alike and prior[0] is None:
+    if alike and not prior:
         kernels: ModuleType | None = kernels_for(backend, mu)
     else:
-        kernels = direct_kernels(backend, mu, scale, *prior, seed)
+        kernels = direct_kernels(backend, mu, scale, seed, *prior)
     run = latent_run((spec, scalars, backend, kernels))
-    if kernels is None:
-        if needs_formula():
-            return transformed_latent(latent_inputs((mu, scale, *prior, seed)), run, backward_of_latent)
-        return Latent.apply(mu, scale, *prior, seed, run)
-    return _apply_latent(mu, scale, *prior, seed, run)
+    if kernels is not None:
+        return _apply_latent(run, seed, mu, scale, *prior)
+    if needs_formula():
+        return transformed_latent(latent_inputs((mu, scale, *(prior or _NO_PRIOR), seed)), run, backward_of_latent)
+    return Latent.apply(run, seed, mu, scale, *prior)
 
 
 def run_likelihood(
-    x: Tensor, parameters: tuple[Tensor, ...], spec: LikelihoodSpec, bounds: Bounds, noticed: Tensor | None = None
+    x: Tensor,
+    parameters: tuple[Tensor, ...],
+    spec: LikelihoodSpec,
+    bounds: Bounds,
+    noticed: Tensor | None = None,
+    alike: bool = False,
 ) -> Tensor:
-    """log p(x|z), reduced, with gradients; ``noticed`` as in `fastvae.kernels`."""
+    """log p(x|z), reduced, with gradients.
+
+    Args:
+        noticed: as in `fastvae.kernels`.
+        alike: x and the parameters passed `fast_path.are_alike`.
+    """
     backend = selected.requested
-    kernels = None
-    if are_direct(x, *parameters):
+    kernels: ModuleType | None = None
+    if alike:
+        kernels = kernels_for(backend, x)
+    elif are_direct(x, *parameters):
         kernels = ops.likelihood_kernels(backend, x, parameters)
-    run = LikelihoodRun(spec, bounds, backend, kernels, noticed)
-    if kernels is None and needs_formula():
+    run = likelihood_run((spec, bounds, backend, kernels, noticed))
+    if kernels is not None:
+        return _apply_likelihood(run, x, *parameters)
+    if needs_formula():
         return transformed_likelihood(x, parameters, run)
-    apply = Likelihood.apply if kernels is None else _apply_likelihood
-    return apply(run, x, *parameters)
+    return Likelihood.apply(run, x, *parameters)
 
 
 def is_differentiated(grads: Sequence[Tensor | None]) -> bool:
@@ -90,33 +105,45 @@ class Latent(Function):
     @staticmethod
     def forward(
         ctx: Any,
+        run: LatentRun,
+        seed: Tensor | None,
         mu: Tensor,
         scale: Tensor | None,
-        prior_mu: Tensor | None,
-        prior_scale: Tensor | None,
-        seed: Tensor | None,
-        run: LatentRun,
+        prior_mu: Tensor | None = None,
+        prior_scale: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         spec, scalars, _, kernels = run
+        inputs = latent_inputs((mu, scale, prior_mu, prior_scale, seed))
         # The gradient of z, by scale, does not depend on mu: then mu need not be kept.
         keeps_mu = spec.reduction is not None or not _has_z_alone(run)
         ctx.save_for_backward(mu if keeps_mu else None, scale, prior_mu, prior_scale, seed)
         ctx.run = run
         ctx.set_materialize_grads(False)
-        inputs = latent_inputs((mu, scale, prior_mu, prior_scale, seed))
         if kernels is not None:
             outputs = kernels.latent_forward(inputs, spec, scalars)
         else:
             outputs = ops.latent(inputs, run)
         # Each output costs time, also one that is None.
-        return outputs[:2] if outputs[2] is None and outputs[3] is None else outputs
+        if outputs[2] is not None or outputs[3] is not None:
+            return outputs
+        return outputs[:2] if outputs[1] is not None else outputs[:1]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any,
+        grad_z: Tensor | None,
+        grad_kl: Tensor | None = None,
+        grad_kl_mean: Tensor | None = None,
+        grad_log_q: Tensor | None = None,
+        grad_log_p: Tensor | None = None,
+    ) -> tuple[Tensor | None, ...]:
+        grads = latent_outputs((grad_z, grad_kl, grad_kl_mean, grad_log_q, grad_log_p))
         inputs = latent_inputs(ctx.saved_tensors)
-        wants_prior = inputs[2] is not None and any(ctx.needs_input_grad[2:4])
-        given = latent_outputs(grads if len(grads) == 5 else (*grads, None, None, None))
-        return *backward_of_latent(given, inputs, ctx.run, wants_prior), None, None
+        if inputs[2] is None:
+            of_mu, of_scale, *_ = backward_of_latent(grads, inputs, ctx.run, False)
+            return None, None, of_mu, of_scale
+        wants_prior = any(ctx.needs_input_grad[4:])
+        return None, None, *backward_of_latent(grads, inputs, ctx.run, wants_prior)
 
 
 def backward_of_latent(
@@ -127,19 +154,20 @@ def backward_of_latent(
     of_draws = grad_z is not None or grad_log_q is not None or grad_log_p is not None
     if not of_draws and grad_kl is None and grad_kl_mean is None:
         return None, None, None, None
-    direct = run.kernels is not None and not _is_grad_enabled() and are_direct(*grads)
+    spec, scalars, _, kernels = run
+    direct = kernels is not None and not _is_grad_enabled() and are_direct(*grads)
     if not direct and is_differentiated(grads):
-        return tuple(latent_gradients(grads, inputs, run))
-    spec = run.spec
+        return tuple(gradients_of_latent(grads, inputs, run))
     if grad_kl_mean is not None:
         grads = grads._replace(kl=_with_mean(grads, inputs, spec), kl_mean=None)
-        run = run._replace(spec=_of_elements(spec))
+        spec = _of_elements(spec)
+        run = run._replace(spec=spec)
     elif grad_kl is None and grad_log_q is None and grad_log_p is None and _has_z_alone(run):
         return _backward_of_z(grads, inputs, run, wants_prior, direct)
-    if not of_draws:
+    if not of_draws and inputs[4] is not None:
         inputs = latent_inputs((*inputs[:4], None))
     if direct:
-        return run.kernels.latent_backward(grads, inputs, run.spec, run.scalars, wants_prior)  # type: ignore[union-attr]
+        return kernels.latent_backward(grads, inputs, spec, scalars, wants_prior)  # type: ignore[union-attr]
     return ops.latent_backward(grads, inputs, run, wants_prior, direct)
 
 
@@ -190,12 +218,12 @@ class Likelihood(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *given = ctx.saved_tensors
+        saved = ctx.saved_tensors
         run, wants = ctx.run, ctx.needs_input_grad[1:]
-        if wants[0] or is_differentiated((grad,)):
-            return None, *likelihood_gradients(grad, (x, *given), wants, run.spec, run.bounds)
-        direct = run.kernels is not None and are_direct(grad)
-        return None, None, *ops.likelihood_backward(grad, x, tuple(given), run, wants[1:], direct)
+        direct = run.kernels is not None and not _is_grad_enabled() and are_direct(grad)
+        if wants[0] or (not direct and is_differentiated((grad,))):
+            return None, *gradients_of_likelihood(grad, saved, wants, run.spec, run.bounds)
+        return None, None, *ops.likelihood_backward(grad, saved[0], saved[1:], run, wants[1:], direct)
 
 
 # For plain tensors, which `direct_kernels` has found to be in no transform.

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .fast_path import alike_on_cpu
+from .fast_path import are_alike
 from .kernels import backend
 from .kernels.latent_spec import REDUCTIONS, LatentSpec
 from .torch_internals import is_observed
@@ -23,14 +23,13 @@ __all__ = [
     "check_clamp", "check_dense", "check_draw", "check_dtype", "check_flag", "check_generator", "check_moments",
     "check_num_samples", "check_number", "check_posterior", "check_prior", "check_reduction", "check_row_offset",
     "check_shape", "check_tensor", "check_values", "dtype_name", "fit_to_rows", "int_of", "is_integer", "refuse_first",
-    "requested_backend", "seed_on_cpu", "seed_tensor",
+    "requested_backend", "seed_tensor",
 ]  # fmt: skip
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _SEED_LOW, _SEED_HIGH = -(2**63), 2**64
 _DRAWN = (-(2**63), 2**63 - 1)  # the bounds of seeds that PyTorch draws
-_CPU = torch.device("cpu")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -212,11 +211,6 @@ def seed_tensor(
     return torch.full((1,), seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64, device=device)
 
 
-def seed_on_cpu() -> Tensor:
-    """The seed that `seed_tensor` draws from the CPU's default generator. For the fast path."""
-    return torch.randint_like(_one_on(_CPU), *_DRAWN)
-
-
 @functools.cache
 def _one_on(device: torch.device) -> Tensor:
     return torch.empty(1, dtype=torch.int64, device=device)
@@ -291,16 +285,16 @@ def check_num_samples(num_samples: int | None) -> int | None:
 
 def check_prior(
     prior_mu: Tensor | float | None, prior_logvar: Tensor | float | None, mu: Tensor, spec: LatentSpec
-) -> tuple[Tensor | None, Tensor | None]:
-    """The prior's parameters, of mu's shape, the event's, (1, *event) or of one element; None, None for N(0, I)."""
+) -> tuple[Tensor, ...]:
+    """The prior's two parameters, of mu's shape, the event's, (1, *event) or of one element; none for N(0, I)."""
     if prior_mu is None and prior_logvar is None:
         if spec.residual:
             raise ValueError("residual is True without a prior, expected prior_mu and prior_logvar")
-        return None, None
+        return ()
     for name, given in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar)):
         if given is None:
             raise ValueError(f"{name} is None, expected both of prior_mu and prior_logvar or neither")
-    if alike_on_cpu(prior_mu, mu) and alike_on_cpu(prior_logvar, mu):
+    if are_alike(mu, prior_mu, prior_logvar):
         return prior_mu, prior_logvar  # type: ignore[return-value]
     return _check_prior_tensor("prior_mu", prior_mu, mu), _check_prior_tensor("prior_logvar", prior_logvar, mu)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
@@ -15,7 +14,6 @@ from .autograd import run_latent
 from .checks import (
     check_dtype,
     check_flag,
-    check_generator,
     check_moments,
     check_posterior,
     check_row_offset,
@@ -23,41 +21,23 @@ from .checks import (
     is_integer,
     seed_tensor,
 )
+from .diffusers_interface import Generators, Mode, are_generators, draw_each, seed_from
 from .divergences import Diagonal, Parameters, align, compute_tensor, in_rows, kl_to_standard, parameters_of, scale_of
-from .draw_options import Generator, SeedOptions, check_names
+from .draw_options import SeedOptions, check_names
 from .functional import reparameterize, sample_and_kl, sample_and_kl_packed
 from .kernels.reference.latents import LOG_2_PI
 from .latent_options import DrawOptions, ScaleOptions, defaults_of, described_latent, shows_options
-from .torch_internals import disabled_torch_function
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .draw_options import LatentOverload
 
-__all__ = ["DiagonalGaussian", "GaussianOptions", "Generators", "seed_from"]
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
+__all__ = ["DiagonalGaussian", "GaussianOptions"]
 
 
 class _Unset:
     """Default of an argument for which None has a meaning."""
-
-
-class _Mode(Tensor):
-    """The mode: a tensor, as in torch.distributions, that can also be called, as diffusers' ``mode()``."""
-
-    # Results of ops on it, copies and pickles are plain Tensors.
-    __torch_function__ = disabled_torch_function
-
-    def __call__(self) -> Tensor:
-        return self.as_subclass(Tensor)
-
-    def __deepcopy__(self, memo: dict) -> Tensor:
-        return copy.deepcopy(self(), memo)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return self().__reduce_ex__(protocol)
 
 
 class GaussianOptions(ScaleOptions, total=False):
@@ -211,9 +191,9 @@ class DiagonalGaussian(Diagonal):
         return self.mu
 
     @property
-    def mode(self) -> _Mode:
+    def mode(self) -> Mode:
         """mu, as a tensor that can be called: ``mode`` and ``mode()`` are the same."""
-        return self.mu.as_subclass(_Mode)
+        return self.mu.as_subclass(Mode)
 
     @property
     def logvar(self) -> Tensor:
@@ -273,7 +253,7 @@ class DiagonalGaussian(Diagonal):
             described = described_latent("reparameterize", moments.dim(), options, rows.dim)
             row_offset = check_row_offset(seed.get("row_offset", 0))
             drawn = seed_tensor(seed.get("seed"), seed.get("generator"), moments.device)
-            z = run_latent(moments, None, (None, None), drawn, described, row_offset)[0]  # type: ignore[assignment]
+            z = run_latent(moments, None, (), drawn, described, row_offset)[0]  # type: ignore[assignment]
         return z if z.shape == shape else z.reshape(shape)
 
     def sample(
@@ -287,7 +267,7 @@ class DiagonalGaussian(Diagonal):
                 whose noise then depends on its own generator only. CPU generators work for every device.
         """
         if generator is _Unset:
-            if not _are_generators(sample_shape):
+            if not are_generators(sample_shape):
                 with torch.no_grad():
                     return self.rsample(sample_shape)  # type: ignore[arg-type]
             sample_shape, generator = (), sample_shape
@@ -304,12 +284,7 @@ class DiagonalGaussian(Diagonal):
             )
         if self.deterministic:
             return self.rsample()
-        given = self._parameters()
-        rows = [
-            reparameterize(mu, scale, seed=seed_from(one, mu.device), **self._options)
-            for mu, scale, one in zip(given.mu.split(1), given.scale.split(1), generator, strict=True)
-        ]
-        return torch.cat(rows)
+        return draw_each(self._parameters(), generator)
 
     @overload
     def sample_and_kl(
@@ -440,15 +415,3 @@ def _own_options(given: ScaleOptions) -> ScaleOptions:
     if "clamp" in options:
         options["clamp"] = tuple(options["clamp"])
     return options  # type: ignore[return-value]
-
-
-def _are_generators(given: object) -> bool:
-    if given is None or isinstance(given, torch.Generator):
-        return True
-    return isinstance(given, (list, tuple)) and len(given) > 0 and isinstance(given[0], torch.Generator)
-
-
-def seed_from(generator: Generator, device: torch.device) -> Tensor:
-    """A seed on the device, drawn from a generator on any device."""
-    check_generator(generator, None)
-    return seed_tensor(None, generator, device if generator is None else generator.device).to(device)

@@ -20,7 +20,7 @@ from .kernels.reference.latents import kl_of, log_probabilities, reduce_kl, reso
 from .kernels.reference.likelihoods import log_prob_elementwise
 from .ops import LatentRun
 
-__all__ = ["latent_formula", "latent_gradients", "likelihood_formula", "likelihood_gradients"]
+__all__ = ["gradients_of", "gradients_of_latent", "gradients_of_likelihood", "latent_formula", "likelihood_formula"]
 
 
 def gradients_of(
@@ -53,11 +53,11 @@ def gradients_of(
     return [next(remaining) if want else None for want in wanted]
 
 
-def latent_gradients(grads: LatentOutputs, inputs: LatentInputs, run: LatentRun) -> list[Tensor | None]:
+def gradients_of_latent(grads: LatentOutputs, inputs: LatentInputs, run: LatentRun) -> list[Tensor | None]:
     """Of mu, scale, prior_mu and prior_scale; None for those that are missing or constant."""
     if inputs.mu is None:  # was not kept: z differs by it, its gradients do not
         assert inputs.scale is not None
-        _, *others = latent_gradients(grads, inputs._replace(mu=torch.zeros_like(inputs.scale)), run)
+        _, *others = gradients_of_latent(grads, inputs._replace(mu=torch.zeros_like(inputs.scale)), run)
         return [grads.z, *others]
     own, seed = inputs[:4], inputs.seed
     wanted = [one is not None and one.requires_grad for one in own]
@@ -109,7 +109,7 @@ def likelihood_formula(x: Tensor, parameters: Sequence[Tensor], spec: Likelihood
     return reduce_kl(each, spec.reduction)
 
 
-def likelihood_gradients(
+def gradients_of_likelihood(
     grad: Tensor, inputs: tuple[Tensor, ...], wanted: tuple[bool, ...], spec: LikelihoodSpec, bounds: Bounds
 ) -> list[Tensor | None]:
     """Of ``inputs``, x and the parameters, those wanted."""

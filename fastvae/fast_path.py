@@ -15,7 +15,7 @@ from torch import Tensor
 from .kernels.backend import kernels_for, reason_unavailable
 from .torch_internals import any_is_batched, is_observed
 
-__all__ = ["PLAIN_TENSORS", "alike_on_cpu", "are_alike", "are_direct", "direct_kernels"]
+__all__ = ["PLAIN_TENSORS", "are_alike", "are_direct", "direct_kernels"]
 
 # A subclass of Tensor may define what an operator does.
 PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -26,50 +26,49 @@ def _cannot_tell(*arguments: object) -> bool:
     return False
 
 
-def _plain_on_cpu(count: int, *tensors: Tensor | None) -> bool:
+def _plain(*tensors: Tensor | None) -> bool:
     _load()
-    return _plain_on_cpu(count, *tensors)
+    return _plain(*tensors)
 
 
-def _alike_on_cpu(first: object, second: object) -> bool:
+def _alike(*tensors: object) -> bool:
     _load()
-    return _alike_on_cpu(first, second)
+    return _alike(*tensors)
 
 
 def _load() -> None:
     """At the first call, as importing fastvae loads no backend: C functions take the place of the two above."""
-    global _plain_on_cpu, _alike_on_cpu
+    global _plain, _alike
     if reason_unavailable("cpu"):
-        _plain_on_cpu = _alike_on_cpu = _cannot_tell  # type: ignore[assignment]
+        _plain = _alike = _cannot_tell
     else:
         from .kernels import cpu
 
-        _plain_on_cpu, _alike_on_cpu = cpu.plain_on_cpu, cpu.alike_on_cpu  # type: ignore[assignment]
+        _plain, _alike = cpu.plain, cpu.alike
 
 
-def alike_on_cpu(first: object, second: object) -> bool:
-    """Whether both are plain tensors in the CPU's memory, of one shape, neither () nor empty, and of one dtype that
-    there are kernels for, and nothing observes: such arguments need no further check."""
-    return not is_observed() and _alike_on_cpu(first, second)
+def are_alike(*tensors: object) -> bool:
+    """Whether all are plain tensors on one device, of one shape, neither () nor empty, and of one dtype that there are
+    kernels for, and nothing observes: such arguments need no further check."""
+    return not is_observed() and (_alike(*tensors) or _alike_elsewhere(tensors))
 
 
-def are_alike(first: object, second: object) -> bool:
-    """`alike_on_cpu`, or the same of tensors of another device (empty ones among them)."""
-    return not is_observed() and (_alike_on_cpu(first, second) or _alike_elsewhere(first, second))
-
-
-def _alike_elsewhere(first: Any, second: Any) -> bool:
+def _alike_elsewhere(tensors: tuple[Any, ...]) -> bool:
+    first = tensors[0]
     return (
-        first is not None
-        and second is not None
-        and _plain_elsewhere((first, second))
-        and first.shape == second.shape
-        and first.dtype is second.dtype
-        and first.dtype in FLOATS
-        and first.device == second.device
-        and first.layout is second.layout is torch.strided
+        not any(one is None for one in tensors)
+        and _plain_elsewhere(tensors)
         and first.dim() > 0
-        and not (first.is_nested or second.is_nested)
+        and first.numel() > 0
+        and first.dtype in FLOATS
+        and all(
+            one.shape == first.shape
+            and one.dtype is first.dtype
+            and one.device == first.device
+            and one.layout is torch.strided
+            and not one.is_nested
+            for one in tensors
+        )
     )
 
 
@@ -84,7 +83,7 @@ def are_direct(*tensors: Tensor | None) -> bool:
     That is, no subclasses and no batches, and memory holds their values as they are, signs included. Of CPU tensors the
     extension has the last word: some have no memory and look like any other.
     """
-    return not is_observed() and (_plain_on_cpu(len(tensors), *tensors) or _plain_elsewhere(tensors))
+    return not is_observed() and (_plain(*tensors) or _plain_elsewhere(tensors))
 
 
 def _plain_elsewhere(tensors: tuple[Tensor | None, ...]) -> bool:

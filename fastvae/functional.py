@@ -69,8 +69,6 @@ __all__ = [
 
 PriorValue = Tensor | float | None
 
-_NO_PRIOR = (None, None)
-
 
 @overload
 def sample_and_kl(
@@ -223,13 +221,13 @@ def sample_and_kl_packed(
     dim = check_moments(moments, dim)
     described = described_latent("sample_and_kl", moments.dim(), options, dim)
     row_offset = check_row_offset(row_offset)
-    prior: tuple[Tensor | None, Tensor | None] = _NO_PRIOR
+    prior: tuple[Tensor, ...] = ()
     if described.check or prior_mu is not None or prior_logvar is not None or described.spec.residual:
         mu, logvar = split_packed(moments, dim)
         prior = check_prior(prior_mu, prior_logvar, mu, described.spec)
         if described.check:
             _check_all_values(mu, logvar, prior, described)
-    alike = are_alike(moments, moments)
+    alike = are_alike(moments)
     seed = seed_tensor(seed, generator, moments.device, alike)
     outputs = run_latent(moments, None, prior, seed, described, row_offset, alike)
     return outputs if described.kernel_does_all else _finish(outputs, described, moments)  # type: ignore[return-value]
@@ -315,7 +313,7 @@ def reparameterize(
     if described.check:
         check_values(mu, logvar, described.spec)
     seed = seed_tensor(seed, generator, mu.device, alike)
-    return run_latent(mu, logvar, _NO_PRIOR, seed, described, row_offset, alike)[0]  # type: ignore[return-value]
+    return run_latent(mu, logvar, (), seed, described, row_offset, alike)[0]  # type: ignore[return-value]
 
 
 @overload
@@ -427,10 +425,8 @@ def _finish(outputs: tuple[Tensor | None, ...], described: DescribedLatent, mu: 
     return z, kl  # type: ignore[return-value]
 
 
-def _check_all_values(
-    mu: Tensor, logvar: Tensor, prior: tuple[Tensor | None, Tensor | None], described: DescribedLatent
-) -> None:
+def _check_all_values(mu: Tensor, logvar: Tensor, prior: tuple[Tensor, ...], described: DescribedLatent) -> None:
     check_values(mu, logvar, described.spec)
-    prior_mu, prior_logvar = prior
-    if prior_mu is not None and prior_logvar is not None:
+    if prior:
+        prior_mu, prior_logvar = prior
         check_values(prior_mu, prior_logvar, described.spec, "prior_")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, get_
 
 from .checks import check_clamp, check_flag, check_num_samples, check_number, check_reduction
 from .kernels.latent_spec import LOG_SCALES, SCALES, LatentScalars, LatentSpec
-from .torch_internals import is_compiling, is_static
+from .torch_internals import is_compiling, is_dynamo_compiling, is_static
 
 __all__ = [
     "Average", "DescribedLatent", "DrawOptions", "Group", "KLOptions", "KLOutputOptions", "LatentOptions",
@@ -138,7 +138,7 @@ def shows_options(options: type) -> Callable[[Op], Op]:
 
 def described_latent(op: str, rank: int, options: Mapping[str, Any], packed_dim: int | None = None) -> DescribedLatent:
     """The keywords of a call of ``op`` (`sample_and_kl` for both of that name), checked; ``rank`` is mu's."""
-    if not is_compiling():
+    if not is_dynamo_compiling():
         try:
             return _remembered(op, rank, packed_dim, **options)
         except TypeError:  # it is wrong, and this will be said again, or it is a list, which cannot be looked up

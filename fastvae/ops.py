@@ -51,9 +51,6 @@ class LatentRun(NamedTuple):
     kernels: ModuleType | None  # to be called directly (`fastvae.fast_path`); None: through the dispatcher
 
 
-latent_run = functools.partial(tuple.__new__, LatentRun)  # in a third of the time
-
-
 class LikelihoodRun(NamedTuple):
     """How a likelihood is computed, forward and backward."""
 
@@ -62,6 +59,11 @@ class LikelihoodRun(NamedTuple):
     backend: str
     kernels: ModuleType | None
     noticed: Tensor | None = None  # see `fastvae.kernels`
+
+
+# The same from a tuple, in a third of the time.
+latent_run = functools.partial(tuple.__new__, LatentRun)
+likelihood_run = functools.partial(tuple.__new__, LikelihoodRun)
 
 
 def latent(inputs: LatentInputs, run: LatentRun) -> LatentOutputs:
@@ -103,10 +105,10 @@ def likelihood(x: Tensor, parameters: tuple[Tensor, ...], run: LikelihoodRun) ->
 
 def likelihood_backward(
     grad: Tensor, x: Tensor, parameters: tuple[Tensor, ...], run: LikelihoodRun, wants: tuple[bool, ...], direct: bool
-) -> list[Tensor | None]:
+) -> Sequence[Tensor | None]:
     """The gradient of each parameter, or None where it is not wanted."""
     if direct and run.kernels is not None:
-        return list(run.kernels.likelihood_backward(grad, x, parameters, run.spec, run.bounds, wants))
+        return run.kernels.likelihood_backward(grad, x, parameters, run.spec, run.bounds, wants)
     floats, traced = _floats(run.bounds)
     gradients = iter(
         torch.ops.fastvae.likelihood_backward.default(

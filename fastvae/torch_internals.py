@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -15,11 +16,14 @@ from torch.autograd import Function, forward_ad
 
 __all__ = [
     "any_is_batched", "disabled_torch_function", "exportable", "fast_apply", "has_saved_tensor_hooks", "is_compiling",
-    "is_graph_kept", "is_in_forward_mode", "is_observed", "is_static", "is_transformed", "needs_formula",
-    "only_grad_is_active", "standard_gamma",
+    "is_dynamo_compiling", "is_graph_kept", "is_in_forward_mode", "is_observed", "is_static", "is_transformed",
+    "needs_formula", "only_grad_is_active", "standard_gamma",
 ]  # fmt: skip
 
-is_compiling = torch.compiler.is_compiling  # public; here because each call asks it beside the private ones
+# Public; here because each call asks them beside the private ones. Under torch.export, strict or not, one of them or a
+# dispatch mode is active.
+is_compiling = torch.compiler.is_compiling
+is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
 
 def _find(path: str) -> Any:
@@ -48,19 +52,19 @@ _tracing_state = _find("torch:_C._get_tracing_state") or _yes
 
 
 # The level of forward-mode differentiation, -1 for none. Without the name it is assumed to be active.
-_forward_mode = vars(forward_ad)
+_forward_mode: Any = forward_ad if hasattr(forward_ad, "_current_level") else SimpleNamespace(_current_level=0)
 
 
 def is_observed() -> object:
     """True in effect if a compiler, mode, transform, profiler, tracer or forward-mode differentiation is active."""
     return (
-        is_compiling()
+        is_dynamo_compiling()
         or _dispatch_modes()
         or _function_modes()
         or _transforms_are_active()
         or _profiler_is_on()
         or _tracing_state()
-        or _forward_mode.get("_current_level", 0) >= 0
+        or _forward_mode._current_level >= 0
     )
 
 
@@ -78,7 +82,7 @@ def needs_formula() -> bool:
 
 
 def is_in_forward_mode() -> bool:
-    return _forward_mode.get("_current_level", 0) >= 0
+    return _forward_mode._current_level >= 0
 
 
 # The transforms of torch.func that are active, and the kind that `torch.func.grad` is.

@@ -2,15 +2,16 @@
 
 A kernel addresses coordinate d of row b as  b * row_stride + (d // inner) * outer_stride + (d % inner) * inner_stride.
 That covers, without a copy, whatever is contiguous within a sample, channels_last, the halves of a packed tensor in
-either memory format, and expanded (stride 0) gradients. What it does not cover is copied, by `rows_view`. The CPU
-backend does the same in C (tensors.h).
+either memory format, and expanded (stride 0) gradients. What it does not cover is copied first. The CPU backend does
+the same in C (tensors.h).
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,20 +35,17 @@ Strides = tuple[int, int, int]  # of row, outer and inner index, in elements
 _ABSENT: Strides = (0, 0, 0)
 
 
+class NeedsCopies(Exception):
+    """Rows of an (outer, inner) event do not describe the strides of these tensors."""
+
+
 class RowsView(NamedTuple):
-    """Tensors of one shape as rows of an (outer, inner) event; a missing tensor (None) stays None."""
+    """Tensors of one shape as rows of an (outer, inner) event."""
 
     rows: int
     outer: int
     inner: int
-    tensors: tuple[Tensor | None, ...]
-    strides: tuple[Strides, ...]
-
-    def copy_back(self, index: int, output: Tensor | None) -> None:
-        """Bring a written output home, if tensor ``index`` of the view had to be a copy of it."""
-        written = self.tensors[index]
-        if written is not None and output is not None and written is not output:
-            output.copy_(written)
+    strides: tuple[Strides, ...]  # of each tensor; zeros for one that is missing
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -111,6 +109,17 @@ def empty_gradients(inputs: LatentInputs, wants_prior: bool) -> LatentGradients:
     return latent_gradients((of_mu, None if scale is None else torch.empty_like(scale), of_prior_mu, of_prior_scale))
 
 
+def contiguous(*tensors: Tensor | None) -> tuple[Any, ...]:
+    return tuple([None if tensor is None else tensor.contiguous() for tensor in tensors])
+
+
+def copy_all(computed: Sequence[Tensor | None], outputs: Sequence[Tensor | None]) -> None:
+    """Into those outputs that are there and were computed."""
+    for one, output in zip(computed, outputs, strict=True):
+        if one is not None and output is not None:
+            output.copy_(one)
+
+
 def split_packed(moments: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """mu and scale: the halves of a tensor along ``dim``."""
     mu, scale = moments.chunk(2, dim)
@@ -132,36 +141,21 @@ def _unpacked_spec(spec: LatentSpec) -> LatentSpec:
 
 
 def rows_view(*tensors: Tensor | None) -> RowsView:
-    """See tensors of one shape (rank >= 1) as rows; where two event indices do not do, copy them all."""
-    shape = next(tensor.shape for tensor in tensors if tensor is not None)
-    plan = _plan(shape, tuple([None if tensor is None else tensor.stride() for tensor in tensors]))
-    if plan is None:
-        return rows_view(*(None if tensor is None else tensor.contiguous() for tensor in tensors))
-    outer, inner, strides = plan
-    return RowsView(shape[0], outer, inner, tensors, strides)
+    """See tensors of one shape (rank >= 1) as rows; None stands for one that is missing.
 
-
-@functools.lru_cache(maxsize=1024)
-def _plan(
-    shape: tuple[int, ...], strides: tuple[tuple[int, ...] | None, ...]
-) -> tuple[int, int, tuple[Strides, ...]] | None:
-    """Outer and inner size of the event, and each tensor's strides; None if two event indices do not do.
-
-    Remembered: a training loop asks for the same few shapes again and again, often for latents so small that working
-    this out would take as long as the kernel.
+    Raises:
+        NeedsCopies: two event indices do not do.
     """
+    shape = next(tensor.shape for tensor in tensors if tensor is not None)
     if 0 in shape:
-        return 1, math.prod(shape[1:]), (_ABSENT,) * len(strides)
-    present = [given for given in strides if given is not None]
+        return RowsView(shape[0], 1, math.prod(shape[1:]), (_ABSENT,) * len(tensors))
+    present = [tensor.stride() for tensor in tensors if tensor is not None]
     dims = _merge(shape, present)
     if len(dims) > 2:
-        return None
+        raise NeedsCopies
     (outer, outer_strides), (inner, inner_strides) = [(1, (0,) * len(present))] * (2 - len(dims)) + dims
-    found = iter(
-        (given[0], outer_stride, inner_stride)
-        for given, outer_stride, inner_stride in zip(present, outer_strides, inner_strides, strict=True)
-    )
-    return outer, inner, tuple([_ABSENT if given is None else next(found) for given in strides])
+    found = iter(zip([given[0] for given in present], outer_strides, inner_strides, strict=True))
+    return RowsView(shape[0], outer, inner, tuple([_ABSENT if one is None else next(found) for one in tensors]))
 
 
 def _merge(shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributions import DiagonalGaussian, Generators, seed_from
+from ..diffusers_interface import Generators, seed_from
+from ..distributions import DiagonalGaussian
 from ..functional import gaussian_kl, sample_and_kl_packed
 from .monkeypatch import MonkeyPatch
 from .patching import Setting, setting_of

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from ..fast_path import PLAIN_TENSORS, alike_on_cpu
+from ..fast_path import PLAIN_TENSORS, are_alike
 from ..functional import gaussian_kl
 from ..kernels.backend import has_kernels, reason_unavailable
 from ..latent_options import Reduction
@@ -163,7 +163,7 @@ def _to_formula_dtype(result: Tensor, loc: Tensor) -> Tensor:
 def _is_supported(loc: Tensor, scale: Tensor) -> bool:
     if is_transformed():
         return False
-    if alike_on_cpu(loc, scale):
+    if are_alike(loc, scale):
         return has_kernels(loc.device, loc.dtype)
     return (
         type(loc) in PLAIN_TENSORS

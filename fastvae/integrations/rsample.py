@@ -16,11 +16,11 @@ from torch.autograd import Function
 
 from .. import ops
 from ..autograd import backward_of_latent
-from ..checks import requested_backend, seed_on_cpu, seed_tensor
+from ..checks import requested_backend, seed_tensor
 from ..fast_path import direct_kernels
 from ..functional import reparameterize
 from ..kernels.latent_spec import LatentInputs, LatentOutputs, LatentScalars, LatentSpec
-from ..ops import LatentRun
+from ..ops import LatentRun, latent_run
 from ..torch_internals import fast_apply, has_saved_tensor_hooks, is_graph_kept
 
 __all__ = ["draw", "draw_and_kl"]
@@ -64,10 +64,10 @@ def _record(
     loc: Tensor, scale: Tensor, kernels: ModuleType | None, spec: LatentSpec, scalars: LatentScalars
 ) -> tuple[Tensor, ...]:
     backend = requested_backend()
-    seed = seed_tensor(None, None, loc.device) if kernels is None else seed_on_cpu()
+    seed = seed_tensor(None, None, loc.device, alike=kernels is not None)
     if kernels is None:
         kernels = direct_kernels(backend, loc, scale)
-    return _apply(loc, scale, seed, LatentRun(spec, scalars, backend, kernels))
+    return _apply(loc, scale, seed, latent_run((spec, scalars, backend, kernels)))
 
 
 class _Draw(Function):

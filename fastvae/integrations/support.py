@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..fast_path import alike_on_cpu
+from ..fast_path import are_alike
 from ..kernels import backend
 from ..kernels.backend import has_kernels, kernels_for
 from ..torch_internals import is_transformed
@@ -21,8 +21,8 @@ def is_supported(tensor: Tensor) -> bool:
 
 
 def fast_path_kernels(loc: Tensor, scale: Tensor) -> ModuleType | None:
-    """The kernels for plain CPU parameters of equal shape and dtype that no mode or tracer observes; else None."""
-    if not alike_on_cpu(loc, scale) or is_transformed():
+    """The kernels for plain parameters of equal shape and dtype that no mode or tracer observes; else None."""
+    if not are_alike(loc, scale) or is_transformed():
         return None
     return kernels_for(backend.requested, loc) if has_kernels(loc.device, loc.dtype) else None
 

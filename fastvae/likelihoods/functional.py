@@ -33,7 +33,14 @@ from torch import Tensor
 from ..autograd import run_likelihood
 from ..checks import check_clamp, check_dense, check_flag, check_reduction, check_tensor, fit_to_rows, refuse_first
 from ..fast_path import are_alike
-from ..kernels.likelihood_spec import MIXTURE, NO_BOUNDS, Bounds, LikelihoodSpec, channels_of_mixture
+from ..kernels.likelihood_spec import (
+    MIXTURE,
+    NO_BOUNDS,
+    Bounds,
+    LikelihoodSpec,
+    channels_of_mixture,
+    likelihood_spec,
+)
 from ..latent_options import Reduction, shows_options
 from ..size_checks import check_count
 from .masks import check_mask, observed_part, reduce_observed
@@ -42,7 +49,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = [
-    "INTEGERS", "LOWEST_LOG_SCALE", "LikelihoodOptions", "Parameter", "Rule", "bernoulli_log_prob",
+    "INTEGERS", "LOWEST_LOG_SCALE", "LikelihoodOptions", "Rule", "bernoulli_log_prob",
     "continuous_bernoulli_log_prob", "discretized_logistic_mixture_log_prob", "gaussian_log_prob", "laplace_log_prob",
     "negative_binomial_log_prob", "poisson_log_prob", "scaled_bernoulli_log_prob",
     "zero_inflated_negative_binomial_log_prob",
@@ -53,7 +60,7 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torc
 # PixelCNN++'s lower bound of a logistic's log scale.
 LOWEST_LOG_SCALE = -7.0
 
-Parameter = tuple[str, Tensor]  # name, value
+Parameters = dict[str, Tensor]  # by name, in the order that the kernels take them
 Rule = tuple[str, Callable[[Tensor], Tensor], str]  # of `check`: argument's name, which values are valid, in words
 
 
@@ -77,7 +84,7 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor, **options: Unpack[LikelihoodOp
     >>> bernoulli_log_prob(torch.zeros(2, 3), torch.ones(2, 3))   # three fair coins: -3 log 2
     tensor([-2.0794, -2.0794])
     """
-    return _log_prob("bernoulli", x, [("logits", logits)], options, _IN_UNIT_INTERVAL)
+    return _log_prob("bernoulli", x, {"logits": logits}, options, _IN_UNIT_INTERVAL)
 
 
 @shows_options(LikelihoodOptions)
@@ -91,7 +98,7 @@ def continuous_bernoulli_log_prob(logits: Tensor, x: Tensor, **options: Unpack[L
     >>> continuous_bernoulli_log_prob(torch.zeros(2, 3), torch.rand(2, 3)).abs() < 1e-6   # the uniform density
     tensor([True, True])
     """
-    return _log_prob("continuous_bernoulli", x, [("logits", logits)], options, _IN_UNIT_INTERVAL)
+    return _log_prob("continuous_bernoulli", x, {"logits": logits}, options, _IN_UNIT_INTERVAL)
 
 
 @shows_options(LikelihoodOptions)
@@ -114,7 +121,7 @@ def gaussian_log_prob(
     >>> gaussian_log_prob(torch.zeros(2, 3), torch.zeros(1), torch.zeros(2, 3))   # -3/2 log(2 pi)
     tensor([-2.7568, -2.7568])
     """
-    return _log_prob("gaussian", x, [("mean", mean), ("logvar", logvar)], options, clamp=clamp)
+    return _log_prob("gaussian", x, {"mean": mean, "logvar": logvar}, options, clamp=clamp)
 
 
 @shows_options(LikelihoodOptions)
@@ -135,7 +142,7 @@ def laplace_log_prob(
     >>> laplace_log_prob(torch.zeros(2, 3), torch.zeros(1), torch.ones(2, 3))   # -3 (1 + log 2)
     tensor([-5.0794, -5.0794])
     """
-    return _log_prob("laplace", x, [("mean", mean), ("logscale", logscale)], options, clamp=clamp)
+    return _log_prob("laplace", x, {"mean": mean, "logscale": logscale}, options, clamp=clamp)
 
 
 @shows_options(LikelihoodOptions)
@@ -147,7 +154,7 @@ def poisson_log_prob(log_rate: Tensor, x: Tensor, **options: Unpack[LikelihoodOp
     >>> poisson_log_prob(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64))   # three zeros at rate 1
     tensor([-3., -3.])
     """
-    return _log_prob("poisson", x, [("log_rate", log_rate)], options, _COUNTS)
+    return _log_prob("poisson", x, {"log_rate": log_rate}, options, _COUNTS)
 
 
 @shows_options(LikelihoodOptions)
@@ -166,7 +173,7 @@ def negative_binomial_log_prob(mean: Tensor, theta: Tensor, x: Tensor, **options
     >>> negative_binomial_log_prob(torch.ones(2, 3), torch.ones(3), torch.zeros(2, 3))   # -3 log 2
     tensor([-2.0794, -2.0794])
     """
-    return _log_prob("negative_binomial", x, [("mean", mean), ("theta", theta)], options, _COUNTS, _MEAN, _THETA)
+    return _log_prob("negative_binomial", x, {"mean": mean, "theta": theta}, options, _COUNTS, _MEAN, _THETA)
 
 
 @shows_options(LikelihoodOptions)
@@ -185,7 +192,7 @@ def zero_inflated_negative_binomial_log_prob(
     >>> zero_inflated_negative_binomial_log_prob(ones, torch.ones(3), 0 * ones, 0 * ones)   # 3 log(1/2 + 1/4)
     tensor([-0.8630, -0.8630])
     """
-    parameters = [("mean", mean), ("theta", theta), ("zero_logits", zero_logits)]
+    parameters = {"mean": mean, "theta": theta, "zero_logits": zero_logits}
     return _log_prob("zero_inflated_negative_binomial", x, parameters, options, _COUNTS, _MEAN, _THETA)
 
 
@@ -211,8 +218,8 @@ def scaled_bernoulli_log_prob(
     >>> scaled_bernoulli_log_prob(torch.full((1, 2), 0.5), torch.full((1, 1), 0.5), torch.full((2,), 0.5), x)
     tensor([-2.2130])
     """
-    parameters = [("probs", probs), ("row_factor", row_factor), ("event_factor", event_factor)]
-    rules: list[Rule] = [(name, _is_probability, "0 to 1") for name, _ in parameters]
+    parameters = {"probs": probs, "row_factor": row_factor, "event_factor": event_factor}
+    rules: list[Rule] = [(name, _is_probability, "0 to 1") for name in parameters]
     return _log_prob("scaled_bernoulli", x, parameters, options, *rules)
 
 
@@ -240,7 +247,7 @@ def discretized_logistic_mixture_log_prob(
     >>> discretized_logistic_mixture_log_prob(torch.zeros(2, 100, 4, 4), x).shape
     torch.Size([2])
     """
-    _check_inputs(x, [("parameters", parameters)])
+    _check_inputs(x, {"parameters": parameters})
     check_count("components", components, 1)
     if x.dim() < 2 or x.shape[1] not in (1, 3):
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, 1 or 3, *spatial)")
@@ -284,14 +291,42 @@ _THETA: Rule = ("theta", lambda theta: (theta > 0) & torch.isfinite(theta), "a f
 def _log_prob(
     density: str,
     x: Tensor,
-    parameters: list[Parameter],
+    parameters: Parameters,
     options: LikelihoodOptions,
     *rules: Rule,
     clamp: Sequence[float] | None = None,
 ) -> Tensor:
     bounds = NO_BOUNDS if clamp is None else Bounds(*check_clamp(clamp))
+    tensors = tuple(parameters.values())
+    alike = are_alike(x, *tensors)
+    draws = not alike and _check_tensors(x, parameters)
+    reduction, check, mask = _check_options(draws, **options)
+    if mask is not None:
+        mask = check_mask(mask, x, x.shape)
+        x, observed = observed_part(density, x, list(parameters.items()), mask)
+        each = _log_prob(density, x, dict(observed), {"reduction": "none", "check": check}, *rules, clamp=clamp)
+        return reduce_observed(each, mask, reduction, draws)
+    if check:
+        _check_values(x, parameters, rules)
+    spec = likelihood_spec((density, reduction, clamp is not None, 0))
+    if alike:
+        return run_likelihood(x, tensors, spec, bounds, alike=True)
+    first, others = tensors[0], list(parameters.items())[1:]
+    if not draws:
+        fitted = [_fit(name, other, x) for name, other in others]
+        return run_likelihood(x, (first, *fitted), spec, bounds)
+    # The draws become the first event dimension, (B, K, *event); x is expanded without a copy.
+    fitted = [_beside_draws(name, other, first, x) for name, other in others]
+    repeated = x.unsqueeze(1).expand(x.shape[0], first.shape[0], *x.shape[1:])
+    if reduction == "sample":
+        spec = spec._replace(reduction="channel")
+    return run_likelihood(repeated, (first.transpose(0, 1), *fitted), spec, bounds).transpose(0, 1)
+
+
+def _check_tensors(x: Tensor, parameters: Parameters) -> bool:
+    """Whether there are several draws of the first parameter."""
     _check_inputs(x, parameters)
-    name, first = parameters[0]
+    name, first = next(iter(parameters.items()))
     draws = first.dim() == x.dim() + 1 and first.shape[1:] == x.shape
     if not draws and first.shape != x.shape:
         # No broadcasting: it would turn a transposed image or a missing batch dimension into a plausible result.
@@ -299,25 +334,7 @@ def _log_prob(
             f"x has shape {tuple(x.shape)}, {name} has {tuple(first.shape)}; expected the same shape, or that of"
             f" several draws, (K, {', '.join(map(str, x.shape))}), for {name}"
         )
-    reduction, check, mask = _check_options(draws, **options)
-    if mask is not None:
-        mask = check_mask(mask, x, x.shape)
-        x, parameters = observed_part(density, x, parameters, mask)
-        each = _log_prob(density, x, parameters, {"reduction": "none", "check": check}, *rules, clamp=clamp)
-        return reduce_observed(each, mask, reduction, draws)
-    if check:
-        _check_values(x, parameters, rules)
-    others = parameters[1:]
-    spec = LikelihoodSpec(density, reduction, clamp is not None)
-    if not draws:
-        fitted = [_fit(other_name, other, x) for other_name, other in others]
-        return run_likelihood(x, (first, *fitted), spec, bounds)
-    # The draws become the first event dimension, (B, K, *event); x is expanded without a copy.
-    fitted = [_beside_draws(other_name, other, first, x) for other_name, other in others]
-    repeated = x.unsqueeze(1).expand(x.shape[0], first.shape[0], *x.shape[1:])
-    if reduction == "sample":
-        spec = spec._replace(reduction="channel")
-    return run_likelihood(repeated, (first.transpose(0, 1), *fitted), spec, bounds).transpose(0, 1)
+    return draws
 
 
 def _fit(name: str, given: Tensor, x: Tensor) -> Tensor:
@@ -339,16 +356,14 @@ def _beside_draws(name: str, given: Tensor, first: Tensor, x: Tensor) -> Tensor:
     return fitted.unsqueeze(1).expand(fitted.shape[0], first.shape[0], *x.shape[1:])
 
 
-def _check_inputs(x: Tensor, parameters: list[Parameter]) -> None:
-    if are_alike(parameters[0][1], x):
-        parameters = parameters[1:]
-    elif isinstance(x, Tensor) and x.dtype in INTEGERS:
+def _check_inputs(x: Tensor, parameters: Parameters) -> None:
+    if isinstance(x, Tensor) and x.dtype in INTEGERS:
         check_dense("x", x)
         if x.dim() == 0:
             raise ValueError("x is 0-d, expected shape (batch, *event)")
     else:
         check_tensor("x", x)
-    for name, given in parameters:
+    for name, given in parameters.items():
         if isinstance(given, Tensor) and given.dim() == 0:
             given = given.reshape(1)
         check_tensor(name, given)
@@ -365,9 +380,9 @@ def _check_options(
     return reduction, check_flag("check", check), mask
 
 
-def _check_values(x: Tensor, parameters: list[Parameter], rules: tuple[Rule, ...]) -> None:
+def _check_values(x: Tensor, parameters: Parameters, rules: tuple[Rule, ...]) -> None:
     """Apply the rules; arguments without a rule must be finite."""
     ruled = {name: (holds, expected) for name, holds, expected in rules}
-    for name, tensor in (("x", x), *parameters):
+    for name, tensor in {"x": x, **parameters}.items():
         holds, expected = ruled.get(name, (torch.isfinite, "a finite number"))
         refuse_first(name, tensor, ~holds(tensor), expected)

@@ -11,14 +11,13 @@ import functools
 import math
 import struct
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..head_spec import ACTIVATIONS, HeadResults, HeadSpec
 from ..latent_spec import CLAMPS, SCALES, LatentGradients, LatentInputs, LatentOutputs, LatentScalars, LatentSpec
-from ..layout import empty_gradients, empty_kl, empty_outputs
+from ..layout import contiguous, copy_all, empty_gradients, empty_kl, empty_outputs
 from ..likelihood_spec import KINDS, MIXTURE, Bounds, LikelihoodSpec
 
 try:
@@ -34,10 +33,10 @@ except ModuleNotFoundError as error:
 except ImportError as error:
     raise ImportError(f"the C extension does not load: {error}") from error
 
-alike_on_cpu, look_at_normal, plain_on_cpu = _kernels.alike, _kernels.look_at_normal, _kernels.plain
+alike, look_at_normal, plain = _kernels.alike, _kernels.look_at_normal, _kernels.plain
 
 __all__ = [
-    "alike_on_cpu",
+    "alike",
     "describe",
     "device_types",
     "head",
@@ -47,7 +46,7 @@ __all__ = [
     "likelihood_forward",
     "look_at_normal",
     "noise",
-    "plain_on_cpu",
+    "plain",
     "unavailable",
 ]
 
@@ -113,7 +112,7 @@ def latent_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalar
     assert mu is not None
     outputs = empty_outputs(mu, spec, scalars.num_samples)
     if not _kernels.latent_forward(inputs, outputs, _latent_code(spec), scalars):
-        _copy_all(latent_forward(LatentInputs(*_contiguous(inputs)), spec, scalars), outputs)
+        copy_all(latent_forward(LatentInputs(*contiguous(*inputs)), spec, scalars), outputs)
     return outputs
 
 
@@ -122,8 +121,8 @@ def latent_backward(
 ) -> LatentGradients:
     gradients = empty_gradients(inputs, wants_prior)
     if not _kernels.latent_backward(grads, inputs, gradients, _latent_code(spec), scalars):
-        dense = LatentOutputs(*_contiguous(grads)), LatentInputs(*_contiguous(inputs))
-        _copy_all(latent_backward(*dense, spec, scalars, wants_prior), gradients)
+        dense = LatentOutputs(*contiguous(*grads)), LatentInputs(*contiguous(*inputs))
+        copy_all(latent_backward(*dense, spec, scalars, wants_prior), gradients)
     return gradients
 
 
@@ -139,7 +138,7 @@ def likelihood_forward(
 ) -> Tensor:
     log_prob = empty_kl(x[:, 0] if spec.kind == MIXTURE else parameters[0], spec.reduction)
     if not _kernels.likelihood_forward(x, parameters, log_prob, _packed_likelihood(spec), bounds, noticed):
-        log_prob.copy_(likelihood_forward(x.contiguous(), _contiguous(parameters), spec, bounds, noticed))
+        log_prob.copy_(likelihood_forward(x.contiguous(), contiguous(*parameters), spec, bounds, noticed))
     return log_prob
 
 
@@ -155,8 +154,8 @@ def likelihood_backward(
         [torch.empty_like(given) if wanted else None for given, wanted in zip(parameters, wants, strict=True)]
     )
     if not _kernels.likelihood_backward(grad, x, parameters, gradients, _packed_likelihood(spec), bounds):
-        dense = grad.contiguous(), x.contiguous(), _contiguous(parameters)
-        _copy_all(likelihood_backward(*dense, spec, bounds, wants), gradients)
+        dense = grad.contiguous(), x.contiguous(), contiguous(*parameters)
+        copy_all(likelihood_backward(*dense, spec, bounds, wants), gradients)
     return gradients
 
 
@@ -190,13 +189,3 @@ def head(
     if not _kernels.head(x, parameters, written, rows, _packed_head(spec, with_gradients), bounds):
         return head(x.contiguous(), parameters, library, grad, spec, bounds, wants)
     return HeadResults(of_rows, of_given, of_library)
-
-
-def _contiguous(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple([None if tensor is None else tensor.contiguous() for tensor in tensors])
-
-
-def _copy_all(computed: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> None:
-    for one, output in zip(computed, outputs, strict=True):
-        if one is not None and output is not None:
-            output.copy_(one)

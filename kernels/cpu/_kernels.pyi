@@ -60,15 +60,15 @@ def head(
     library sizes."""
 
 def look_at_normal(loc: object, scale: object, /) -> int:
-    """1 if no loc is NaN and all scales are positive, plus 2 if all are 0 and 1; -1 unless they are `alike`, float32,
-    dense, and of at most `elements_worth_threads`."""
+    """1 if no loc is NaN and all scales are positive, plus 2 if all are 0 and 1; -1 unless they are `alike`, on the
+    CPU, float32, dense, and of at most `elements_worth_threads`."""
 
-def plain(tensors: int, /, *arguments: object) -> bool:
-    """Whether the first so many arguments are None or tensors of the types that `use_torch` was given, in the CPU's
-    memory and no negative views, and the others Python's own numbers, strings and tuples."""
+def plain(*tensors: object) -> bool:
+    """Whether all are None or tensors of the types that `use_torch` was given, in the memory of the CPU or a GPU, not
+    empty and no negative views."""
 
-def alike(mu: object, logvar: object, /) -> bool:
-    """Whether both are such tensors, of one shape that is neither () nor empty, both float32, bfloat16 or float16."""
+def alike(*tensors: object) -> bool:
+    """Whether all are such tensors, on one device, of one shape other than (), and all float32, bfloat16 or float16."""
 
 def use_torch(
     tensor: type, parameter: type, is_neg: Callable, get_num_threads: Callable, dtypes: dict[dtype, int], /

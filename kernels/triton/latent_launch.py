@@ -15,9 +15,19 @@ from ..latent_spec import (
     LatentOutputs,
     LatentScalars,
     LatentSpec,
+    latent_gradients,
     latent_outputs,
 )
-from ..layout import empty_gradients, empty_kl, empty_outputs, split_latent, split_packed
+from ..layout import (
+    contiguous,
+    copy_all,
+    empty_gradients,
+    empty_kl,
+    empty_outputs,
+    rows_view,
+    split_latent,
+    split_packed,
+)
 from . import launch
 from .latent_backward_kernel import latent_backward_kernel
 from .latent_forward_kernel import latent_forward_kernel
@@ -36,12 +46,13 @@ from .launch import (
 )
 from .sums import are_finished, finish_columns, finish_elementwise, finish_rows, grad_view, sums_of_columns
 from .tiles import ELEMENTWISE, NOT_WANTED, ONE, SHARED, SUMS
-from .views import as_loaded, contiguous, expanded, extent_of, uncopied_view, without_copies
+from .views import as_loaded, expanded, extent_of, without_copies
 
 # Elements of a tile of other than plain latents: its parameters, and backward their gradients, are kept while its draws
 # are made.
 TILE_ELEMENTS = 1024
 PARAMETERS = ("mu", "scale", "prior_mu", "prior_scale")
+Out = tuple[Tensor | None, Tensor]  # the gradients of mu and scale, to be written
 # Draws that a program makes at least.
 LEAST_DRAWS = 4
 
@@ -58,6 +69,11 @@ class Plan(NamedTuple):
 # None: the tensors must be copied first.
 _forward_plans: Memory[Plan | None] = Memory()
 _backward_plans: Memory[Plan | None] = Memory()
+
+
+def _numbers(scalars: LatentScalars) -> tuple[float, ...]:
+    """Those that a kernel takes at run time: all but the number of draws."""
+    return scalars[:1] + scalars[2:]
 
 
 def _strides(tensor: Tensor | None) -> tuple[int, ...] | None:
@@ -162,7 +178,7 @@ def _plan_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars
     plan = Plan(None, tuple([Buffer.like(output) for output in outputs]), finish)
     if mu.numel() == 0:
         return plan
-    view = uncopied_view(
+    view = rows_view(
         mu,
         scale,
         expanded(prior_mu, mu.shape),
@@ -190,12 +206,12 @@ def _plan_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars
 
 def latent_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> LatentOutputs:
     """As `fastvae.kernels` says."""
-    inputs, spec = split_latent(inputs, spec)
+    if spec.packed_dim is not None:
+        inputs, spec = split_latent(inputs, spec)
     mu, scale, prior_mu, prior_scale, seed = inputs
     assert mu is not None
     assert scale is not None
-    row_offset, num_samples, *numbers = scalars
-    device = mu.device
+    num_samples, device = scalars.num_samples, mu.device
     of_prior = None if prior_mu is None else _prior_key(inputs)
     key = (spec, num_samples, device, mu.dtype, mu.shape, mu.stride(), scale.stride(), of_prior)
     plan = _forward_plans.get(key, UNKNOWN)
@@ -205,7 +221,7 @@ def latent_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalar
         return _forward_of_copies(inputs, spec, scalars)
     buffers = empty(plan.buffers, mu)
     if plan.template is not None:
-        plan.template.start((mu, scale, prior_mu, prior_scale, *buffers, seed), (row_offset, *numbers), device)
+        plan.template.start((mu, scale, prior_mu, prior_scale, *buffers, seed), _numbers(scalars), device)
     outputs = latent_outputs(buffers)
     return _finish_forward(outputs, mu.shape, spec, num_samples) if plan.finish else outputs
 
@@ -216,14 +232,10 @@ def _prior_key(inputs: LatentInputs) -> tuple[Any, ...] | None:
 
 
 def _forward_of_copies(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> LatentOutputs:
-    found = latent_forward(LatentInputs(*contiguous(*inputs)), spec, scalars)
     assert inputs.mu is not None
-    return LatentOutputs(
-        *[
-            None if to is None or output is None else to.copy_(output)
-            for to, output in zip(empty_outputs(inputs.mu, spec, scalars.num_samples), found, strict=True)
-        ]
-    )
+    outputs = empty_outputs(inputs.mu, spec, scalars.num_samples)
+    copy_all(latent_forward(LatentInputs(*contiguous(*inputs)), spec, scalars), outputs)
+    return outputs
 
 
 def _finish_forward(
@@ -242,12 +254,7 @@ def _finish_forward(
 
 
 def _plan_backward(
-    grads: LatentOutputs,
-    inputs: LatentInputs,
-    spec: LatentSpec,
-    scalars: LatentScalars,
-    wants_prior: bool,
-    out: tuple[Tensor | None, Tensor],
+    grads: LatentOutputs, inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars, wants_prior: bool, out: Out
 ) -> Plan:
     grad_z, grad_kl, _, grad_log_q, grad_log_p = grads
     mu, _, prior_mu, prior_scale, _ = inputs
@@ -267,7 +274,7 @@ def _plan_backward(
     elementwise, row_strides, kl = None, (0, 0, 0), NOT_WANTED.value
     if grad_kl is not None:
         elementwise, row_strides, kl = grad_view(grad_kl, shape, spec.kernel_reduction)
-    view = uncopied_view(
+    view = rows_view(
         _first_draw(grad_z, num_samples),
         elementwise,
         mu,
@@ -330,11 +337,7 @@ def _prior_buffers(inputs: LatentInputs, tiling: Tiling, summed: tuple[bool, ...
 
 
 def latent_backward(
-    grads: LatentOutputs,
-    inputs: LatentInputs,
-    spec: LatentSpec,
-    scalars: LatentScalars,
-    wants_prior: bool,
+    grads: LatentOutputs, inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars, wants_prior: bool
 ) -> LatentGradients:
     """As `fastvae.kernels` says."""
     of_mu, of_scale, *_ = empty_gradients(inputs, wants_prior=False)
@@ -343,23 +346,17 @@ def latent_backward(
         return _backward(grads, inputs, spec, scalars, wants_prior, (of_mu, of_scale))
     assert of_mu is not None
     out = split_packed(of_mu, spec.packed_dim)
-    found = _backward(grads, *split_latent(inputs, spec), scalars, wants_prior, out)
+    found = _backward(grads, split_latent(inputs, spec)[0], spec, scalars, wants_prior, out)
     return found._replace(mu=of_mu, scale=None)
 
 
 def _backward(
-    grads: LatentOutputs,
-    inputs: LatentInputs,
-    spec: LatentSpec,
-    scalars: LatentScalars,
-    wants_prior: bool,
-    out: tuple[Tensor | None, Tensor],
+    grads: LatentOutputs, inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars, wants_prior: bool, out: Out
 ) -> LatentGradients:
     grad_z, grad_kl, _, grad_log_q, grad_log_p = grads
     mu, scale, prior_mu, _, seed = inputs
     assert scale is not None
-    row_offset, num_samples, *numbers = scalars
-    device = scale.device
+    num_samples, device = scalars.num_samples, scale.device
     key = (
         spec,
         num_samples,
@@ -372,9 +369,7 @@ def _backward(
         None if grad_z is None else grad_z.stride(),
         None if grad_kl is None else grad_kl.stride(),
         None if grad_log_q is None and grad_log_p is None else (_strides(grad_log_q), _strides(grad_log_p)),
-        None if out[0] is None else out[0].stride(),
-        out[1].stride(),
-    )
+    )  # the spec tells whether the gradients of mu and scale are packed, and with that their strides
     plan = _backward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
         planned = functools.partial(_plan_backward, grads, inputs, spec, scalars, wants_prior, out)
@@ -386,30 +381,19 @@ def _backward(
         if grad_z is None and grad_log_p is None:
             seed = None
         pointers = (grad_z, grad_kl, grad_log_q, grad_log_p, *inputs[:4], *out, *of_prior, seed)
-        plan.template.start(pointers, (row_offset, *numbers), device)
+        plan.template.start(pointers, _numbers(scalars), device)
     if plan.finish:
         of_prior = [
             finish_columns(sums, prior) if is_sum and prior is not None and sums is not None else sums
             for sums, prior, is_sum in zip(of_prior, inputs[2:4], plan.summed, strict=True)
         ]
-    return LatentGradients(*out, *of_prior)
+    return latent_gradients((*out, *of_prior))
 
 
 def _backward_of_copies(
-    grads: LatentOutputs,
-    inputs: LatentInputs,
-    spec: LatentSpec,
-    scalars: LatentScalars,
-    wants_prior: bool,
-    written: tuple[Tensor | None, Tensor],
+    grads: LatentOutputs, inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars, wants_prior: bool, out: Out
 ) -> LatentGradients:
-    copies = LatentOutputs(*contiguous(*grads)), LatentInputs(*contiguous(*inputs))
-    found = latent_backward(*copies, spec, scalars, wants_prior)
-    of_prior = [
-        None if gradient is None or prior is None else torch.empty_like(prior)
-        for gradient, prior in zip(found[2:], inputs[2:4], strict=True)
-    ]
-    for to, gradient in zip((*written, *of_prior), found, strict=True):
-        if to is not None and gradient is not None:
-            to.copy_(gradient)
-    return LatentGradients(*written, *of_prior)
+    copies = LatentOutputs(*contiguous(*grads)), LatentInputs(*contiguous(*inputs)), spec._replace(packed_dim=None)
+    gradients = LatentGradients(*out, *empty_gradients(inputs, wants_prior)[2:])
+    copy_all(latent_backward(*copies, scalars, wants_prior), gradients)
+    return gradients

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -227,12 +228,8 @@ class Template:
         return Launch(self.kernel, self.grid, (*pointers, *numbers, *self.fixed), self.constants, self.num_warps)
 
     def start(self, pointers: Pointers, numbers: Numbers, device: torch.device) -> None:
-        addresses: list[int | None] = []
-        bits = 0
-        for pointer in pointers:
-            address = None if pointer is None else pointer.data_ptr()
-            addresses.append(address)
-            bits |= address or 0
+        addresses = [None if pointer is None else pointer.data_ptr() for pointer in pointers]
+        bits = functools.reduce(operator.or_, filter(None, addresses), 0)
         unaligned = tuple([(address or 0) % 16 != 0 for address in addresses]) if bits % 16 else ()
         started = self._started.get(unaligned)
         if started is None or _collected is not None:

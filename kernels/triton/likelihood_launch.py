@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..layout import empty_kl
+from ..layout import contiguous, copy_all, empty_kl, rows_view
 from ..likelihood_spec import MIXTURE, NOTICING, Bounds, LikelihoodSpec
 from . import mixture_launch
 from .launch import (
@@ -26,17 +26,9 @@ from .launch import (
 )
 from .likelihood_backward_kernel import likelihood_backward_kernel
 from .likelihood_forward_kernel import likelihood_forward_kernel
-from .sums import (
-    are_finished,
-    finish_columns,
-    finish_elementwise,
-    finish_rows,
-    grad_view,
-    sum_of_rows,
-    sums_of_columns,
-)
+from .sums import are_finished, finish_columns, finish_elementwise, finish_rows, grad_view, sum_of_rows, sums_of_columns
 from .tiles import ABSENT, ELEMENTWISE, FULL, SHARED, SUMS
-from .views import as_loaded, contiguous, expanded, extent_of, is_one_a_row, uncopied_view, without_copies
+from .views import as_loaded, expanded, extent_of, is_one_a_row, without_copies
 
 # Elements of a tile, at most: there may be three parameters, and their gradients.
 TILE_ELEMENTS = 1024
@@ -78,7 +70,8 @@ def likelihood_forward(
     if noticed is not None:
         noticed = noticed.view(torch.uint8) if spec.kind in NOTICING else None
     of_parameters = [(one.dtype, one.shape, one.stride()) for one in parameters]
-    key = (spec, noticed is None, x.device, x.dtype, x.shape, x.stride(), *of_parameters)
+    device = x.device
+    key = (spec, noticed is None, device, x.dtype, x.shape, x.stride(), *of_parameters)
     plan = _forward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
         plan = _forward_plans.add(key, without_copies(_plan_forward, x, parameters, spec))
@@ -88,7 +81,7 @@ def likelihood_forward(
     (out,) = empty(plan.buffers, parameters[0])
     assert out is not None
     if plan.template is not None:
-        plan.template.start((x, *parameters, *_ABSENT[len(parameters)], out, noticed), bounds, x.device)
+        plan.template.start((x, *parameters, *_ABSENT[len(parameters)], out, noticed), bounds, device)
     if not plan.finish:
         return out
     if out.shape == x.shape and spec.reduction == "channel":
@@ -106,24 +99,23 @@ def likelihood_backward(
         x = x.view(torch.uint8)
     if spec.kind == MIXTURE:
         return (mixture_launch.backward(grad, x, parameters[0], spec, bounds),)
-    of_grad = grad.dtype, grad.stride()
+    device, of_grad = x.device, (grad.dtype, grad.stride())
     of_parameters = [(one.dtype, one.shape, one.stride()) for one in parameters]
-    key = (spec, *wants, x.device, x.dtype, x.shape, x.stride(), of_grad, *of_parameters)
+    key = (spec, *wants, device, x.dtype, x.shape, x.stride(), of_grad, *of_parameters)
     plan = _backward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
         plan = _backward_plans.add(key, without_copies(_plan_backward, grad, x, parameters, spec, wants))
     if plan is None:
         found = likelihood_backward(grad.contiguous(), x.contiguous(), contiguous(*parameters), spec, bounds, wants)
-        return tuple(
-            [
-                None if gradient is None else torch.empty_like(given).copy_(gradient)
-                for given, gradient in zip(parameters, found, strict=True)
-            ]
+        gradients = tuple(
+            [torch.empty_like(given) if want else None for given, want in zip(parameters, wants, strict=True)]
         )
+        copy_all(found, gradients)
+        return gradients
     buffers = empty(plan.buffers, parameters[0])
     if plan.template is not None:
         absent = _ABSENT[len(parameters)]
-        plan.template.start((grad, x, *parameters, *absent, *buffers, *absent), bounds, x.device)
+        plan.template.start((grad, x, *parameters, *absent, *buffers, *absent), bounds, device)
     if not plan.finish:
         return tuple(buffers)
     finished = []
@@ -150,7 +142,7 @@ def _plan_forward(x: Tensor, parameters: Parameters, spec: LikelihoodSpec) -> Pl
     plan = Plan(None, (Buffer.like(out),), not (whole or spec.reduction == "none"))
     if x.numel() == 0:
         return plan
-    view = uncopied_view(x, *_expanded(parameters, x.shape), out if by_element else None)
+    view = rows_view(x, *_expanded(parameters, x.shape), out if by_element else None)
     strides = dict(zip(("x", *PARAMETERS, "out"), view.strides, strict=True))
     constants = {"OUT": (ELEMENTWISE if by_element else SUMS).value, **_constants(x, parameters, spec, tiling)}
     sizes = Sizes(view, tiling, strides, {}, {})
@@ -174,7 +166,7 @@ def _plan_backward(
         return plan
     elementwise, row_strides, kind = grad_view(grad, x.shape, spec.reduction)
     written = _padded([None if is_sum else buffer for buffer, is_sum in zip(buffers, summed, strict=True)])
-    view = uncopied_view(elementwise, x, *_expanded(parameters, x.shape), *written)
+    view = rows_view(elementwise, x, *_expanded(parameters, x.shape), *written)
     names = ("grad", "x", *PARAMETERS, *(f"grad_{name}" for name in PARAMETERS))
     strides = dict(zip(names, view.strides, strict=True))
     if elementwise is None:

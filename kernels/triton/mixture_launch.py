@@ -8,13 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..layout import rows_view
 from ..likelihood_spec import Bounds, LikelihoodSpec
 from .launch import UNKNOWN, Memory, Sizes, Template, Tiling, Work, make_template, tiling_of
 from .mixture_backward_kernel import mixture_backward_kernel
 from .mixture_forward_kernel import mixture_forward_kernel
 from .sums import finish_rows, grad_view
 from .tiles import ELEMENTWISE, SUMS
-from .views import uncopied_view, without_copies
+from .views import without_copies
 
 # Pixels that a program holds at a time.
 TILE_PIXELS = 256
@@ -72,7 +73,7 @@ def _plan_forward(x: Tensor, parameter: Tensor, spec: LikelihoodSpec) -> Plan:
     if x.numel() == 0:
         return plan
     out = parameter.new_empty(shape, dtype=torch.float32) if by_element else None
-    view = uncopied_view(x.select(1, 0), parameter.select(1, 0), out)
+    view = rows_view(x.select(1, 0), parameter.select(1, 0), out)
     strides = dict(zip(("x", "parameter", "out"), view.strides, strict=True))
     slices = {"x_channel": x.stride(1), "parameter_channel": parameter.stride(1)}
     constants = {"OUT": (ELEMENTWISE if by_element else SUMS).value, "CHANNELS": x.shape[1]}
@@ -87,7 +88,7 @@ def _plan_backward(grad: Tensor, x: Tensor, parameter: Tensor, spec: LikelihoodS
         return plan
     elementwise, row_strides, kind = grad_view(grad, shape, spec.reduction)
     wholes = {"x": x, "parameter": parameter, "grad_parameter": torch.empty_like(parameter)}
-    view = uncopied_view(elementwise, *[whole.select(1, 0) for whole in wholes.values()])
+    view = rows_view(elementwise, *[whole.select(1, 0) for whole in wholes.values()])
     strides = dict(zip(("grad", *wholes), view.strides, strict=True))
     if elementwise is None:
         strides["grad"] = row_strides

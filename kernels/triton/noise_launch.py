@@ -26,6 +26,6 @@ def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dt
 
 def _template(eps: Tensor) -> Template:
     rows, event = eps.shape[0], math.prod(eps.shape[1:])
-    view = RowsView(rows, 1, event, (eps,), ((event, 0, 1),))
+    view = RowsView(rows, 1, event, ((event, 0, 1),))
     sizes = Sizes(view, tiling_of(Work(rows, event, eps.dtype)), {"eps": view.strides[0]}, {}, {})
     return make_template(noise_kernel, sizes, {}, eps.device)

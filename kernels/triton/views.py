@@ -8,34 +8,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..layout import RowsView, rows_view
+from ..layout import NeedsCopies
 from .launch import Tiling, columns_loaded_at_once
 from .tiles import ABSENT, FULL, ONE, SHARED
 
 Plan = TypeVar("Plan")
 
 
-class _NeedsCopies(Exception):
-    """Rows of an (outer, inner) event do not describe the strides of these tensors."""
-
-
 def without_copies(plan: Callable[..., Plan], *arguments: Any) -> Plan | None:
     """``plan(*arguments)``, or None if a tensor must be copied before a kernel can read it."""
     try:
         return plan(*arguments)
-    except _NeedsCopies:
+    except NeedsCopies:
         return None
-
-
-def uncopied_view(*tensors: Tensor | None) -> RowsView:
-    view = rows_view(*tensors)
-    if any(seen is not given for seen, given in zip(view.tensors, tensors, strict=True)):
-        raise _NeedsCopies
-    return view
-
-
-def contiguous(*tensors: Tensor | None) -> tuple[Any, ...]:
-    return tuple([None if tensor is None else tensor.contiguous() for tensor in tensors])
 
 
 def expanded(tensor: Tensor | None, shape: torch.Size) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -214,3 +215,15 @@ def test_a_gpu_without_its_kernels_is_warned_of_once(monkeypatch):
         warnings.simplefilter("error")
         assert backend._resolve("auto", "cuda", torch.bfloat16) == "reference"
     backend._warn_of_slow_gpu.cache_clear()
+
+
+def test_an_interpreter_that_fails_under_this_numpy_says_so(monkeypatch):
+    from fastvae.kernels import triton
+
+    def fail(*arguments):
+        raise TypeError("only 0-dimensional arrays can be converted")
+
+    monkeypatch.setattr(triton, "INTERPRETED", True)
+    monkeypatch.setattr(triton, "noise", fail)
+    reason = triton.unavailable.__wrapped__()
+    assert re.fullmatch(r"the interpreter of Triton \S+ fails with NumPy \S+: TypeError: only 0-dimensional .*", reason)

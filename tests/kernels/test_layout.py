@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvae.kernels.layout import rows_view
+from fastvae.kernels.layout import NeedsCopies, rows_view
 
 
-def elements_through(view, index):
-    """Tensor ``index`` of the view, read element by element through the address rule."""
-    tensor, (row, outer, inner) = view.tensors[index], view.strides[index]
+def elements_through(view, index, tensor):
+    """A tensor, seen as number ``index`` of the view, read element by element through the address rule."""
+    row, outer, inner = view.strides[index]
     memory = torch.as_strided(tensor, (tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
     event = view.outer * view.inner
     values = [
@@ -52,17 +52,14 @@ IN_PLACE = {
 def test_common_layouts_are_read_in_place(name):
     tensors = IN_PLACE[name]
     view = rows_view(*tensors, None)
-    assert view.tensors[-1] is None
+    assert view.strides[-1] == (0, 0, 0)
     for index, tensor in enumerate(tensors):
-        assert view.tensors[index] is tensor
-        assert torch.equal(elements_through(view, index), tensor.flatten())
+        assert torch.equal(elements_through(view, index, tensor), tensor.flatten())
 
 
-def test_three_uneven_dims_are_copied():
-    tensor = numbered(2, 3, 4, 5).permute(0, 3, 2, 1)
-    view = rows_view(tensor)
-    assert view.tensors[0] is not tensor
-    assert torch.equal(elements_through(view, 0), tensor.flatten())
+def test_three_uneven_dims_need_a_copy():
+    with pytest.raises(NeedsCopies):
+        rows_view(numbered(2, 3, 4, 5).permute(0, 3, 2, 1))
 
 
 @given(
@@ -79,7 +76,11 @@ def test_the_address_rule_reads_every_tensor_in_logical_order(shape_and_orders, 
         stored[-1] *= 2 if halve else 1
         tensor = numbered(*stored)[..., : shape[order[-1]]]
         tensors.append(tensor.permute([order.index(dim) for dim in range(len(shape))]))
-    view = rows_view(*tensors)
+    try:
+        view = rows_view(*tensors)
+    except NeedsCopies:
+        tensors = [tensor.contiguous() for tensor in tensors]
+        view = rows_view(*tensors)
     assert view.rows == shape[0]
     for index, tensor in enumerate(tensors):
-        assert torch.equal(elements_through(view, index), tensor.flatten())
+        assert torch.equal(elements_through(view, index, tensor), tensor.flatten())

@@ -196,18 +196,18 @@ def test_plain_is_a_tensor_of_the_cpu_that_holds_its_values():
     for other in others:
         assert not fast_path.are_direct(x, other)
     for other in (*others, x[:0], 1.0, x.double(), x.bfloat16(), x[:2], x[0], torch.tensor(1.0)):
-        assert not fast_path.alike_on_cpu(x, other)
-        assert not fast_path.alike_on_cpu(other, x)
-    assert fast_path.alike_on_cpu(x, torch.nn.Parameter(x.t().clone().t()))
+        assert not fast_path.are_alike(x, other)
+        assert not fast_path.are_alike(other, x)
+    assert fast_path.are_alike(x, torch.nn.Parameter(x.t().clone().t()))
 
 
 def test_without_the_extension_no_tensor_of_the_cpu_is_known_to_be_plain(monkeypatch):
     monkeypatch.setitem(backend._unavailable, "cpu", "not here")
-    for name in ("_plain_on_cpu", "_alike_on_cpu"):
+    for name in ("_plain", "_alike"):
         monkeypatch.setattr(fast_path, name, getattr(fast_path, name))  # put back after the test
     fast_path._load()
     assert not fast_path.are_direct(torch.randn(2))
-    assert not fast_path.alike_on_cpu(torch.randn(2), torch.randn(2))
+    assert not fast_path.are_alike(torch.randn(2), torch.randn(2))
 
 
 FAILING = {
@@ -234,9 +234,11 @@ def test_an_error_of_a_kernel_is_raised_and_the_kernel_not_run_again(latents, mo
     assert calls == [name]
 
 
-def test_tensors_of_other_devices_are_found_alike_as_those_of_the_cpu_are(monkeypatch):
+@pytest.mark.parametrize("is_cuda", [True, False], ids=["by the extension", "in Python"])
+def test_tensors_of_other_devices_are_found_alike_as_those_of_the_cpu_are(monkeypatch, is_cuda):
     """As for tensors of a GPU, which PyTorch without one cannot make: the CPU's, said to be elsewhere."""
     monkeypatch.setattr(torch.Tensor, "is_cpu", False, raising=False)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", is_cuda, raising=False)
     mu = torch.randn(3, 4)
     assert fast_path.are_alike(mu, torch.nn.Parameter(mu.clone()))
     assert fast_path.are_alike(mu, mu.t().contiguous().t())
@@ -248,12 +250,15 @@ def test_tensors_of_other_devices_are_found_alike_as_those_of_the_cpu_are(monkey
         "a conjugated view": torch._neg_view(mu),
         "device": mu.to("meta"),
         "layout": mu.to_sparse(),
+        "empty": mu[:0],
         "a number": 1.0,
         "none": None,
     }
     for what, other in others.items():
         assert not fast_path.are_alike(mu, other), what
         assert not fast_path.are_alike(other, other) or what in ("shape", "dtype"), what
+        assert not fast_path.are_alike(mu, mu, other), what
+    assert fast_path.are_alike(mu)
     assert not fast_path.are_alike(mu[0, 0], mu[0, 0])
     with FakeTensorMode():
         assert not fast_path.are_alike(torch.randn(2), torch.randn(2))

@@ -10,73 +10,7 @@ import torch
 from torch import nn
 
 from fastvae import objectives
-from fastvae.likelihoods import Bernoulli, Gaussian
-from fastvae.nn import VAE, ConditionalVAE, ConvDecoder, ConvEncoder, HierarchicalVAE, MLPDecoder, MLPEncoder
-from fastvae.priors import GaussianMixture, LearnedGaussian, VampPrior
-
-SHAPE = (1, 4, 8)
-BATCH = 6
-
-
-def _mlps(condition_dim: int | None = None) -> tuple[nn.Module, nn.Module]:
-    return (
-        MLPEncoder(SHAPE, 16, 5, condition_dim=condition_dim),
-        MLPDecoder(5, 16, SHAPE, condition_dim=condition_dim),
-    )
-
-
-def _learned() -> LearnedGaussian:
-    prior = LearnedGaussian(5)
-    with torch.no_grad():
-        prior.mu.normal_()
-        prior.logvar.normal_()
-    return prior
-
-
-def _vamp() -> VAE:
-    encoder, decoder = _mlps()
-    return VAE(encoder, decoder, Bernoulli(), prior=VampPrior(encoder, SHAPE, 3, squash=torch.sigmoid))
-
-
-MODELS = {
-    "vae": lambda: VAE(*_mlps(), Bernoulli()),
-    "learned prior": lambda: VAE(*_mlps(), Bernoulli(), prior=_learned()),
-    "mixture prior": lambda: VAE(*_mlps(), Bernoulli(), prior=GaussianMixture(5, 3)),
-    "vamp prior": _vamp,
-    "convolutions": lambda: VAE(
-        ConvEncoder(SHAPE, (4, 8), latent_channels=2),
-        ConvDecoder(latent_channels=2, channels=(8, 4), output_shape=SHAPE),
-        Gaussian(0.5, learned=True),
-    ),
-    "classes": lambda: ConditionalVAE(*_mlps(3), Bernoulli(), num_classes=3),
-    "conditional prior": lambda: ConditionalVAE(*_mlps(2), Bernoulli(), prior=MLPEncoder(2, 8, 5)),
-    "two levels": lambda: HierarchicalVAE.of_mlps(SHAPE, 16, (3, 5), Bernoulli()),
-    "three levels": lambda: HierarchicalVAE.of_mlps(
-        SHAPE, 16, (2, 3, 5), Bernoulli(), residual=False, scale="logstd", soft_clamp=5.0
-    ),
-}
-ESTIMATED = ("mixture prior", "vamp prior")
-
-
-def _make(name: str, seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return MODELS[name]()
-
-
-def _given(name: str, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """x, and the condition where there is one."""
-    generator = torch.Generator().manual_seed(1)
-    x = torch.rand(BATCH, *SHAPE, generator=generator).round().to(dtype)
-    if name == "classes":
-        return x, {"condition": torch.arange(BATCH) % 3}
-    if name == "conditional prior":
-        return x, {"condition": torch.randn(BATCH, 2, generator=generator).to(dtype)}
-    return x, {}
-
-
-def _rows(given: dict[str, torch.Tensor], rows: slice) -> dict[str, torch.Tensor]:
-    return {name: tensor[rows] for name, tensor in given.items()}
+from tests.nn.models import BATCH, ESTIMATED, MODELS, SHAPE, data_of, make_model, rows_of
 
 
 @pytest.fixture(params=list(MODELS))
@@ -88,8 +22,8 @@ def name(request):
 
 
 def test_elbo_is_reconstruction_minus_kl_in_float32(name):
-    x, given = _given(name)
-    bound = _make(name).elbo(x, seed=0, **given)
+    x, given = data_of(name)
+    bound = make_model(name).elbo(x, seed=0, **given)
     assert all(part.shape == (BATCH,) and part.dtype == torch.float32 for part in bound)
     assert torch.equal(bound.elbo, bound.reconstruction - bound.kl)
     if name not in ESTIMATED:
@@ -97,7 +31,7 @@ def test_elbo_is_reconstruction_minus_kl_in_float32(name):
 
 
 def test_the_bound_has_a_gradient_for_every_parameter(name):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     model.elbo(x, seed=0, **given).elbo.mean().backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
@@ -106,7 +40,7 @@ def test_the_bound_has_a_gradient_for_every_parameter(name):
 
 
 def test_terms_are_those_of_the_bound_averaged(name):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     bound, terms = model.elbo(x, seed=0, **given), model.terms(x, seed=0, **given)
     assert torch.equal(terms.reconstruction, bound.reconstruction)
     assert terms.kl.shape == ()
@@ -116,7 +50,7 @@ def test_terms_are_those_of_the_bound_averaged(name):
 
 
 def test_the_kl_of_each_latent_adds_up_to_the_kl(name):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     terms = model.terms(x, seed=0, per_coordinate=True, beta=3.0, **given)
     if name in ESTIMATED:
         assert terms.kl_per_latent == (None,)
@@ -128,14 +62,14 @@ def test_the_kl_of_each_latent_adds_up_to_the_kl(name):
 
 
 def test_beta_and_capacity_shape_the_sum(name):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     kl = model.terms(x, seed=0, **given).kl
     shaped = model.terms(x, seed=0, beta=0.5, capacity=30.0, **given).kl
     torch.testing.assert_close(shaped, 0.5 * (kl - 30.0).abs())
 
 
 def test_hooks_of_forward_see_every_pass_of_training(name):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     seen = []
     model.register_forward_hook(lambda *_: seen.append(1))
     model.elbo(x, **given)
@@ -147,7 +81,7 @@ def test_hooks_of_forward_see_every_pass_of_training(name):
 
 
 def test_log_weights_are_k_for_each_row_with_the_draws_beside_them(name):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     drawn = model.log_weights(x, 4, seed=0, **given)
     assert drawn.log_weights.shape == (4, BATCH)
     assert drawn.log_weights.dtype == torch.float32
@@ -157,7 +91,7 @@ def test_log_weights_are_k_for_each_row_with_the_draws_beside_them(name):
 
 
 def test_the_first_draw_is_the_bounds_own_and_the_others_differ(name):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     output, drawn = model(x, seed=3, **given), model.log_weights(x, 2, seed=3, **given)
     top = output.z[0] if isinstance(output.z, tuple) else output.z
     torch.testing.assert_close(drawn.z[0][0], top)
@@ -167,7 +101,7 @@ def test_the_first_draw_is_the_bounds_own_and_the_others_differ(name):
 
 def test_log_weights_are_the_bound_on_average(name):
     """E[log w] = ELBO: what is drawn in the one, the KL, is exact in the other."""
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     draws = 2000
     with torch.no_grad():
         weights = model.log_weights(x, draws, seed=0, **given).log_weights
@@ -180,10 +114,10 @@ def test_log_weights_are_the_bound_on_average(name):
 
 @pytest.mark.parametrize("num_samples", [1, 3])
 def test_log_weights_of_a_split_batch_are_those_of_the_whole(name, num_samples):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     whole = model.log_weights(x, num_samples, seed=5, row_offset=7, **given)
     parts = [
-        model.log_weights(x[rows], num_samples, seed=5, row_offset=7 + rows.start, **_rows(given, rows))
+        model.log_weights(x[rows], num_samples, seed=5, row_offset=7 + rows.start, **rows_of(given, rows))
         for rows in (slice(0, 2), slice(2, BATCH))
     ]
     torch.testing.assert_close(torch.cat([part.log_weights for part in parts], 1), whole.log_weights)
@@ -192,10 +126,10 @@ def test_log_weights_of_a_split_batch_are_those_of_the_whole(name, num_samples):
 
 
 def test_log_likelihood_under_the_prior_has_one_set_of_draws_for_all_rows(name):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     whole = model.log_likelihood_under_prior(x, 5, seed=2, **given)
     assert whole.shape == (5, BATCH)
-    part = model.log_likelihood_under_prior(x[2:], 5, seed=2, **_rows(given, slice(2, BATCH)))
+    part = model.log_likelihood_under_prior(x[2:], 5, seed=2, **rows_of(given, slice(2, BATCH)))
     torch.testing.assert_close(part, whole[:, 2:])
     assert (whole[1:] != whole[:-1]).all()
 
@@ -213,7 +147,7 @@ class _PlainLikelihood(nn.Module):
 
 @pytest.mark.parametrize("name", ["vae", "classes", "conditional prior", "two levels"])
 def test_a_likelihood_without_a_draws_dimension_gives_the_same(name):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     plain = copy.deepcopy(model)
     plain.likelihood = _PlainLikelihood()
     for come in (
@@ -229,7 +163,7 @@ def test_a_likelihood_without_a_draws_dimension_gives_the_same(name):
     "objective", [objectives.ELBO(beta=0.5, free_bits=1.0, free_bits_group="latent"), objectives.IWAE(3)]
 )
 def test_objectives_work_on_every_model(name, objective):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     came = objective(model, x, seed=0, **given)
     assert came.bound.shape == (BATCH,)
     came.loss.backward()
@@ -237,7 +171,7 @@ def test_objectives_work_on_every_model(name, objective):
 
 
 def test_log_marginal_lies_above_the_bound(name):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     draws = {key: tensor.repeat(500, *[1] * (tensor.dim() - 1)) for key, tensor in given.items()}
     with torch.no_grad():
         elbo = model.elbo(x.repeat(500, 1, 1, 1), seed=0, **draws).elbo.view(500, BATCH).mean(0)
@@ -248,17 +182,17 @@ def test_log_marginal_lies_above_the_bound(name):
 
 
 def test_the_elbo_of_a_split_batch_is_that_of_the_whole(name):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     whole = model.elbo(x, seed=7, **given).elbo
     parts = [
-        model.elbo(x[rows], seed=7, row_offset=rows.start, **_rows(given, rows)).elbo
+        model.elbo(x[rows], seed=7, row_offset=rows.start, **rows_of(given, rows)).elbo
         for rows in (slice(0, 1), slice(1, 4), slice(4, BATCH))
     ]
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
 def test_a_seed_fixes_the_draw_and_another_one_changes_it(name):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     first = model.elbo(x, seed=1, **given).elbo
     assert torch.equal(model.elbo(x, seed=torch.tensor([1]), **given).elbo, first)
     assert not torch.equal(model.elbo(x, seed=2, **given).elbo, first)
@@ -277,7 +211,7 @@ DRAWS = {
 
 @pytest.mark.parametrize("what", list(DRAWS))
 def test_only_the_generator_determines_every_draw(name, what):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     state = torch.get_rng_state()
     first = DRAWS[what](model, x, given, generator=torch.Generator().manual_seed(1))
     assert torch.equal(torch.get_rng_state(), state)
@@ -291,11 +225,11 @@ def test_only_the_generator_determines_every_draw(name, what):
 
 
 def test_reconstructions_and_new_images_have_the_datas_shape(name):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     assert model.reconstruct(x, **given).shape == x.shape
     assert torch.equal(model.reconstruct(x, **given), model.reconstruct(x, **given))
     assert model.generate(BATCH, **given).shape == x.shape
-    assert model.generate(0, **_rows(given, slice(0, 0))).shape == (0, *SHAPE)
+    assert model.generate(0, **rows_of(given, slice(0, 0))).shape == (0, *SHAPE)
     output = model(x, seed=2, **given)
     torch.testing.assert_close(model.decode(output.z, **given), model.reconstruct(x, sample=True, seed=2, **given))
 
@@ -305,14 +239,14 @@ def test_reconstructions_and_new_images_have_the_datas_shape(name):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_models_work_in_other_dtypes(name, dtype):
-    model, (x, given) = _make(name).to(dtype), _given(name, dtype)
+    model, (x, given) = make_model(name).to(dtype), data_of(name, dtype)
     expected_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     bound = model.elbo(x, seed=0, **given)
     assert {part.dtype for part in bound} == {expected_dtype}
     (-bound.elbo.mean()).backward()
     assert all(parameter.grad.dtype == dtype for parameter in model.parameters())
-    float32_x, float32_given = _given(name)
-    expected = _make(name).elbo(float32_x, seed=0, **float32_given).elbo
+    float32_x, float32_given = data_of(name)
+    expected = make_model(name).elbo(float32_x, seed=0, **float32_given).elbo
     torch.testing.assert_close(bound.elbo.float(), expected, rtol=0.03, atol=0.2)
     assert model.log_weights(x, 2, **given).log_weights.dtype == expected_dtype
     assert model.log_likelihood_under_prior(x, 2, **given).dtype == expected_dtype
@@ -320,7 +254,7 @@ def test_models_work_in_other_dtypes(name, dtype):
 
 
 def test_autocast_keeps_the_bound_in_float32(name):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     with torch.autocast("cpu", torch.bfloat16):
         bound = model.elbo(x, seed=0, **given).elbo
         weights = model.log_weights(x, 2, seed=0, **given).log_weights
@@ -329,8 +263,8 @@ def test_autocast_keeps_the_bound_in_float32(name):
 
 
 def test_models_pickle_copy_and_reload(name):
-    model, (x, given) = _make(name), _given(name)
-    loaded = _make(name, seed=1)
+    model, (x, given) = make_model(name), data_of(name)
+    loaded = make_model(name, seed=1)
     assert not torch.equal(loaded.elbo(x, seed=0, **given).elbo, model.elbo(x, seed=0, **given).elbo)
     loaded.load_state_dict(model.state_dict())
     for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), loaded):
@@ -339,7 +273,7 @@ def test_models_pickle_copy_and_reload(name):
 
 
 def test_a_copy_shares_nothing_with_its_model(name):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     before, twin = model.elbo(x, seed=0, **given).elbo, copy.deepcopy(model)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -349,9 +283,9 @@ def test_a_copy_shares_nothing_with_its_model(name):
 
 def test_models_move_between_devices(name):
     # No second device is needed to see that every tensor follows.
-    model = _make(name).to("meta")
+    model = make_model(name).to("meta")
     assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
-    x, given = _given(name)
+    x, given = data_of(name)
     on_meta = {key: tensor.to("meta") for key, tensor in given.items()}
     assert model.elbo(x.to("meta"), seed=0, **on_meta).elbo.device.type == "meta"
 
@@ -366,7 +300,7 @@ def compiler():
 
 @pytest.mark.usefixtures("compiler")
 def test_the_elbo_compiles_as_one_graph(name):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
 
     def loss(x: torch.Tensor, given: dict[str, torch.Tensor]) -> torch.Tensor:
         return -model.elbo(x, seed=3, **given).elbo.mean()
@@ -382,7 +316,7 @@ def test_the_elbo_compiles_as_one_graph(name):
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("name", ["vae", "two levels"])
 def test_shaped_terms_and_importance_weights_compile_as_one_graph(name):
-    model, (x, _) = _make(name), _given(name)
+    model, (x, _) = make_model(name), data_of(name)
 
     def loss(x: torch.Tensor) -> torch.Tensor:
         terms = model.terms(x, seed=3, beta=0.5, free_bits=0.5, free_bits_group="latent", per_coordinate=True)
@@ -396,14 +330,14 @@ def test_shaped_terms_and_importance_weights_compile_as_one_graph(name):
 
 @pytest.mark.parametrize("method", ["elbo", "terms", "encode", "reconstruct"])
 def test_invalid_data_is_refused_by_name(name, method):
-    _, given = _given(name)
+    _, given = data_of(name)
     with pytest.raises(TypeError, match=r"x is a list, expected a torch\.Tensor"):
-        getattr(_make(name), method)([[1.0]], **given)
+        getattr(make_model(name), method)([[1.0]], **given)
 
 
 @pytest.mark.parametrize("method", ["log_weights", "log_likelihood_under_prior"])
 def test_an_invalid_number_of_draws_is_refused(name, method):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     with pytest.raises(ValueError, match="num_samples is 0, expected 1 or more"):
         getattr(model, method)(x, 0, **given)
     with pytest.raises(TypeError, match="num_samples is a float, expected an int"):
@@ -413,7 +347,7 @@ def test_an_invalid_number_of_draws_is_refused(name, method):
 
 
 def test_a_wrong_argument_of_the_kl_is_named(name):
-    model, (x, given) = _make(name), _given(name)
+    model, (x, given) = make_model(name), data_of(name)
     with pytest.raises(TypeError, match="free_bit is not an argument of the KL, expected one of reduction, beta"):
         model.terms(x, free_bit=1.0, **given)
     with pytest.raises(ValueError, match=r"beta is -1\.0, expected a finite number of 0 or more"):
@@ -424,7 +358,7 @@ def test_a_wrong_argument_of_the_kl_is_named(name):
 
 @pytest.mark.parametrize("name", ["vae", "two levels"])
 def test_a_condition_for_a_model_without_one_is_refused(name):
-    model, (x, _) = _make(name), _given(name)
+    model, (x, _) = make_model(name), data_of(name)
     condition = torch.zeros(BATCH, dtype=torch.int64)
     for call in (
         lambda: model.elbo(x, condition=condition),
