@@ -110,9 +110,10 @@ class DiagonalGaussianDistribution:
         return self._gaussian.rsample()
 
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
-        """KL to ``other``, to N(0, I) if None, in nats: (B,), in the dtype that the formula in PyTorch has.
+        """KL to ``other``, to N(0, I) if None, in nats: (B,).
 
-        That is the parameters' dtype, and float32 under autocast, where float16 would overflow.
+        In the dtype of latent-diffusion's formula (the parameters', float32 under autocast), but float32 where that is
+        float16, in which the sum over an image overflows.
         """
         if self.deterministic:
             return self._zero()
@@ -122,14 +123,23 @@ class DiagonalGaussianDistribution:
             kl = self._gaussian.kl(other._gaussian)
         else:
             raise TypeError(f"other is a {type(other).__name__}, expected a DiagonalGaussianDistribution or None")
-        return kl.to(formula_dtype(self.parameters))
+        return kl.to(_sum_dtype(self.parameters))
 
     def nll(self, sample: Tensor, dims: Sequence[int] | None = None) -> Tensor:
-        """-log p(sample) in nats, summed over ``dims``; over all dimensions but the first if None, giving (B,)."""
+        """-log p(sample) in nats, summed over ``dims``; over all dimensions but the first if None, giving (B,).
+
+        Its dtype is that of `kl`, of ``sample`` and the parameters together.
+        """
         if self.deterministic:
             return self._zero()
         nll = self._gaussian.nll(sample, None if dims is None else tuple(dims))
-        return nll.to(torch.promote_types(formula_dtype(sample), formula_dtype(self.parameters)))
+        return nll.to(torch.promote_types(_sum_dtype(sample), _sum_dtype(self.parameters)))
 
     def _zero(self) -> Tensor:
         return torch.zeros(1, device=self.parameters.device)
+
+
+def _sum_dtype(tensor: Tensor) -> torch.dtype:
+    """The formula's dtype; float32 for float16, which has no numbers beyond 65,504."""
+    dtype = formula_dtype(tensor)
+    return torch.float32 if dtype == torch.float16 else dtype

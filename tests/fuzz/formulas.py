@@ -140,6 +140,16 @@ def likelihood(kind: str, x: Array, parameters: list[Array], clamp: tuple[float,
         return Likelihood(
             log_prob, [x - rate], np.abs(log_prob) + np.abs(first * (x - rate)), [x + rate * np.abs(first)]
         )
+    if kind == "scaled_bernoulli":
+        row, event = others
+        q, came = first * row * event, x > 0
+        with np.errstate(divide="ignore"):
+            log_prob = np.maximum(np.where(came, np.log(q), np.log1p(-q)), -100.0)
+        of_q = (came - q) / np.maximum(q * (1 - q), 1e-12)
+        size = np.abs(of_q) * (1 + q * np.abs(of_q))  # rounding q moves it by this much
+        factors = (row * event, first * event, first * row)
+        slopes = [of_q * factor for factor in factors]
+        return Likelihood(log_prob, slopes, 1 + np.abs(log_prob) + q * np.abs(of_q), [size * one for one in factors])
     if not kind.endswith("negative_binomial"):
         raise ValueError(f"kind is {kind!r}, which has no formula here")
     theta, eps = others[0], 1e-8
@@ -167,3 +177,63 @@ def likelihood(kind: str, x: Array, parameters: list[Array], clamp: tuple[float,
     # at_zero is rounded before it is exponentiated
     sizes = [one + np.abs(slope * at_zero) for one, slope in zip(sizes, slopes[:2], strict=True)]
     return Likelihood(log_prob, slopes, size + np.abs(logits), [*sizes, 1 + np.abs(at_zero)])
+
+
+def log_sigmoid(x: Array) -> Array:
+    return -np.logaddexp(0, -x)
+
+
+def mixture(x: Array, parameter: Array, components: int) -> Likelihood:
+    """log p of each pixel of x, (B, 1 or 3, *spatial), by (B, channels, *spatial): PixelCNN++, arXiv 1701.05517.
+
+    A bin's probability is sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)) with a and b its ends, less
+    the mean and over the scale; it reaches to infinity at 0 and 255.
+    """
+    channels = x.shape[1]
+    y = 2 * x[:, :, None] - 1  # (B, channels, 1, *spatial), as all below: (B, channels, components, *spatial)
+    shape = (x.shape[0], channels, -1, components, *x.shape[2:])
+    logits, rest = parameter[:, :components], parameter[:, components:].reshape(shape)
+    means, raw_scales = rest[:, :, 0], rest[:, :, 1]
+    inverse = np.exp(-np.maximum(raw_scales, -7.0))
+    tanh = np.tanh(rest[:, :, 2]) if channels == 3 else np.zeros_like(means)
+    centres, sizes = means.copy(), np.abs(means)
+    if channels == 3:
+        centres[:, 1] += tanh[:, 0] * y[:, 0]
+        centres[:, 2] += tanh[:, 1] * y[:, 0] + tanh[:, 2] * y[:, 1]
+        sizes[:, 1:] += 2
+    above, below = ((y + end - centres) * inverse for end in (1 / 255, -1 / 255))
+    width, lowest, highest = 2 / 255 * inverse, y < -0.999, y > 0.999
+    inside = log_sigmoid(above) + log_sigmoid(-below) + np.log(-np.expm1(-width))
+    each = np.where(lowest, log_sigmoid(above), np.where(highest, log_sigmoid(-below), inside))
+    of_above = np.where(highest, 0, special.expit(-above))
+    of_below = np.where(lowest, 0, special.expit(below))
+    of_centre = (of_below - of_above) * inverse
+    of_width = np.where(lowest | highest, 0, width / np.expm1(width))
+    of_scale = (of_below * below - of_above * above - of_width) * (raw_scales >= -7.0)
+    # How far rounding y, the centre and the scale moves the ends, and with them log p and its slopes.
+    moved = (np.abs(y) + sizes + 1) * inverse
+    joint = logits - special.logsumexp(logits, 1, keepdims=True) + each.sum(1)
+    log_prob = special.logsumexp(joint, 1)
+    weights = np.exp(joint - log_prob[:, None])
+    size_of_joint = 1 + np.abs(logits).max(1, keepdims=True) + (np.abs(each) + (of_above + of_below) * moved).sum(1)
+    size = (weights * size_of_joint).sum(1)
+    size_of_weights = weights * (1 + size_of_joint + size[:, None])
+    slope_sizes = [
+        size_of_weights[:, None] * np.abs(of_centre) + weights[:, None] * (1 + moved) * inverse,
+        size_of_weights[:, None] * np.abs(of_scale) + weights[:, None] * (1 + moved) ** 2,
+    ]
+    parts = [weights[:, None] * of_centre, weights[:, None] * of_scale]
+    if channels == 3:
+        for found, of_mean in ((parts, parts[0]), (slope_sizes, slope_sizes[0])):
+            sources = [(1, y[:, 0]), (2, y[:, 0]), (2, y[:, 1])]
+            found.append(np.stack([of_mean[:, i] * source for i, source in sources], 1) * (1 - tanh**2))
+        slope_sizes[2] = np.abs(slope_sizes[2])
+
+    def joined(of_logits: Array, rest: list[Array]) -> Array:
+        whole = np.stack(rest, 2).reshape(x.shape[0], -1, *x.shape[2:])
+        return np.concatenate((of_logits, whole), 1)
+
+    softmax = special.softmax(logits, 1)
+    return Likelihood(
+        log_prob, [joined(weights - softmax, parts)], size, [joined(size_of_weights + softmax, slope_sizes)]
+    )

@@ -10,14 +10,16 @@ from torch import Tensor
 
 LAYOUTS = ("dense", "backwards", "gaps", "offset", "expanded")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+EXECUTED = (torch.float32, torch.float16)  # by Triton's interpreter, which rounds to bfloat16 another way
 # Relative to the size of the terms: what the arithmetic rounds, and what the tensor that is written does.
 ARITHMETIC = {torch.float32: 1e-5, torch.float64: 1e-9}
 ROUNDING = {torch.float32: 0.0, torch.float64: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
 
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-# Each test has a short and a long form.
+# Each test has a short and a long form, of which Triton's interpreter takes a part of a second to several.
 SHORT = settings(max_examples=30, derandomize=True, database=None, **_COMMON)
 LONG = settings(max_examples=1500, print_blob=True, **_COMMON)
+INTERPRETED = settings(LONG, max_examples=100)
 
 shapes = st.lists(st.integers(1, 5), min_size=0, max_size=3).flatmap(
     lambda rest: st.sampled_from([1, 2, 3, 7, 40]).map(lambda rows: (rows, *rest))

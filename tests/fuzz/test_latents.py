@@ -11,14 +11,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastvae
-from fastvae.kernels.backend import implementation
+from tests.conftest import skip_without_triton
 
 from . import formulas
-from .tensors import FLOATS, LAYOUTS, LONG, SHORT, as_array, assert_near, laid_out, reduced, shapes, spread, summed_to
+from .tensors import (
+    EXECUTED,
+    FLOATS,
+    INTERPRETED,
+    LAYOUTS,
+    LONG,
+    SHORT,
+    as_array,
+    assert_near,
+    laid_out,
+    reduced,
+    shapes,
+    spread,
+    summed_to,
+)
 
 
 @st.composite
-def latents(draw) -> dict[str, Any]:
+def latents(draw, floats: tuple[torch.dtype, ...] = FLOATS) -> dict[str, Any]:
     options: dict[str, Any] = {"scale": draw(st.sampled_from(("logvar", "logstd", "std", "var", "softplus")))}
     if options["scale"] == "softplus" and draw(st.booleans()):
         options["floor"] = draw(st.sampled_from([1e-4, 0.5]))
@@ -38,7 +52,7 @@ def latents(draw) -> dict[str, Any]:
         "options": options,
         "prior": prior,
         "shape": draw(shapes),
-        "dtype": draw(st.sampled_from(FLOATS)),
+        "dtype": draw(st.sampled_from(floats)),
         "layouts": [draw(st.sampled_from(LAYOUTS)) for _ in range(4)],
         "reduction": draw(st.sampled_from(["none", "sample", "sum", "batchmean"])),
         "seed": draw(st.integers(0, 2**63 - 1)),
@@ -108,11 +122,16 @@ def test_random_latents_are_right(backend, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
 @LONG
 @given(case=latents())
 def test_many_random_latents_are_right(backend, case):
-    if backend == "triton" and case["dtype"] == torch.bfloat16:
-        return  # the interpreter rounds it another way
-    implementation(backend, torch.device("cpu"), torch.float32)
     check(backend, case)
+
+
+@pytest.mark.slow
+@INTERPRETED
+@given(case=latents(EXECUTED))
+def test_many_random_latents_are_right_in_triton(case):
+    skip_without_triton()
+    check("triton", case)

@@ -14,6 +14,7 @@ from fastvae.integrations.compvis import DiagonalGaussianDistribution, DiagonalG
 
 SHAPES = [(2, 6, 4, 4), (3, 4), (2, 4, 2, 3, 3)]
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+SUMS = {torch.float16: torch.float32}  # float16 would overflow
 
 
 def moments(shape, dtype=torch.float32):
@@ -101,7 +102,7 @@ def test_the_distribution_has_the_values_of_the_formulas(shape, dtype):
     assert torch.equal(posterior.mode(), given.chunk(2, 1)[0])
     assert posterior.parameters is given
     assert posterior.deterministic is False
-    assert posterior.kl().dtype == dtype
+    assert posterior.kl().dtype == SUMS.get(dtype, dtype)
     assert torch.allclose(posterior.kl().double(), kl_of(mean, logvar), rtol=rel)
     check_gradients(posterior.kl().sum(), kl_of(mean, logvar).sum(), given, rel)
 
@@ -116,7 +117,7 @@ def test_the_negative_log_likelihood_is_that_of_the_formula(dtype):
     terms = 0.5 * (math.log(2.0 * math.pi) + logvar + (sample.double() - mean).square() / logvar.exp())
     for dims in (None, [1, 2, 3], (1,)):
         nll = posterior.nll(sample) if dims is None else posterior.nll(sample, dims)
-        assert nll.dtype == dtype
+        assert nll.dtype == SUMS.get(dtype, dtype)
         assert torch.allclose(nll.double(), terms.sum(dims or [1, 2, 3]), rtol=TOLERANCES[dtype])
     check_gradients(posterior.nll(sample).sum(), terms.sum(), given, TOLERANCES[dtype])
 
@@ -166,13 +167,29 @@ def test_errors_name_the_argument():
         DiagonalGaussianDistribution(torch.zeros(2, 4), "yes")
 
 
-def test_the_kl_has_the_dtype_of_the_formula(monkeypatch):
-    """Autocast on a GPU computes exp and pow of float16 in float32, where the sum does not overflow."""
+@pytest.mark.parametrize("between_two", [False, True])
+def test_sums_beyond_the_range_of_float16_are_finite(between_two):
+    """latent-diffusion's own formula gives infinity here, unless autocast computes it in float32."""
     given = torch.zeros(1, 8, 4, 4, dtype=torch.float16)
-    given[:, :4] = 140.0
+    given[:, :4] = 141.5
+    posterior = DiagonalGaussianDistribution(given.requires_grad_())
+    prior = DiagonalGaussianDistribution(torch.zeros_like(given)) if between_two else None
+    kl, nll = posterior.kl(prior), posterior.nll(torch.zeros_like(posterior.mean))
+    expected = 0.5 * 64 * 141.5**2
+    torch.testing.assert_close(kl, torch.tensor([expected]))
+    torch.testing.assert_close(nll, torch.tensor([expected + 32 * math.log(2.0 * math.pi)]))
+    of_kl, of_nll = (torch.autograd.grad(one.sum(), given)[0][:, :4] for one in (kl, nll))
+    assert of_kl.dtype == torch.float16
+    assert of_kl.eq(141.5).all()
+    assert of_nll.eq(141.5).all()
+
+
+def test_sums_have_the_dtype_of_the_formula_under_autocast(monkeypatch):
+    """Autocast on a GPU computes exp and pow in float32; that of the CPU leaves them as they are."""
+    given = torch.zeros(1, 8, 4, 4, dtype=torch.bfloat16)
     posterior = DiagonalGaussianDistribution(given)
-    assert posterior.kl().dtype == torch.float16
-    assert posterior.kl().isinf()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert posterior.kl().dtype == given.exp().dtype
     monkeypatch.setattr(compvis, "formula_dtype", lambda tensor: torch.float32)
-    torch.testing.assert_close(posterior.kl(), torch.tensor([0.5 * 64 * 140.0**2]))
+    assert posterior.kl().dtype == torch.float32
     assert posterior.nll(torch.zeros_like(given[:, :4])).dtype == torch.float32
