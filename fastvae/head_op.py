@@ -8,6 +8,8 @@ gradients. The gradients of log p by everything are sums over the chunks,
 
     d h = sum_i g_i W_i        d W_i = g_i^T h        d b_i = sum over rows of g_i        (g_i: gradient of a_i)
 
+A row of a 1x1 convolution is an image: h (rows, C, positions), and a_i = W_i h + b_i at each position.
+
 computed on the way forward (``ahead``) for a gradient of 1 for each row, where that of log p is expected to be the same
 for all rows: backward multiplies by it then. Where it is not the same, or was not expected to be, backward computes
 the outputs again: one product more of three.
@@ -15,7 +17,7 @@ the outputs again: one product more of three.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -51,7 +53,7 @@ class HeadRun(NamedTuple):
 class HeadInputs(NamedTuple):
     """The tensors of a head."""
 
-    hidden: Tensor  # (K B, H)
+    hidden: Tensor  # (K B, H), or (K B, C, positions)
     x: Tensor  # (B, event), or (B, C, pixels) of a mixture
     library: Tensor | None  # (B,)
     layers: tuple[tuple[Tensor, Tensor | None], ...]  # of each parameter: weight and bias, or what is given and None
@@ -137,6 +139,20 @@ ops._define(f"head({_HEAD}) -> Tensor[]", _head, _fake_head)
 ops._define(f"head_backward(Tensor grad, Tensor[] ahead, {_HEAD}) -> Tensor[]", _head_backward, _fake_head_backward)
 
 
+def _widths(inputs: HeadInputs, spec: HeadSpec) -> list[int]:
+    """Outputs of a row, of each layer."""
+    positions = inputs.hidden.shape[2] if inputs.hidden.dim() == 3 else 1
+    return [
+        0 if how == "given" else len(weight) * positions
+        for (weight, _), how in zip(inputs.layers, spec.activations, strict=True)
+    ]
+
+
+def bytes_of_outputs(inputs: HeadInputs, spec: HeadSpec) -> int:
+    """Of a row."""
+    return sum(_widths(inputs, spec)) * inputs.hidden.element_size()
+
+
 class _Chunk(NamedTuple):
     rows: slice
     x: Tensor
@@ -148,13 +164,14 @@ def _chunks(inputs: HeadInputs, bytes_a_row: int) -> Iterator[_Chunk]:
     hidden, x, library, _ = inputs
     batch = len(x)
     draws = len(hidden) // max(batch, 1)
-    at_once = rows_of_chunk(len(hidden), bytes_a_row, hidden.device) // max(batch, 1)
+    convolved = hidden.dim() == 3
+    at_once = rows_of_chunk(len(hidden), bytes_a_row, hidden.device, convolved=convolved) // max(batch, 1)
     if draws > 1 and at_once > 0:
         x = x.repeat(at_once, *[1] * (x.dim() - 1))
         library = None if library is None else library.repeat(at_once)
         size, draws, batch = at_once * batch, 1, len(hidden)
     else:
-        size = rows_of_chunk(batch, bytes_a_row, hidden.device)
+        size = rows_of_chunk(batch, bytes_a_row, hidden.device, convolved=convolved)
     for draw in range(draws):
         for first in range(0, batch, size):
             rows = slice(draw * batch + first, draw * batch + min(first + size, batch))
@@ -163,14 +180,22 @@ def _chunks(inputs: HeadInputs, bytes_a_row: int) -> Iterator[_Chunk]:
 
 
 def _in_chunks(
-    inputs: HeadInputs, wants: int, spec: HeadSpec, bounds: Bounds, backend: str, grad: Tensor | None = None
+    inputs: HeadInputs,
+    wants: int,
+    spec: HeadSpec,
+    bounds: Bounds,
+    backend: str,
+    grad: Tensor | Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """log p of each row, and the gradients of the tensors whose bits are in ``wants``; ``grad``: those of log p."""
+    """log p of each row, and the gradients of the tensors whose bits are in ``wants``.
+
+    ``grad``: that of log p, 1 if None; or, where all rows are one chunk, what gives it from log p.
+    """
     hidden, x, library, layers = inputs
     kernels = ops.likelihood_kernels(backend, x, (hidden,))
     single = likelihood_dtype(hidden, x)
     inputs = inputs._replace(library=None if library is None else library.to(single).contiguous())
-    of_rows = None if grad is None else grad.to(single).contiguous()
+    of_rows = grad.to(single).contiguous() if isinstance(grad, Tensor) else None
     tensors = (hidden, x, library, *[one for layer in layers for one in layer])
     sums: list[Tensor | None] = [None] * len(tensors)
     for i, one in enumerate(tensors):
@@ -180,10 +205,10 @@ def _in_chunks(
     log_prob, of_library = (torch.zeros(len(hidden), dtype=single, device=hidden.device) for _ in range(2))
     has_layer = [how != "given" for how in spec.activations]
     wanted = tuple([wants != 0 if layer else wants >> 3 + 2 * i & 1 != 0 for i, layer in enumerate(has_layer)])
-    widths = [len(weight) if layer else 0 for (weight, _), layer in zip(layers, has_layer, strict=True)]
+    widths = _widths(inputs, spec)
     buffers: list[Tensor] = []
     first_layer = has_layer.index(True)
-    for rows, x_here, library_here in _chunks(inputs, sum(widths) * hidden.element_size()):
+    for rows, x_here, library_here in _chunks(inputs, bytes_of_outputs(inputs, spec)):
         h = hidden[rows]
         buffers = buffers or [  # the first chunk is the largest
             scratch(f"outputs of a head {i}", (len(h), width), hidden.dtype, hidden.device)
@@ -197,6 +222,9 @@ def _in_chunks(
             parameters.append(_as_channels(output, x_here, spec) if layer else weight)
         is_first = rows.start == 0
         here = None if of_rows is None else of_rows[rows]
+        if callable(grad):
+            unwanted = (False,) * len(wanted)
+            here = grad(kernels.head(x_here, tuple(parameters), library_here, None, spec, bounds, unwanted).log_prob)
         found = kernels.head(x_here, tuple(parameters), library_here, here, spec, bounds, wanted)
         log_prob[rows] = found.log_prob
         if not wants:
@@ -207,6 +235,11 @@ def _in_chunks(
             of_weight, of_bias = sums[3 + 2 * i : 5 + 2 * i]
             if not layer:
                 _add(of_weight, found.given[i], is_first)
+                continue
+            if hidden.dim() == 3:
+                _add_of_convolution(
+                    (sums[0], of_weight, of_bias), output, h, weight, rows, (i == first_layer, is_first)
+                )
                 continue
             _add_product(sums[0], rows, output, weight, i == first_layer)
             _add_product(of_weight, slice(None), output.t(), h, is_first)
@@ -221,10 +254,32 @@ def _in_chunks(
 
 
 def _product(h: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    if bias is None:
+    if h.dim() == 3:
+        of_positions, weights = out.view(len(h), len(weight), -1), weight.expand(len(h), -1, -1)
+        if bias is None:
+            torch.bmm(weights, h, out=of_positions)
+        else:
+            torch.baddbmm(bias.unsqueeze(1), weights, h, out=of_positions)
+    elif bias is None:
         torch.mm(h, weight.t(), out=out)
     else:
         torch.addmm(bias, h, weight.t(), out=out)
+
+
+def _add_of_convolution(
+    sums: Sequence[Tensor | None], output: Tensor, h: Tensor, weight: Tensor, rows: slice, is_first: tuple[bool, bool]
+) -> None:
+    """Adds to the gradients of hidden units, weight and bias; ``is_first``: the layer, and the chunk."""
+    of_hidden, of_weight, of_bias = sums
+    of_positions = output.view(len(h), len(weight), -1)
+    if of_hidden is not None:
+        part = of_hidden[rows]
+        torch.baddbmm(part, weight.t().expand(len(h), -1, -1), of_positions, beta=not is_first[0], out=part)
+    if of_weight is not None:
+        each = torch.bmm(of_positions, h.transpose(1, 2))
+        _add(of_weight, each.sum(0, dtype=of_weight.dtype), is_first[1])
+    if of_bias is not None:
+        _add(of_bias, of_positions.sum((0, 2), dtype=of_bias.dtype), is_first[1])
 
 
 def _add(to: Tensor | None, part: Tensor | None, is_first: bool) -> None:
@@ -266,6 +321,12 @@ def _recorded_gradients(
     return [next(found) if want else None for want in wants]
 
 
+def _outputs(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if hidden.dim() == 2:
+        return F.linear(hidden, weight, bias)
+    return F.conv1d(hidden, weight.unsqueeze(2), bias).flatten(1)
+
+
 def head_formula(tensors: Sequence[Tensor | None], run: HeadRun) -> Tensor:
     """log p(x|z) of each row in plain PyTorch, with all outputs at once; ``tensors`` as for `HeadInputs.of`."""
     hidden, x, library, layers = HeadInputs.of(tensors)
@@ -275,7 +336,7 @@ def head_formula(tensors: Sequence[Tensor | None], run: HeadRun) -> Tensor:
     single, spec = likelihood_dtype(hidden, x), run.spec
     outputs = []
     for (weight, bias), how in zip(layers, spec.activations, strict=True):
-        output = weight if how == "given" else _as_channels(F.linear(hidden, weight, bias), x, spec)
+        output = weight if how == "given" else _as_channels(_outputs(hidden, weight, bias), x, spec)
         outputs.append(output.to(single))
     values = activated(tuple(outputs), library, spec)
     return reduce_kl(log_prob_elementwise(x, values, spec.likelihood, run.bounds), "sample")

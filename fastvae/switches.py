@@ -6,8 +6,11 @@ python -m fastvae.switches prints the table of that page.
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping
 from typing import NamedTuple
+
+__all__ = ["SWITCHES", "Switch", "lines", "table"]
 
 
 class Switch(NamedTuple):
@@ -60,8 +63,8 @@ SWITCHES = (
         "a command",
         "the C compiler: for the CPU kernels at installation, and on a GPU for Triton's launcher. Not set: the one "
         "that Python was built with; Triton looks for gcc and clang",
-        "setuptools, Triton",
-        "at installation; at a GPU's first kernel",
+        "setuptools at installation, and by Triton",
+        "at a GPU's first kernel",
     ),
     Switch(
         "LOCAL_RANK",
@@ -85,12 +88,14 @@ SWITCHES = (
 )
 
 
+def _about(switch: Switch) -> str:
+    return f"{switch.values}: {switch.meaning}. Read by {switch.reader} {switch.when}"
+
+
 def table() -> str:
     """Markdown, a row for each variable."""
-    rows = [("variable", "values", "meaning"), ("---",) * 3]
-    rows += [
-        (f"`{name}`", values, f"{meaning}. Read by {reader} {when}") for name, values, meaning, reader, when in SWITCHES
-    ]
+    rows = [("variable", "values, and what they mean"), ("---",) * 2]
+    rows += [(f"`{switch.name}`", _about(switch)) for switch in SWITCHES]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -100,7 +105,7 @@ def lines(environment: Mapping[str, str] = os.environ) -> list[str]:
     for switch in SWITCHES:
         value = environment.get(switch.name)
         text.append(f"  {switch.name} {'is not set' if value is None else f'= {value}'}")
-        text.append(f"    {switch.values}: {switch.meaning.replace('`', '')}; read {switch.when} by {switch.reader}")
+        text += textwrap.wrap(_about(switch).replace("`", ""), 100, initial_indent="    ", subsequent_indent="    ")
     return text
 
 

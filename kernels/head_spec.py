@@ -76,7 +76,7 @@ class HeadResults(NamedTuple):
 
 # Bytes of a chunk of outputs where the size of the cache is not known, and what they are at most.
 _USUAL_CACHE = 8 * 2**20
-_LARGEST_CHUNK = 16 * 2**20
+_LARGEST_CHUNK = 4 * 2**20
 # Rows of a chunk, at least: each reads all weights, and adds to all their gradients.
 _FEWEST_ROWS = 192
 
@@ -93,9 +93,12 @@ def _cache_bytes(device: torch.device) -> int:
         return _USUAL_CACHE
 
 
-def rows_of_chunk(rows: int, bytes_a_row: int, device: torch.device) -> int:
-    """Rows whose outputs, of ``bytes_a_row``, are held at once: half the cache, in chunks of about one size."""
+def rows_of_chunk(rows: int, bytes_a_row: int, device: torch.device, *, convolved: bool = False) -> int:
+    """Rows whose outputs, of ``bytes_a_row``, are held at once: half the cache, in chunks of about one size.
+
+    ``convolved``: rows are images, and the weights, of 1x1 convolutions, are small.
+    """
     most = min(_cache_bytes(device) // 2, _LARGEST_CHUNK)
-    fitting = max(most // max(bytes_a_row, 1), _FEWEST_ROWS)
+    fitting = max(most // max(bytes_a_row, 1), 1 if convolved else _FEWEST_ROWS)
     chunks = -(-rows // fitting)
     return max(-(-rows // max(chunks, 1)), 1)

@@ -71,6 +71,7 @@ class Work(NamedTuple):
     array_bytes: float  # that a step moves of the tensors with the array's shape; a row they share once a tile
     num_warps: int
     unroll: int  # steps that the compiler was asked to put into one round of a loop
+    of_chunk: float = 0.0  # bytes an element of a head that are of a chunk of outputs, and stay in the last-level cache
 
 
 def stored(tensor: Any) -> int:
@@ -112,7 +113,10 @@ def _work_of_head(launch: Any, named: dict[str, Any], tensors: Sequence[Any]) ->
     # The loops before and after the softmax's own: its outputs, then these, the derivatives and the gradients.
     others = 3 * outputs + 4 if has_softmax else 0
     step = read + (0 if has_softmax else outputs)
-    return Work(inside * columns / (32 * launch.num_warps), steps, step + others, step, launch.num_warps, 1)
+    total = step + others
+    given = sum(one.element_size() for one in tensors if one.numel() == event)
+    of_chunk = total - given - named["x_ptr"].element_size()
+    return Work(inside * columns / (32 * launch.num_warps), steps, total, step, launch.num_warps, 1, of_chunk)
 
 
 def unrolled(body: Sequence[sass.Instruction], work: Work) -> int:
@@ -169,6 +173,7 @@ def analyse(code: sass.Code, usage: dict[str, int], shared: int, work: Work, tar
         "instructions_in_code": len(whole),
         "unknown_opcodes": sorted({i.opcode for i in whole if sass.pipe(i) == "other"}),
         "bytes": work.bytes_an_element,
+        "bytes_of_chunk": work.of_chunk,
         "bytes_in_body": sass.global_bytes(body) / elements,
         "registers": usage["REG"],
         "local_accesses": sum(i.name in sass.LOCAL for i in whole),
@@ -291,6 +296,13 @@ def report(entries: Sequence[dict[str, Any]]) -> str:
     for target in dict.fromkeys(entry["target"] for entry in entries):
         ours = [entry for entry in entries if entry["target"] == target]
         parts.append(f"{target}\n\n" + (nvidia_table if "chips" in ours[0] else amd_table)(ours))
+    shares = {
+        f"{e['op']} {e['dtype']} {e['bytes_of_chunk'] / e['bytes']:.0%}" for e in entries if e.get("bytes_of_chunk")
+    }
+    if shares:
+        parts.append(
+            "Bytes of heads that are of the chunk, and stay in the second-level cache: " + ", ".join(sorted(shares))
+        )
     checked = [entry for entry in entries if entry["missed"] is not None]
     failed = [entry for entry in checked if entry["missed"]]
     lines = [f"Goals met by {len(checked) - len(failed)} of {len(checked)} configurations that have them."]

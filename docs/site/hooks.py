@@ -7,7 +7,7 @@ source files are shown.
 
 from __future__ import annotations
 
-import os
+import posixpath
 import re
 import shutil
 from html import unescape
@@ -61,7 +61,7 @@ def page_of(path: str) -> str:
 
 def targets(path: str, text: str) -> list[str]:
     """The files outside docs/ that a file of the repository links to."""
-    found = [os.path.normpath(PurePosixPath(path).parent / link["to"]) for link in LINK.finditer(FENCE.sub("", text))]
+    found = [posixpath.normpath(PurePosixPath(path).parent / link["to"]) for link in LINK.finditer(FENCE.sub("", text))]
     return [to for to in found if not to.startswith("docs/") and (ROOT / to).is_file()]
 
 
@@ -95,9 +95,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     here = PurePosixPath(page_of(path)).parent
 
     def moved(link: re.Match) -> str:
-        to = os.path.normpath(PurePosixPath(path).parent / link["to"])
+        to = posixpath.normpath(PurePosixPath(path).parent / link["to"])
         known = (ROOT / to).is_file() or to in PAGES
-        place = os.path.relpath(page_of(to), here) if known else link["to"]
+        place = posixpath.relpath(page_of(to), here) if known else link["to"]
         return f"{link['before']}{place}{link['anchor'] or ''}"
 
     parts, end = [], 0

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..checks import check_clamp, check_tensor
-from ..head_op import HeadFunction, HeadRun, head_formula
+from ..head_op import HeadFunction, HeadInputs, HeadRun, head_formula
 from ..kernels import backend as selected
 from ..kernels.head_spec import ACTIVATIONS, DENSITIES, Activation, Density, HeadSpec
 from ..kernels.likelihood_spec import COUNTS, KINDS, MIXTURE, NO_BOUNDS, Bounds, channels_of_mixture
 from ..size_checks import check_count
-from ..torch_internals import needs_formula
+from ..torch_internals import is_compiling, needs_formula
+from ..weighed_head import WeighedHeadFunction, rows_at_once
 from .functional import INTEGERS, LOWEST_LOG_SCALE
 
 __all__ = ["REDUCTIONS", "Linear", "Reduction", "linear_log_prob"]
@@ -28,7 +29,8 @@ class Linear(NamedTuple):
     """A linear layer that gives one parameter of a likelihood, before its activation."""
 
     weight: Tensor
-    """(outputs, H), one output for each coordinate of an event; of a mixture, for each channel of each pixel."""
+    """(outputs, H), one output for each coordinate of an event; of a mixture, for each channel of each pixel. Of a 1x1
+    convolution (channels, C, 1, 1), and so for other numbers of spatial dimensions."""
     bias: Tensor | None = None
     """(outputs,)."""
     activation: Activation = "identity"
@@ -45,6 +47,7 @@ def linear_log_prob(
     clamp: Sequence[float] | None = None,
     components: int = 10,
     reduction: Reduction = "sample",
+    log_ratio: Tensor | None = None,
 ) -> Tensor:
     """log p(x|z) of a likelihood whose parameters are linear in the decoder's last hidden units, fused with the layers.
 
@@ -55,7 +58,8 @@ def linear_log_prob(
         density: the name of a function of `fastvae.likelihoods` without its ``_log_prob``, such as "bernoulli"; all
             but "scaled_bernoulli".
         hidden: (B, H), or (K, B, H) for K draws; float32, bfloat16, float16 or float64. Under autocast, layers are
-            computed in its dtype, as by ``F.linear``.
+            computed in its dtype, as by ``F.linear``. For 1x1 convolutions (B, C, height, width), or (K, B, C, height,
+            width), where x is (B, channels, height, width).
         parameters: what the function of that density takes before x, in its order: a `Linear`, or a tensor that the
             batch shares, of the event's shape or of one element.
         x: the data, (B, *event); gets no gradient.
@@ -64,11 +68,14 @@ def linear_log_prob(
         clamp: (low, high) of logvar or logscale, as for `gaussian_log_prob`.
         components: of a mixture.
         reduction: "sample", (B,) or (K, B); or the scalars "sum" and "batchmean", of one draw.
+        log_ratio: (K, B), log p(z) - log q(z|x) of draws that an importance-weighted bound follows, as of
+            `fastvae.objectives.IWAE`. It changes no result: on the CPU, gradients are then computed with log p, for
+            the importance weights. Gets no gradient.
 
     Gradients for hidden, layers, shared tensors and library are computed with log p where the gradient of all rows can
-    be expected to be the same: under "sum" and "batchmean", and on the CPU under "sample" without draws (found out in
-    backward: where rows have other gradients, it computes the outputs again). Second derivatives are computed in plain
-    PyTorch, with all outputs at once.
+    be expected to be the same: under "sum" and "batchmean", and on the CPU under "sample" without draws or with
+    ``log_ratio`` (found out in backward: where rows have other gradients, it computes the outputs again). Second
+    derivatives are computed in plain PyTorch, with all outputs at once.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -87,12 +94,18 @@ def linear_log_prob(
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
     check_tensor("hidden", hidden)
-    draws = hidden.dim() == 3
-    _check_data(hidden, x, library, spec)
+    dims = _dims_of_hidden(parameters)
+    draws = hidden.dim() == dims + 1
+    _check_data(hidden, x, library, spec, dims)
     if draws and reduction != "sample":
         raise ValueError(f"reduction is {reduction!r} with several draws, expected 'sample'")
-    layers = _checked_layers(hidden, parameters, x, spec)
+    if log_ratio is not None and (log_ratio.shape != hidden.shape[:2] or not draws):
+        raise ValueError(
+            f"log_ratio has shape {tuple(log_ratio.shape)}, hidden has {tuple(hidden.shape)}; expected (K, B)"
+        )
+    layers = _checked_layers(hidden, parameters, x, spec, dims)
     rows, data = hidden.flatten(0, 1) if draws else hidden, _flat(x, spec)
+    rows = rows.flatten(2) if dims > 2 else rows
     dtype = _autocast_dtype(hidden)
     if dtype is not None:
         rows = rows.to(dtype)
@@ -105,12 +118,25 @@ def linear_log_prob(
     # float16 would lose the small gradients that a loss scale, which comes later, is there for.
     ahead = rows.dtype != torch.float16 and (reduction != "sample" or (rows.device.type == "cpu" and not draws))
     run = HeadRun(spec, bounds, selected.requested, differentiated and ahead)
-    log_prob = head_formula(tensors, run) if needs_formula() else HeadFunction.apply(run, *tensors)
+    if needs_formula():
+        log_prob = head_formula(tensors, run)
+    elif differentiated and log_ratio is not None and draws and _can_weigh(log_ratio, tensors, run):
+        log_prob = WeighedHeadFunction.apply(run, log_ratio.detach(), *tensors)
+    else:
+        log_prob = HeadFunction.apply(run, *tensors)
     if draws:
         return log_prob.unflatten(0, hidden.shape[:2])
     if reduction == "sample":
         return log_prob
     return log_prob.sum() if reduction == "sum" else log_prob.sum() / len(x)
+
+
+def _can_weigh(log_ratio: Tensor, tensors: Sequence[Tensor | None], run: HeadRun) -> bool:
+    inputs = HeadInputs.of(tensors)
+    hidden = inputs.hidden
+    wide = hidden.dtype in (torch.float32, torch.float64) and log_ratio.dtype == hidden.dtype
+    at_hand = hidden.device.type == "cpu" and not is_compiling() and hidden.numel() > 0
+    return wide and at_hand and rows_at_once(inputs, run, len(log_ratio)) > 0
 
 
 def _spec_of(
@@ -141,11 +167,17 @@ def _spec_of(
     return HeadSpec(density, first, second, third, clamp is not None, components if density == MIXTURE else 0)
 
 
-def _check_data(hidden: Tensor, x: Tensor, library: Tensor | None, spec: HeadSpec) -> None:
+def _check_data(hidden: Tensor, x: Tensor, library: Tensor | None, spec: HeadSpec, dims: int) -> None:
     if not isinstance(x, Tensor) or x.dtype not in INTEGERS:
         check_tensor("x", x)
-    if hidden.dim() not in (2, 3) or hidden.shape[-2] != len(x):
-        raise ValueError(f"hidden has shape {tuple(hidden.shape)}, expected ({len(x)}, H) or (K, {len(x)}, H)")
+    spatial = x.shape[2:] if dims > 2 else ()
+    if (
+        hidden.dim() not in (dims, dims + 1)
+        or hidden.shape[-dims] != len(x)
+        or hidden.shape[2 - dims :][: dims - 2] != spatial
+    ):
+        one = ", ".join(map(str, (len(x), "H" if dims == 2 else "C", *spatial)))
+        raise ValueError(f"hidden has shape {tuple(hidden.shape)}, expected ({one}) or (K, {one})")
     if x.device != hidden.device:
         raise ValueError(f"x is on {x.device}, hidden is on {hidden.device}; expected the same device")
     if x.requires_grad:
@@ -159,12 +191,22 @@ def _check_data(hidden: Tensor, x: Tensor, library: Tensor | None, spec: HeadSpe
         raise ValueError(f"library has shape {tuple(library.shape)}, expected ({len(x)},)")
 
 
+def _dims_of_hidden(parameters: Sequence[Linear | Tensor]) -> int:
+    """How many dimensions hidden has without draws: those of a weight."""
+    for i, one in enumerate(parameters):
+        if isinstance(one, Linear):
+            check_tensor(f"parameters[{i}].weight", one.weight)
+    return max(2, *[one.weight.dim() for one in parameters if isinstance(one, Linear)])
+
+
 def _checked_layers(
-    hidden: Tensor, parameters: Sequence[Linear | Tensor], x: Tensor, spec: HeadSpec
+    hidden: Tensor, parameters: Sequence[Linear | Tensor], x: Tensor, spec: HeadSpec, dims: int
 ) -> list[Tensor | None]:
     """Two tensors for each parameter: weight and bias, or what is given and None."""
     event = math.prod(x.shape[1:])
     outputs = event if spec.kind != MIXTURE else event // x.shape[1] * channels_of_mixture(x.shape[1], spec.components)
+    outputs //= max(math.prod(hidden.shape[hidden.dim() + 2 - dims :]), 1)
+    shape_of_weight = (outputs, hidden.shape[1 - dims], *[1] * (dims - 2))
     layers: list[Tensor | None] = []
     for i, one in enumerate(parameters):
         if not isinstance(one, Linear):
@@ -174,7 +216,7 @@ def _checked_layers(
                 raise ValueError(f"parameters[{i}] has shape {tuple(one.shape)}, expected {expected}")
             layers += [one.reshape(-1), None]
             continue
-        for name, given, shape in (("weight", one.weight, (outputs, hidden.shape[-1])), ("bias", one.bias, (outputs,))):
+        for name, given, shape in (("weight", one.weight, shape_of_weight), ("bias", one.bias, (outputs,))):
             if given is None:
                 continue
             check_tensor(f"parameters[{i}].{name}", given)
@@ -182,7 +224,7 @@ def _checked_layers(
                 raise ValueError(f"parameters[{i}].{name} has shape {tuple(given.shape)}, expected {shape}")
             if given.dtype != hidden.dtype and _autocast_dtype(hidden) is None:
                 raise TypeError(f"parameters[{i}].{name} is {given.dtype}, hidden is {hidden.dtype}; expected the same")
-        layers += [one.weight, one.bias]
+        layers += [one.weight.flatten(1), one.bias]
     return layers
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..deprecated import renamed
 from .conditional import ConditionalVAE
 from .conv import ConvDecoder, ConvEncoder
-from .head import LikelihoodHead
+from .head import ConvLikelihoodHead, LikelihoodHead
 from .hierarchical import HierarchicalOutput, HierarchicalVAE
 from .levels import Level
 from .mlp import MLPDecoder, MLPEncoder
@@ -25,6 +25,7 @@ __all__ = [
     "ConditionalVAE",
     "ConvDecoder",
     "ConvEncoder",
+    "ConvLikelihoodHead",
     "ELBOTerms",
     "HierarchicalOutput",
     "HierarchicalVAE",

@@ -36,14 +36,22 @@ def _checked(likelihood: Likelihood, log_prob: Tensor, shape: Sequence[int]) -> 
 
 
 def log_prob_of_draws(
-    likelihood: Likelihood, decoder: nn.Module, z: Tensor, x: Tensor, condition: Tensor | None = None
+    likelihood: Likelihood,
+    decoder: nn.Module,
+    z: Tensor,
+    x: Tensor,
+    condition: Tensor | None = None,
+    log_ratio: Tensor | None = None,
 ) -> Tensor:
-    """log p(x_b|z_kb) in nats, (K, B), for z (K, B, *latent), x (B, *event) and condition (B, ...)."""
+    """log p(x_b|z_kb) in nats, (K, B), for z (K, B, *latent), x (B, *event) and condition (B, ...).
+
+    ``log_ratio``: log p(z) - log q(z|x), (K, B), if importance weights follow.
+    """
     draws = z.shape[:2]
     if condition is not None:
         condition = condition.expand(draws[0], *condition.shape).flatten(0, 1)
     if can_fuse(likelihood, decoder, x):
-        return decode(decoder, z.flatten(0, 1), condition, scorer(likelihood, x)).unflatten(0, draws)
+        return decode(decoder, z.flatten(0, 1), condition, scorer(likelihood, x, log_ratio)).unflatten(0, draws)
     parameters = decode(decoder, z.flatten(0, 1), condition)
     return _log_prob(likelihood, _map_parts(parameters, lambda part: part.unflatten(0, draws)), x)
 

@@ -1,9 +1,9 @@
-"""`LikelihoodHead`: a decoder's last linear layers, which give a likelihood's parameters, or log p(x|z) fused with it.
+"""Heads: a decoder's last layers, which give a likelihood's parameters, or log p(x|z) fused with it.
 
-A decoder that ends in one is called with ``score``, a function of the last hidden units, these layers and the shape of
-the output, which gives log p(x|z) from them: so all happens in the forward of the modules that own the weights, where
-FSDP has gathered them. Modules around a decoder whose output they change layer by layer pass on a ``score`` that
-changes the layers.
+A decoder that ends in one, and says so by ``takes_score = True``, is called with ``score``, a function of the last
+hidden units, these layers and the shape of the output, which gives log p(x|z) from them: so all happens in the forward
+of the modules that own the weights, where FSDP has gathered them. Modules around a decoder whose output they change
+layer by layer pass on a ``score`` that changes the layers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,40 @@ Score = Callable[[Tensor, Sequence[Linear], tuple[int, ...]], Tensor]
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"exp": torch.exp, "softplus": F.softplus}
 
 
-class LikelihoodHead(nn.Linear):
+class _Head(nn.Module):
+    """What both kinds of head share, beside a layer with weight and bias of all parameters, one after the other."""
+
+    weight: Tensor
+    bias: Any
+    outputs: int
+    likelihood: Any
+
+    def _take(self, likelihood: Likelihood | None, outputs: int) -> None:
+        if likelihood is not None and not isinstance(likelihood, nn.Module):
+            raise TypeError(f"likelihood is a {type(likelihood).__name__}, expected a torch.nn.Module or None")
+        self.outputs, self.likelihood = outputs, likelihood
+
+    def _parameters_or_score(
+        self, hidden: Tensor, x: Tensor | None, score: Score | None, shape: tuple[int, ...]
+    ) -> Parameters:
+        """``shape``: of a parameter of one sample."""
+        if score is None and x is not None:
+            if self.likelihood is None:
+                name = type(self).__name__
+                raise ValueError(f"x was given to a head without likelihood, expected {name}(..., likelihood)")
+            score = scorer(self.likelihood, x)
+        if score is not None:
+            weights = self.weight.chunk(self.outputs)
+            biases = [None] * self.outputs if self.bias is None else self.bias.chunk(self.outputs)
+            layers = [Linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+            return score(hidden, layers, shape)
+        whole = _output(Linear(self.weight, self.bias), hidden)
+        parts = whole.chunk(self.outputs, 1 if self.weight.dim() > 2 else -1)
+        shaped = parts if self.weight.dim() > 2 else tuple([part.unflatten(-1, shape) for part in parts])
+        return shaped if self.outputs > 1 else shaped[0]
+
+
+class LikelihoodHead(_Head, nn.Linear):
     """The last layer of a decoder: ``head(hidden)`` gives the parameters of p(x|z), ``head(hidden, x)`` log p(x|z).
 
     log p(x|z) is computed by `fastvae.likelihoods.linear_log_prob`, which never holds the parameters as a whole, where
@@ -69,10 +102,8 @@ class LikelihoodHead(nn.Linear):
     ) -> None:
         shape, count = event_shape("output_shape", output_shape), positive_size("outputs", outputs)
         super().__init__(positive_size("in_features", in_features), count * torch.Size(shape).numel(), bias)
-        self.output_shape, self.outputs = shape, count
-        if likelihood is not None and not isinstance(likelihood, nn.Module):
-            raise TypeError(f"likelihood is a {type(likelihood).__name__}, expected a torch.nn.Module or None")
-        self.likelihood = likelihood
+        self.output_shape = shape
+        self._take(likelihood, count)
 
     @overload  # type: ignore[override]
     def forward(self, hidden: Tensor, x: None = None, *, score: None = None) -> Parameters: ...
@@ -92,18 +123,7 @@ class LikelihoodHead(nn.Linear):
             score: computes log p(x|z) from the hidden units and the layers, instead of the head's own likelihood.
         """
         check_tensor("hidden", hidden)
-        if score is None and x is not None:
-            if self.likelihood is None:
-                raise ValueError("x was given to a head without likelihood, expected LikelihoodHead(..., likelihood)")
-            score = scorer(self.likelihood, x)
-        if score is not None:
-            weights = self.weight.chunk(self.outputs)
-            biases = [None] * self.outputs if self.bias is None else self.bias.chunk(self.outputs)
-            layers = [Linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
-            return score(hidden, layers, self.output_shape)
-        parts = F.linear(hidden, self.weight, self.bias).chunk(self.outputs, -1)
-        shaped = tuple([part.unflatten(-1, self.output_shape) for part in parts])
-        return shaped if self.outputs > 1 else shaped[0]
+        return self._parameters_or_score(hidden, x, score, self.output_shape)
 
     if TYPE_CHECKING:
 
@@ -112,6 +132,58 @@ class LikelihoodHead(nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.output_shape}, outputs={self.outputs}, bias={self.bias is not None}"
+
+
+class ConvLikelihoodHead(_Head, nn.Conv2d):
+    """A `LikelihoodHead` of images: the last layer of a decoder is a 1x1 convolution.
+
+    Args:
+        in_channels: C, of the last hidden layer.
+        channels: of each parameter of an image.
+        likelihood, outputs, bias: as for `LikelihoodHead`.
+
+    Weight and bias are those of a ``torch.nn.Conv2d``, of all parameters one after the other. A decoder of one's own
+    that ends in one has ``takes_score = True`` and passes the keyword ``score`` of its forward, None by default, on to
+    the head's: models then compute log p(x|z) fused with it.
+
+    >>> import torch
+    >>> from fastvae.likelihoods import Bernoulli
+    >>> from fastvae.nn import ConvLikelihoodHead
+    >>> head = ConvLikelihoodHead(64, 3, Bernoulli())
+    >>> hidden, x = torch.rand(8, 64, 16, 16), torch.rand(8, 3, 16, 16).round()
+    >>> head(hidden).shape, head(hidden, x).shape
+    (torch.Size([8, 3, 16, 16]), torch.Size([8]))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        likelihood: Likelihood | None = None,
+        *,
+        outputs: int = 1,
+        bias: bool = True,
+    ) -> None:
+        count = positive_size("outputs", outputs)
+        sizes = positive_size("in_channels", in_channels), count * positive_size("channels", channels)
+        super().__init__(*sizes, 1, bias=bias)
+        self._take(likelihood, count)
+
+    def forward(self, hidden: Tensor, x: Tensor | None = None, *, score: Score | None = None) -> Parameters:  # type: ignore[override]
+        """The parameters, (B, channels, H, W) each, a tuple if there are several; or log p(x|z) in nats, (B,).
+
+        Args:
+            hidden: (B, in_channels, H, W); with x also (K B, in_channels, H, W), draw after draw, which gives (K B,).
+            x, score: as for `LikelihoodHead`.
+        """
+        check_tensor("hidden", hidden)
+        if hidden.dim() != 4:
+            raise ValueError(f"hidden has shape {tuple(hidden.shape)}, expected (batch, {self.in_channels}, H, W)")
+        return self._parameters_or_score(hidden, x, score, (self.out_channels // self.outputs, *hidden.shape[2:]))
+
+    def extra_repr(self) -> str:
+        channels, bias = self.out_channels // self.outputs, self.bias is not None
+        return f"{self.in_channels}, {channels}, outputs={self.outputs}, bias={bias}"
 
 
 class LayersToHead(nn.Sequential):
@@ -134,8 +206,11 @@ def can_fuse(likelihood: Likelihood, decoder: nn.Module, x: Tensor) -> bool:
     return takes_score(decoder) and not x.requires_grad and head_terms(likelihood, x) is not None
 
 
-def scorer(likelihood: Likelihood, x: Tensor) -> Score:
-    """log p(x|z) under ``likelihood``: (B,), or (K B,) for K B rows of hidden units."""
+def scorer(likelihood: Likelihood, x: Tensor, log_ratio: Tensor | None = None) -> Score:
+    """log p(x|z) under ``likelihood``: (B,), or (K B,) for K B rows of hidden units.
+
+    ``log_ratio``: (K, B), as for `fastvae.likelihoods.linear_log_prob`.
+    """
 
     def score(hidden: Tensor, layers: Sequence[Linear], shape: tuple[int, ...]) -> Tensor:
         draws = len(hidden) // max(len(x), 1)
@@ -143,12 +218,21 @@ def scorer(likelihood: Likelihood, x: Tensor) -> Score:
         terms = None if x.requires_grad else head_terms(likelihood, x)
         expected = tuple(x.shape[1:]) if terms is None or terms.density != MIXTURE else (shape[0], *x.shape[2:])
         parameters = None if terms is None or shape != expected else terms.given_layers(layers)
-        if terms is None or parameters is None or (draws > 1 and terms.library is None and _fits(hidden, layers)):
+        weighed = log_ratio is not None and hidden.device.type == "cpu"
+        if (
+            terms is None
+            or parameters is None
+            or (draws > 1 and not weighed and terms.library is None and _fits(hidden, layers))
+        ):
             takes_draws = draws > 1 and getattr(likelihood, "takes_draws", False)
-            parts = [_activated(layer, given if takes_draws else hidden).unflatten(-1, shape) for layer in layers]
+            parts = [_activated(layer, hidden).reshape(-1, *shape) for layer in layers]
+            if takes_draws:
+                parts = [part.unflatten(0, (draws, -1)) for part in parts]
             several = x if draws == 1 or takes_draws else x.repeat(draws, *[1] * (x.dim() - 1))
             return likelihood.log_prob(parts[0] if len(parts) == 1 else tuple(parts), several).flatten()
         options: dict[str, Any] = {"library": terms.library, "clamp": terms.clamp, "components": terms.components}
+        if draws > 1:
+            options["log_ratio"] = log_ratio
         return linear_log_prob(terms.density, given, parameters, x, **options).flatten()
 
     return score
@@ -158,10 +242,16 @@ def _fits(hidden: Tensor, layers: Sequence[Linear]) -> bool:
     """Whether backward is to come, and all outputs are one chunk: to keep them saves computing them again."""
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and hidden.requires_grad):
         return False
-    bytes_a_row = sum(len(layer.weight) for layer in layers) * hidden.element_size()
-    return rows_of_chunk(len(hidden), bytes_a_row, hidden.device) >= len(hidden)
+    convolved = hidden.dim() > 2
+    bytes_a_row = sum(len(layer.weight) for layer in layers) * hidden[:1, :1].numel() * hidden.element_size()
+    return rows_of_chunk(len(hidden), bytes_a_row, hidden.device, convolved=convolved) >= len(hidden)
+
+
+def _output(layer: Linear, hidden: Tensor) -> Tensor:
+    function = F.linear if layer.weight.dim() == 2 else F.conv2d
+    return function(hidden, layer.weight, layer.bias)
 
 
 def _activated(layer: Linear, hidden: Tensor) -> Tensor:
-    output = F.linear(hidden, layer.weight, layer.bias)
+    output = _output(layer, hidden)
     return output if layer.activation == "identity" else _FUNCTIONS[layer.activation](output)

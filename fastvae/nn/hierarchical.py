@@ -269,8 +269,10 @@ class HierarchicalVAE(LatentVariableModel):
             zs.append(z)
             log_ratios.append(log_p - log_q)
             state = level.state_below(rows_of(z), state)
-        log_likelihood = log_prob_of_draws(self.likelihood, self.decoder, draws_of(state, num_samples), x)
-        return LogWeights(sum(log_ratios, log_likelihood), tuple(zs))
+        log_ratio: Any = sum(log_ratios)
+        state = draws_of(state, num_samples)
+        log_likelihood = log_prob_of_draws(self.likelihood, self.decoder, state, x, log_ratio=log_ratio)
+        return LogWeights(log_likelihood + log_ratio, tuple(zs))
 
     def decode(self, z: Sequence[Tensor], *, condition: Condition = None) -> Tensor:
         """E[x|z] for z, one tensor (B, *latent_shape) for each level from the top down."""

@@ -6,6 +6,7 @@ with the weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..likelihoods import Linear
-from .head import Score, takes_score
+from .head import ConvLikelihoodHead, Score, takes_score
 from .model import check_module
 
 if TYPE_CHECKING:
@@ -96,17 +97,21 @@ class StandardizedDecoder(_Standardized):
 
     def __init__(self, network: nn.Module, shape: Sequence[int]) -> None:
         super().__init__(network, shape)
-        self.takes_score = takes_score(network)
+        # Statistics of each position are no factors of a 1x1 convolution's weights.
+        convolves = any(isinstance(module, ConvLikelihoodHead) for module in network.modules())
+        self.takes_score = takes_score(network) and not (convolves and math.prod(self.mean.shape[-2:]) > 1)
 
     def forward(self, z: Tensor, *others: Any, score: Score | None = None) -> Tensor:
         if score is None:
             return torch.addcmul(self.mean, self.std, self.network(z, *others))
 
         def score_at_scale(hidden: Tensor, layers: Sequence[Linear], shape: tuple[int, ...]) -> Tensor:
-            mean, std = (statistic.expand(shape).flatten() for statistic in (self.mean, self.std))
+            # Of each output of a layer; a 1x1 convolution has one for each channel.
+            of_outputs = shape if layers[0].weight.dim() == 2 else (shape[0], 1, 1)
+            mean, std = (statistic.expand(of_outputs).flatten() for statistic in (self.mean, self.std))
             scaled = [
                 layer._replace(
-                    weight=std.unsqueeze(1) * layer.weight,
+                    weight=std.view(-1, *[1] * (layer.weight.dim() - 1)) * layer.weight,
                     bias=mean if layer.bias is None else torch.addcmul(mean, std, layer.bias),
                 )
                 for layer in layers

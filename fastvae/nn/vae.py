@@ -196,8 +196,9 @@ class VAE(LatentVariableModel):
         check_names("log_weights", options, LogWeightOptions)
         c = self._check_condition(options.pop("condition", None), x)
         z, log_q, log_p = draw_with_log_prob(self._posterior(x, c), self._prior(c), num_samples, **options)
-        log_likelihood = log_prob_of_draws(self.likelihood, self.decoder, z, x, c)
-        return LogWeights(log_likelihood + log_p - log_q, (z,))
+        log_ratio = log_p - log_q
+        log_likelihood = log_prob_of_draws(self.likelihood, self.decoder, z, x, c, log_ratio)
+        return LogWeights(log_likelihood + log_ratio, (z,))
 
     def decode(self, z: Tensor, *, condition: Condition = None) -> Tensor:
         """E[x|z] for z (B, *latent_shape)."""

@@ -78,7 +78,7 @@ typedef struct {
     int32_t activations[MOST_PARAMETERS], with_gradients;
     const float *library, *grad; /* grad NULL: 1 for each row */
     float *log_prob, *of_library;
-    float *scratch; /* an event's worth for each unit, of a softmax */
+    float *scratch; /* of a softmax: twice an event's worth for each unit */
     int64_t rows_a_unit;
 } head_fields;
 

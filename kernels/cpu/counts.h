@@ -26,7 +26,7 @@ typedef struct {
     int64_t found;
     uint16_t index[TILE + LANES];
     float x[TILE], mean[TILE], theta[TILE], logits[TILE], grad[TILE];
-    float first[TILE], second[TILE], third[TILE]; /* their results */
+    float log_prob[TILE], first[TILE], second[TILE], third[TILE]; /* their results */
 } nonzero_counts;
 
 /* The log-probability of 0 under the negative binomial is -theta log(1 + ratio). */
@@ -73,9 +73,9 @@ ALWAYS_INLINE vf of_theta_of(count_parts p, vf x, vf mean, vf of_a, vf *ratio) {
     return (x * part - mean) * p.of_whole;
 }
 
-ALWAYS_INLINE vf count_log_prob(vf x, vf mean, vf theta) {
+/* Also gives 1/a and 1/b. */
+ALWAYS_INLINE vf count_log_prob(vf x, vf mean, count_parts p, vf *inverse_of_a, vf *inverse_of_b) {
     const float half_log_2_pi = 0.91893853f;
-    count_parts p = parts_of(x, mean, theta);
     mask below_1 = less(x, splat(1.0f)), linear = p.few | below_1;
     vf zero = {0}, one = splat(1.0f), c = x + choose(below_1, one, zero);
     vf raised = choose(p.few, x + p.theta, one), ab = p.a * p.b, cr = c * raised;
@@ -90,14 +90,15 @@ ALWAYS_INLINE vf count_log_prob(vf x, vf mean, vf theta) {
     /* Gamma(theta) = Gamma(a) / theta, Gamma(x + theta) = Gamma(b) / (x + theta) */
     vf shift = choose(p.few, p.theta * of_a * p.b * (c * of_cr), one);
     vf gammas = log_of(square_root(p.a * of_b * of_c) * shift) - half_log_2_pi;
+    *inverse_of_a = of_a, *inverse_of_b = of_b;
     return nan_if_negative(part, gammas + (stirling(of_b) - stirling(of_a) - stirling(of_c)) - of_means);
 }
 
 ALWAYS_INLINE void counts_vector(int kind, nonzero_counts *s, int64_t i, int64_t count) {
     vf x = load_some(s->x + i, count), mean = load_some(s->mean + i, count), theta = load_some(s->theta + i, count);
-    vf log_prob = count_log_prob(x, mean, theta);
+    vf of_a, of_b, log_prob = count_log_prob(x, mean, parts_of(x, mean, theta), &of_a, &of_b);
     if (kind == ZERO_INFLATED) log_prob -= softplus_of(load_some(s->logits + i, count));
-    store_some(s->first + i, log_prob, count);
+    store_some(s->log_prob + i, log_prob, count);
 }
 
 /* NaN does not count as zero. */
@@ -124,12 +125,9 @@ ALWAYS_INLINE void gather(int kind, int with_grad, const likelihood_inputs *in, 
     }
 }
 
-ALWAYS_INLINE void scatter(const nonzero_counts *s, float *first, float *second, float *third) {
+ALWAYS_INLINE void scatter(const nonzero_counts *s, const float *from, float *to) {
     for (int64_t i = 0; i < s->found; i++) {
-        int64_t to = s->index[i];
-        first[to] = s->first[i];
-        if (second) second[to] = s->second[i];
-        if (third) third[to] = s->third[i];
+        to[s->index[i]] = from[i];
         STAYS_A_LOOP;
     }
 }
@@ -149,16 +147,22 @@ NEVER_INLINE void counts_log_prob(int kind, const likelihood_inputs *in, int64_t
         gather(NEGATIVE_BINOMIAL, 0, in, &s);
         EACH_VECTOR(s.found, counts_vector, NEGATIVE_BINOMIAL, &s);
     }
-    scatter(&s, log_prob, NULL, NULL);
+    scatter(&s, s.log_prob, log_prob);
 }
 
 /* The derivatives of the binomial's log-probability of 0 are, with part = mean / whole and log(1 + ratio) = part + g(-part),
-     d mean = -theta / whole,  d theta = -g(-part) - part eps / s. */
+     d mean = -theta / whole,  d theta = -g(-part) - part eps / s.
+   A head wants log p as well (`with_value`), and logarithms, exponentials and divisions are shared with it. */
+
+/* Bounded so that a product of it stays finite; a zero's log-probability is -mean long before. */
+ALWAYS_INLINE vf load_theta(const likelihood_inputs *in, int64_t i, int64_t count) {
+    return at_most(load_ahead(in->parameters[1], i, count, in->ahead), 1e30f);
+}
 
 ALWAYS_INLINE void ratio_vector(const likelihood_inputs *in, float *share, float *log_ratio, float *of_theta, int64_t i,
                                 int64_t count) {
     vf mean = load_ahead(in->parameters[0], i, count, in->ahead);
-    vf theta = load_ahead(in->parameters[1], i, count, in->ahead), s = theta + COUNT_EPS, whole = s + mean;
+    vf theta = load_theta(in, i, count), s = theta + COUNT_EPS, whole = s + mean;
     vf bounded_s = at_most(s, 1e4f), of_both = 1.0f / (bounded_s * whole), of_whole = bounded_s * of_both;
     vf part = mean * of_whole, excess = excess_over_log(-part, s * of_whole);
     vf of_eps = choose(less(s, splat(1e4f)), part * (whole * of_both) * COUNT_EPS, splat(0.0f));
@@ -167,11 +171,13 @@ ALWAYS_INLINE void ratio_vector(const likelihood_inputs *in, float *share, float
     store_some(of_theta + i, -(excess + of_eps), count);
 }
 
-ALWAYS_INLINE void zeros_gradient_vector(const likelihood_inputs *in, const float *share, const float *of_theta,
-                                         float *const *to, int64_t i, int64_t count) {
+ALWAYS_INLINE void zeros_gradient_vector(int with_value, const likelihood_inputs *in, const float *share,
+                                         const float *log_ratio, const float *of_theta, float *const *to, float *log_prob,
+                                         int64_t i, int64_t count) {
     vf grad = load_some(in->grad + i, count);
     store_some(to[0] + i, -(grad * load_some(share + i, count)), count);
     store_some(to[1] + i, grad * load_some(of_theta + i, count), count);
+    if (with_value) store_some(log_prob + i, -load_theta(in, i, count) * load_some(log_ratio + i, count), count);
 }
 
 ALWAYS_INLINE void zeros_mean_gradient_vector(const likelihood_inputs *in, float *to, int64_t i, int64_t count) {
@@ -180,11 +186,12 @@ ALWAYS_INLINE void zeros_mean_gradient_vector(const likelihood_inputs *in, float
     store_some(to + i, -(load_some(in->grad + i, count) * (theta / (theta + mean + COUNT_EPS))), count);
 }
 
-/* The same for the zero-inflated binomial. One division serves both quotients. */
-ALWAYS_INLINE void deflated_gradient_vector(int with_theta, const likelihood_inputs *in, const float *share,
-                                            const float *log_ratio, const float *of_theta, float *const *to, int64_t i,
-                                            int64_t count) {
-    vf theta = load_ahead(in->parameters[1], i, count, in->ahead), grad = load_some(in->grad + i, count);
+/* The same for the zero-inflated binomial. One division serves all quotients. Of the value, the logarithm of
+   1 + `ratio`, which may take the place of log_ratio, is left to the next stage. */
+ALWAYS_INLINE void deflated_gradient_vector(int with_theta, int with_value, const likelihood_inputs *in, const float *share,
+                                            const float *log_ratio, const float *of_theta, float *const *to,
+                                            float *log_prob, float *ratio, int64_t i, int64_t count) {
+    vf theta = load_theta(in, i, count), grad = load_some(in->grad + i, count);
     vf logits = load_ahead(in->parameters[2], i, count, in->ahead), one = splat(1.0f), zero = splat(0.0f);
     /* The part of a zero's probability that is the binomial's is sigmoid(difference). */
     vf difference = -theta * load_some(log_ratio + i, count) - logits;
@@ -196,53 +203,80 @@ ALWAYS_INLINE void deflated_gradient_vector(int with_theta, const likelihood_inp
     store_some(to[0] + i, -(of_zero * load_some(share + i, count)), count);
     if (with_theta) store_some(to[1] + i, of_zero * load_some(of_theta + i, count), count);
     store_some(to[2] + i, grad * (inflated - counted), count);
+    if (with_value) { /* softplus(difference) - softplus(-logits) */
+        store_some(log_prob + i, at_least(difference, 0.0f) - at_least(-logits, 0.0f), count);
+        store_some(ratio + i, (u - v) * (below_u * of_below), count);
+    }
 }
 
-ALWAYS_INLINE void counts_gradient_vector(int kind, int with_theta, nonzero_counts *s, int64_t i, int64_t count) {
+ALWAYS_INLINE void counts_gradient_vector(int kind, int with_theta, int with_value, nonzero_counts *s, int64_t i,
+                                          int64_t count) {
     vf x = load_some(s->x + i, count), mean = load_some(s->mean + i, count), theta = load_some(s->theta + i, count);
-    vf grad = load_some(s->grad + i, count), shifted = mean + COUNT_EPS;
+    vf grad = load_some(s->grad + i, count), shifted = mean + COUNT_EPS, of_shifted, of_a, of_b;
     count_parts p = parts_of(x, mean, theta);
-    vf difference = (x - mean) - COUNT_EPS;
-    if (!with_theta) {
-        store_some(s->first + i, grad * (p.theta * p.of_whole * (difference / shifted)), count);
+    vf logits = kind == ZERO_INFLATED ? load_some(s->logits + i, count) : splat(0.0f);
+    if (with_value) {
+        vf log_prob = count_log_prob(x, mean, p, &of_a, &of_b);
+        if (kind == ZERO_INFLATED) log_prob -= softplus_of(logits);
+        store_some(s->log_prob + i, log_prob, count);
+        of_shifted = 1.0f / shifted;
+    } else if (with_theta) { /* one division for three */
+        vf ab = p.a * p.b, of_all = 1.0f / (ab * shifted), of_ab = shifted * of_all;
+        of_a = p.b * of_ab, of_b = p.a * of_ab, of_shifted = ab * of_all;
     } else {
-        vf ab = p.a * p.b, of_all = 1.0f / (ab * shifted), of_ab = shifted * of_all, of_a = p.b * of_ab, of_b = p.a * of_ab;
-        store_some(s->first + i, grad * (p.theta * p.of_whole * (difference * (ab * of_all))), count);
+        of_shifted = 1.0f / shifted;
+    }
+    store_some(s->first + i, grad * (p.theta * p.of_whole * (((x - mean) - COUNT_EPS) * of_shifted)), count);
+    if (with_theta) {
         vf ratio, v = of_theta_of(p, x, mean, of_a, &ratio), zero = {0};
         /* (x - theta mean / s) / whole - v, of x + theta instead of b */
         vf linear = (x * of_a + mean * (COUNT_EPS / p.s)) * p.of_whole - x / (theta * (x + theta));
         vf of_theta = stirling_slope_rise(x, of_a, of_b) - excess_over_log(v, ratio) - choose(p.few, linear, zero);
         store_some(s->second + i, grad * of_theta, count);
     }
-    if (kind == ZERO_INFLATED)
-        store_some(s->third + i, -grad * sigmoid_of(load_some(s->logits + i, count)), count);
+    if (kind == ZERO_INFLATED) store_some(s->third + i, -grad * sigmoid_of(logits), count);
 }
 
-ALWAYS_INLINE void gradient_of(int kind, int with_theta, const likelihood_inputs *in, int64_t n, nonzero_counts *s,
-                               float *const *to) {
+ALWAYS_INLINE void gradient_of(int kind, int with_theta, int with_value, const likelihood_inputs *in, int64_t n,
+                               float *const *to, float *log_prob) {
+    nonzero_counts s;
     float share[TILE], log_ratio[TILE], of_theta[TILE];
-    if (with_theta || kind == ZERO_INFLATED) EACH_VECTOR(n, ratio_vector, in, share, log_ratio, of_theta);
-    if (kind == ZERO_INFLATED)
-        EACH_VECTOR(n, deflated_gradient_vector, with_theta, in, share, log_ratio, of_theta, to);
-    else if (with_theta)
-        EACH_VECTOR(n, zeros_gradient_vector, in, share, of_theta, to);
-    else
+    find_counts(in, n, &s);
+    if (with_theta || with_value || kind == ZERO_INFLATED) EACH_VECTOR(n, ratio_vector, in, share, log_ratio, of_theta);
+    if (kind == ZERO_INFLATED) {
+        EACH_VECTOR(n, deflated_gradient_vector, with_theta, with_value, in, share, log_ratio, of_theta, to, log_prob,
+                    log_ratio);
+        if (with_value) EACH_VECTOR(n, add_log1p_vector, log_ratio, log_prob);
+    } else if (with_theta || with_value) {
+        EACH_VECTOR(n, zeros_gradient_vector, with_value, in, share, log_ratio, of_theta, to, log_prob);
+    } else {
         EACH_VECTOR(n, zeros_mean_gradient_vector, in, to[0]);
-    gather(kind, 1, in, s);
-    EACH_VECTOR(s->found, counts_gradient_vector, kind, with_theta, s);
-    scatter(s, to[0], with_theta ? to[1] : NULL, kind == ZERO_INFLATED ? to[2] : NULL);
+    }
+    gather(kind, 1, in, &s);
+    EACH_VECTOR(s.found, counts_gradient_vector, kind, with_theta, with_value, &s);
+    scatter(&s, s.first, to[0]);
+    if (with_theta) scatter(&s, s.second, to[1]);
+    if (kind == ZERO_INFLATED) scatter(&s, s.third, to[2]);
+    if (with_value) scatter(&s, s.log_prob, log_prob);
 }
 
 /* Of mean, theta if it is wanted, and the logits. */
 NEVER_INLINE void counts_gradient(int kind, int with_theta, const likelihood_inputs *in, int64_t n, float *const *to) {
-    nonzero_counts s;
-    find_counts(in, n, &s);
     if (kind == ZERO_INFLATED && with_theta)
-        gradient_of(ZERO_INFLATED, 1, in, n, &s, to);
+        gradient_of(ZERO_INFLATED, 1, 0, in, n, to, NULL);
     else if (kind == ZERO_INFLATED)
-        gradient_of(ZERO_INFLATED, 0, in, n, &s, to);
+        gradient_of(ZERO_INFLATED, 0, 0, in, n, to, NULL);
     else if (with_theta)
-        gradient_of(NEGATIVE_BINOMIAL, 1, in, n, &s, to);
+        gradient_of(NEGATIVE_BINOMIAL, 1, 0, in, n, to, NULL);
     else
-        gradient_of(NEGATIVE_BINOMIAL, 0, in, n, &s, to);
+        gradient_of(NEGATIVE_BINOMIAL, 0, 0, in, n, to, NULL);
+}
+
+/* log p and all its gradients, which need room for those of theta too. */
+NEVER_INLINE void counts_with_gradient(int kind, const likelihood_inputs *in, int64_t n, float *const *to,
+                                       float *log_prob) {
+    if (kind == ZERO_INFLATED)
+        gradient_of(ZERO_INFLATED, 1, 1, in, n, to, log_prob);
+    else
+        gradient_of(NEGATIVE_BINOMIAL, 1, 1, in, n, to, log_prob);
 }

@@ -9,15 +9,16 @@ typedef struct {
     float values[MOST_PARAMETERS][TILE], grads[MOST_PARAMETERS][TILE], terms[TILE + LANES];
 } head_buffers;
 
-/* The softmax of a row. */
+/* The softmax of a row; two arrays of an event. */
 typedef struct {
-    float log_sum, to_log_mean; /* log sum exp(outputs); log library - log_sum */
-    double slope;               /* sum of the derivatives by the log means, times the row's gradient */
-    float *slopes;              /* these derivatives, an event's worth */
+    float sum, to_log_mean; /* of exp(outputs - the largest); log library - log sum exp(outputs) */
+    double slope;           /* sum of the derivatives by the log means, times the row's gradient */
+    float *slopes;          /* these derivatives */
+    float *shares;          /* exp(outputs - the largest); then, but of Poisson counts, the means, in their place */
 } softmax_row;
 
-static inline float largest_of(const float *values, int64_t n) {
-    vf largest = splat(-__builtin_inff());
+static inline float largest_of(const float *values, int64_t n, float before) {
+    vf largest = splat(before);
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) largest = choose(less(largest, load(values + i)), load(values + i), largest);
     float found = largest[0];
@@ -32,55 +33,62 @@ ALWAYS_INLINE void exp_less_vector(const float *raw, float by, float *to, int64_
     store_some(to + i, exp_of(load_some(raw + i, count) - by), count);
 }
 
-/* The logarithm of the sum of exp(outputs), tile by tile beside the largest so far. */
+/* The tiles of one row, or of several short ones. */
+#define EACH_TILE(c, first_row, row_count, t)                                                        \
+    for (tile t = {first_row, row_count, 0, 0};                                                      \
+         t.start < (c)->event &&                                                                     \
+         (t.count = (c)->event - t.start < TILE ? (c)->event - t.start : TILE, 1);                   \
+         t.start += TILE)
+
 static inline void begin_softmax(const call *c, int64_t row, head_buffers *b, softmax_row *s) {
     float largest = -__builtin_inff();
     double sum = 0.0;
-    for (int64_t start = 0; start < c->event; start += TILE) {
-        tile t = {row, 1, start, c->event - start < TILE ? c->event - start : TILE};
+    EACH_TILE(c, row, 1, t) {
         const float *raw = read_tile(c, &c->parameters[0], c->parameter_dtypes[0], t, b->read.parameters[0]);
-        float in_tile = largest_of(raw, t.count), before = largest;
-        if (in_tile > largest) largest = in_tile;
-        EACH_VECTOR(t.count, exp_less_vector, raw, largest, b->terms);
-        if (before != largest) sum *= exp_of(splat(before - largest))[0];
-        sum += sum_lanes(parts_of_sum(b->terms, t.count));
+        largest = largest_of(raw, t.count, largest);
     }
-    s->log_sum = largest + log_of(splat((float)sum))[0];
-    s->to_log_mean = log_of(splat(c->head.library[row]))[0] - s->log_sum;
+    EACH_TILE(c, row, 1, t) {
+        const float *raw = read_tile(c, &c->parameters[0], c->parameter_dtypes[0], t, b->read.parameters[0]);
+        EACH_VECTOR(t.count, exp_less_vector, raw, largest, s->shares + t.start);
+        sum += sum_lanes(parts_of_sum(s->shares + t.start, t.count));
+    }
+    s->sum = (float)sum;
+    s->to_log_mean = log_of(splat(c->head.library[row]))[0] - (largest + log_of(splat(s->sum))[0]);
     s->slope = 0.0;
 }
 
-/* Parameters from outputs; `shift` is a softmax's. The log rate of Poisson counts is the log mean itself. */
-ALWAYS_INLINE void activate_vector(int activation, int kind, const float *raw, float shift, float *to, int64_t i,
-                                   int64_t count) {
+ALWAYS_INLINE void times_number_vector(float *values, float by, int64_t i, int64_t count) {
+    store_some(values + i, load_some(values + i, count) * by, count);
+}
+
+/* Parameters from outputs; of a softmax the log means of Poisson counts, by `shift`. */
+ALWAYS_INLINE void activate_vector(int activation, const float *raw, float shift, float *to, int64_t i, int64_t count) {
     vf value = load_some(raw + i, count);
-    if (activation == SOFTPLUS) value = softplus_of(value);
-    if (activation == SOFTMAX) value = value + shift;
-    if (activation == EXP || (activation == SOFTMAX && kind != POISSON)) value = exp_of(value);
+    value = activation == SOFTPLUS ? softplus_of(value) : activation == EXP ? exp_of(value) : value + shift;
     store_some(to + i, value, count);
 }
 
 /* The gradient of an output from that of the parameter; of a softmax, that of the log mean. */
-ALWAYS_INLINE void chain_vector(int activation, const float *raw, const float *value, float *grad, int64_t i, int64_t count) {
+ALWAYS_INLINE void chain_vector(int activation, const float *raw, const float *value, const float *grad, float *to,
+                                int64_t i, int64_t count) {
     vf by = activation == SOFTPLUS ? sigmoid_of(load_some(raw + i, count)) : load_some(value + i, count);
-    store_some(grad + i, load_some(grad + i, count) * by, count);
+    store_some(to + i, load_some(grad + i, count) * by, count);
 }
 
-ALWAYS_INLINE void end_softmax_vector(const float *raw, const float *slopes, const softmax_row *s, float *to, int64_t i,
+ALWAYS_INLINE void end_softmax_vector(const float *slopes, const float *shares, float by, float *to, int64_t i,
                                       int64_t count) {
-    vf share = exp_of(load_some(raw + i, count) - s->log_sum);
-    store_some(to + i, load_some(slopes + i, count) - share * (float)s->slope, count);
+    store_some(to + i, load_some(slopes + i, count) - load_some(shares + i, count) * by, count);
 }
 
 static inline void end_softmax(const call *c, int64_t row, head_buffers *b, softmax_row *s) {
-    for (int64_t start = 0; start < c->event; start += TILE) {
-        tile t = {row, 1, start, c->event - start < TILE ? c->event - start : TILE};
-        const float *raw = read_tile(c, &c->parameters[0], c->parameter_dtypes[0], t, b->read.parameters[0]);
+    float of_library = (float)(s->slope / c->head.library[row]);
+    float by = c->likelihood.kind == POISSON ? (float)(s->slope / s->sum) : of_library;
+    EACH_TILE(c, row, 1, t) {
         float *to = begin_tile(c, &c->parameters[0], c->parameter_dtypes[0], t, b->grads[0]);
-        EACH_VECTOR(t.count, end_softmax_vector, raw, s->slopes + start, s, to);
+        EACH_VECTOR(t.count, end_softmax_vector, s->slopes + t.start, s->shares + t.start, by, to);
         write_tile(c, &c->parameters[0], c->parameter_dtypes[0], t, to, b->grads[0]);
     }
-    if (c->head.of_library) c->head.of_library[row] = (float)(s->slope / c->head.library[row]);
+    if (c->head.of_library) c->head.of_library[row] = of_library;
 }
 
 /* Value and derivatives share their exponentials and logarithms. */
@@ -103,8 +111,7 @@ static inline void tile_of_head(const call *c, int64_t n, likelihood_inputs *in,
         else
             EACH_VECTOR_OF_KIND(kind, n, log_prob_vector, &c->likelihood, *in, log_prob);
     } else if (kind >= NEGATIVE_BINOMIAL) {
-        counts_log_prob(kind, in, n, log_prob);
-        counts_gradient(kind, is_wanted(c, 1), in, n, to);
+        counts_with_gradient(kind, in, n, to, log_prob);
     } else {
         EACH_VECTOR_OF_KIND(kind, n, joint_vector, &c->likelihood, *in, log_prob, to);
     }
@@ -131,29 +138,35 @@ static inline void write_gradients(const call *c, tile t, int64_t unit, const fl
             const column_sums *sums = &c->columns[OF_PARAMETER(i)];
             add_to_columns(sums, t, grad, sums->partial + unit * (sums->single ? 1 : c->event));
         } else if (activation == SOFTMAX) {
-            if (c->likelihood.kind != POISSON) EACH_VECTOR(n, chain_vector, EXP, raw[i], in->parameters[i], grad);
-            s->slope += sum_lanes(parts_of_sum(grad, n));
-            copy_array(grad, n, s->slopes + t.start);
+            float *slopes = s->slopes + t.start;
+            if (c->likelihood.kind == POISSON)
+                copy_array(grad, n, slopes);
+            else
+                EACH_VECTOR(n, chain_vector, EXP, raw[i], in->parameters[i], grad, slopes);
+            s->slope += sum_lanes(parts_of_sum(slopes, n));
         } else {
             if (activation == EXP)
-                EACH_VECTOR(n, chain_vector, EXP, raw[i], in->parameters[i], grad);
+                EACH_VECTOR(n, chain_vector, EXP, raw[i], in->parameters[i], grad, grad);
             else if (activation == SOFTPLUS)
-                EACH_VECTOR(n, chain_vector, SOFTPLUS, raw[i], in->parameters[i], grad);
+                EACH_VECTOR(n, chain_vector, SOFTPLUS, raw[i], in->parameters[i], grad, grad);
             write_tile(c, &c->parameters[i], c->parameter_dtypes[i], t, grad, grad);
         }
     }
 }
 
-static inline void activate(const call *c, int i, int64_t n, const float *raw, float shift, float *to) {
-    int kind = c->likelihood.kind;
-    switch (c->head.activations[i]) {
-    case EXP: EACH_VECTOR(n, activate_vector, EXP, GAUSSIAN, raw, 0.0f, to); break;
-    case SOFTPLUS: EACH_VECTOR(n, activate_vector, SOFTPLUS, GAUSSIAN, raw, 0.0f, to); break;
-    default:
-        if (kind == POISSON)
-            EACH_VECTOR(n, activate_vector, SOFTMAX, POISSON, raw, shift, to);
-        else
-            EACH_VECTOR(n, activate_vector, SOFTMAX, NEGATIVE_BINOMIAL, raw, shift, to);
+/* The values of a parameter of a tile, in the buffer or in the place of a softmax's shares. */
+static inline const float *activate(const call *c, int i, tile t, const float *raw, const softmax_row *s, float *buffer) {
+    int64_t n = t.rows * t.count;
+    int activation = c->head.activations[i];
+    if (activation == SOFTMAX && c->likelihood.kind != POISSON) {
+        EACH_VECTOR(n, times_number_vector, s->shares + t.start, c->head.library[t.row] / s->sum);
+        return s->shares + t.start;
+    }
+    switch (activation) {
+    case EXP: EACH_VECTOR(n, activate_vector, EXP, raw, 0.0f, buffer); return buffer;
+    case SOFTPLUS: EACH_VECTOR(n, activate_vector, SOFTPLUS, raw, 0.0f, buffer); return buffer;
+    case SOFTMAX: EACH_VECTOR(n, activate_vector, SOFTMAX, raw, s->to_log_mean, buffer); return buffer;
+    default: return raw;
     }
 }
 
@@ -176,9 +189,7 @@ static inline void do_tile(const call *c, tile t, int64_t unit, head_buffers *b,
         in.grad = b->read.grad;
         for (int i = 0; i < MOST_PARAMETERS; i++) {
             raw[i] = in.parameters[i], to[i] = b->grads[i];
-            if (!raw[i] || c->head.activations[i] == IDENTITY || c->head.activations[i] == GIVEN) continue;
-            activate(c, i, n, raw[i], s->to_log_mean, b->values[i]);
-            in.parameters[i] = b->values[i];
+            if (raw[i]) in.parameters[i] = activate(c, i, t, raw[i], s, b->values[i]);
         }
         tile_of_head(c, n, &in, b->terms, to);
         if (c->head.with_gradients) write_gradients(c, t, unit, raw, &in, b, s);
@@ -190,7 +201,8 @@ static void ISA_NAME(head)(const call *c, int64_t first, int64_t last) {
     head_buffers b;
     double log_prob[TILE];
     int has_softmax = c->head.activations[0] == SOFTMAX;
-    softmax_row s = {.slopes = c->head.scratch ? c->head.scratch + first * c->event : NULL};
+    softmax_row s = {0};
+    if (has_softmax) s.slopes = c->head.scratch + 2 * first * c->event, s.shares = s.slopes + c->event;
     for (int64_t unit = first; unit < last; unit++) {
         for (int i = 0; i < MOST_COLUMN_SUMS; i++) {
             const column_sums *sums = &c->columns[i];
@@ -202,8 +214,7 @@ static void ISA_NAME(head)(const call *c, int64_t first, int64_t last) {
             rows = end - row < c->rows_a_tile ? end - row : c->rows_a_tile;
             for (int64_t r = 0; r < rows; r++) log_prob[r] = 0.0;
             if (has_softmax) begin_softmax(c, row, &b, &s);
-            for (int64_t start = 0; start < c->event; start += TILE)
-                do_tile(c, (tile){row, rows, start, c->event - start < TILE ? c->event - start : TILE}, unit, &b, &s, log_prob);
+            EACH_TILE(c, row, rows, t) do_tile(c, t, unit, &b, &s, log_prob);
             if (has_softmax && c->head.with_gradients) end_softmax(c, row, &b, &s);
             for (int64_t r = 0; r < rows; r++) c->head.log_prob[row + r] = (float)log_prob[r];
         }

@@ -201,6 +201,9 @@ static int run_call(call *c, unit_range *work, int threads) {
 /* Rows of a head that one thread computes at a time where there are sums over the batch. */
 #define ROWS_TO_SUM 4
 
+/* Sums read so many floats, or fewer, behind their last term. */
+#define BEHIND_A_SUM 16
+
 /* The same for a head, whose units are blocks of rows. */
 static int run_head(call *c, int threads) {
     int has_columns = 0, has_softmax = c->head.activations[0] == SOFTMAX;
@@ -211,9 +214,8 @@ static int run_head(call *c, int threads) {
     c->head.rows_a_unit = at_least_of(rounded_up(c->rows, ENOUGH_UNITS), has_columns ? ROWS_TO_SUM : 1);
     c->head.rows_a_unit = at_least_of(c->head.rows_a_unit, c->rows_a_tile);
     c->tiles = c->units = rounded_up(c->rows, c->head.rows_a_unit);
-    int needs_scratch = has_softmax && c->head.with_gradients;
-    if (needs_scratch) c->head.scratch = malloc(sizeof(float) * (size_t)(c->units * c->event) + 1);
-    int enough_memory = begin_sums(c) && (!needs_scratch || c->head.scratch);
+    if (has_softmax) c->head.scratch = malloc(sizeof(float) * (size_t)(2 * c->units * c->event + BEHIND_A_SUM));
+    int enough_memory = begin_sums(c) && (!has_softmax || c->head.scratch);
     if (enough_memory) {
         run_units(isa->head, c, threads);
         isa->finish_columns(c);

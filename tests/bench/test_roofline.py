@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.roofline import gpus, sass
-from bench.roofline.analysis import Work, analyse, busy, demand, unrolled
+from bench.roofline.analysis import Work, analyse, busy, demand, report, unrolled, work_of
 
 
 def listing(*lines: str) -> list[sass.Instruction]:
@@ -255,3 +255,25 @@ def test_the_interpreter_is_refused(run_python):
     result = run_python(program, TRITON_INTERPRET="1")
     assert result.returncode == 2
     assert "TRITON_INTERPRET" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("op", "dtype", "total", "of_chunk"),
+    [
+        ("head_bernoulli", "float32", 12, 8),  # the output and its gradient; x is not of the chunk
+        ("head_bernoulli", "bfloat16", 8, 4),
+        ("head_negative_binomial", "float32", 36, 28),  # neither x nor the dispersions are
+        ("head_negative_binomial", "bfloat16", 28, 20),
+    ],
+)
+def test_what_heads_move_and_what_of_it_stays_in_the_cache(op, dtype, total, of_chunk):
+    pytest.importorskip("triton")
+    import torch
+
+    from bench.roofline.compiled import op_launch
+
+    work = work_of(op_launch(op, (64, 65536), getattr(torch, dtype), None))
+    assert (work.bytes_an_element, work.of_chunk) == (total, of_chunk)
+    entry = {"target": "gfx942", "op": op, "dtype": dtype, "shape": "64x65536", "missed": None}
+    text = report([entry | {"bytes": work.bytes_an_element, "bytes_of_chunk": work.of_chunk}])
+    assert f"stay in the second-level cache: {op} {dtype} {of_chunk / total:.0%}" in text

@@ -167,6 +167,28 @@ def test_large_logits_do_not_overflow_a_softmax(kernels, device):
     assert_right(kernels, device, case, x, parameters, library, None, 1e-4)
 
 
+@pytest.mark.parametrize("kind", ["negative_binomial", INFLATED])
+def test_values_and_gradients_in_one_pass_are_as_right_as_apart(kind):
+    """Counts, means and dispersions of any size, on the CPU, where one pass shares what both need."""
+    device = torch.device("cpu")
+    kernels, sizes = implementation("cpu", device, torch.float32), [1e-6, 0.02, 0.9, 3.0, 700.0, 1e5, 1e9]
+    x = [0.0, 0.3, 1.0, 7.0, 500.0, 1e5]
+    x, mean, theta = torch.cartesian_prod(torch.tensor(x), torch.tensor(sizes), torch.tensor([*sizes, 1e20])).unbind(1)
+    logits = torch.linspace(-5, 5, len(x))
+    parameters = [one.unsqueeze(1).clone() for one in (mean, theta, logits)[: 2 if kind != INFLATED else 3]]
+    spec = HeadSpec(kind, *["identity"] * len(parameters))
+    wants = (True,) * len(parameters)
+    value = kernels.likelihood_forward(x.unsqueeze(1), tuple(parameters), spec.likelihood, NO_BOUNDS)
+    apart = kernels.likelihood_backward(
+        torch.ones(len(x)), x.unsqueeze(1), tuple(parameters), spec.likelihood, NO_BOUNDS, wants
+    )
+    found = kernels.head(x.unsqueeze(1), tuple(parameters), None, None, spec, NO_BOUNDS, wants)
+    torch.testing.assert_close(found.log_prob, value, rtol=2e-6, atol=1e-7)
+    for one, other, part in zip(parameters, apart, (x / mean, (x > 0) / theta, 0 * x), strict=False):
+        # Rounding of the largest part of a derivative.
+        assert ((one - other).abs() <= 2e-5 * other.abs() + 5e-7 * part.unsqueeze(1) + 1e-7).all()
+
+
 def test_no_rows(case, kernels, device):
     x, parameters, library = drawn(case, 0, 5)
     log_prob, grads = run(kernels, device, case, x, parameters, library, None, (True,) * len(parameters))

@@ -10,7 +10,7 @@ import fastvae.likelihoods as L
 from fastvae.kernels import head_spec
 from fastvae.likelihoods.base import mean_given
 from fastvae.nn import VAE, ConditionalVAE, HierarchicalVAE, LikelihoodHead, MLPDecoder, MLPEncoder, StandardizedDecoder
-from fastvae.nn.head import can_fuse
+from fastvae.nn.head import can_fuse, scorer
 from fastvae.objectives import ELBO, IWAE, log_marginal, naive_log_marginal
 from fastvae.training.model_config import _MeanOfCounts
 
@@ -132,19 +132,20 @@ def test_conditional_and_hierarchical_models():
 
 
 def test_several_draws_that_fit_into_a_chunk_are_kept_for_backward(monkeypatch):
-    """Of 15 rows the outputs are kept, which saves a product; of more they are not."""
+    """Of 15 rows the outputs are kept, which saves a product; of more they are not. Nor for importance weights."""
     fused, _, x = make("Bernoulli")
-    sizes = []
+    sizes, z = [], torch.randn(3 * len(x), 3)
 
-    def largest_kept():
+    def largest_kept(log_ratio=None):
         sizes.clear()
         with torch.autograd.graph.saved_tensors_hooks(lambda one: sizes.append(one.numel()) or one, lambda one: one):
-            fused.log_weights(x, 3)
+            fused.decoder(z, score=scorer(fused.likelihood, x, log_ratio))
         return max(sizes)
 
     assert largest_kept() < 3 * x.numel()
     monkeypatch.setattr(head_spec, "_FEWEST_ROWS", 15)
     assert largest_kept() == 3 * x.numel()
+    assert largest_kept(torch.zeros(3, len(x))) < 3 * x.numel()
 
 
 def test_hooks_of_the_decoder_and_its_layers_run():

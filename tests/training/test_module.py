@@ -14,11 +14,12 @@ pytest.importorskip("matplotlib", reason="the extra of training is not installed
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastvae.likelihoods import Bernoulli, Gaussian
-from fastvae.nn import VAE, ConditionalVAE, HierarchicalVAE, MLPDecoder, MLPEncoder
+from fastvae.nn import VAE, ConditionalVAE, HierarchicalVAE, MLPDecoder, MLPEncoder, head
 from fastvae.objectives import ELBO, IWAE
 from fastvae.priors import GaussianMixture
 from fastvae.training import Batch, Samples, Source, TrainingError, VAEDataModule, VAEModule
 from fastvae.training.batches import derived_seed
+from fastvae.training.evaluate import measure
 from fastvae.training.lightning import Trainer
 
 
@@ -178,6 +179,25 @@ def test_every_model_trains_with_every_objective(tmp_path, model, objective):
         drawn = module.model.log_weights(data.rows(np.arange(12)), 3, seed=derived_seed(0, "held-out draw"), **given)
         expected = torch.logsumexp(drawn.log_weights, 0).mean() - np.log(3)
         assert metrics["val_iwae"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("objective", "validated"), [(ELBO(), 1), (IWAE(3), 2)])
+def test_the_decoders_last_layer_and_the_likelihood_are_one_op(tmp_path, monkeypatch, objective, validated):
+    calls, real = [], head.linear_log_prob
+
+    def counted(*given, **options):
+        calls.append(torch.is_grad_enabled())
+        return real(*given, **options)
+
+    monkeypatch.setattr(head, "linear_log_prob", counted)
+    module = VAEModule(_vae(), objective)
+    data = Dots(batch_size=25)
+    _fit(module, tmp_path, data)
+    # 2 epochs of 2 batches; and after each the held-out rows, by the ELBO and the objective
+    assert (calls.count(True), calls.count(False)) == (4, 2 * validated)
+    calls.clear()
+    measure(module.eval(), data.val_dataloader(), samples=70, chunk=64 * 12, seed=0)
+    assert calls == [False] * 3  # the ELBO, and 64 and 6 draws of the log-likelihood
 
 
 def test_what_is_logged_is_the_mean_over_the_held_out_data(tmp_path):
