@@ -41,10 +41,14 @@ def peak_over_minimum(case: Case, peak: int) -> float:
 
 
 def _peak_of_step(case: Case, name: str) -> int:
-    # Freed arrays go back to the system at once, so that resident memory is what is in use.
-    ctypes.CDLL(None).mallopt(-3, 2**16)  # M_MMAP_THRESHOLD of glibc
+    give_memory_back()
     step = make_step(case, name, case.tensors(torch.device("cpu")))
     return peak_beyond(step.both)
+
+
+def give_memory_back() -> None:
+    """From now on freed arrays go back to the system at once, so that resident memory is what is in use."""
+    ctypes.CDLL(None).mallopt(-3, 2**16)  # M_MMAP_THRESHOLD of glibc
 
 
 def peak_beyond(step: Callable[[], object]) -> int:

@@ -42,7 +42,8 @@ gradients included. Counts: zero-inflated, 87% zeros, the mean a softmax times t
 with 50 draws."""
 
 HOW_CLIENTS = """Made by `make bench-clients`: steps of other libraries under `fastvae.patch` and without, in float32:
-forward, backward and, where there is a model, Adam. Under torch's noise both gave the same first steps."""
+forward, backward and, where there is a model, Adam; calls of scvi-tools' models as a whole, with their peak of memory
+beyond the model and the data. Under torch's noise both gave the same first steps."""
 
 HOW_KERNEL = """The CPU kernels in float32, outputs allocated beforehand, and a copy by PyTorch of as many bytes as the
 kernel reads and writes."""

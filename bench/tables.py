@@ -152,13 +152,20 @@ TIMED: Columns = {
     "kept for backward": _kept,
 }
 
+
+def _peak_of_client(row: Row, name: str) -> str:
+    peak = row.get("peak_bytes", {}).get(name)
+    return "" if peak is None else f", {size(peak)}"
+
+
 CLIENTS: Columns = {
     "fastvae.patch": lambda row: f"{row['library']} ({row['version'].partition('+')[0]})",
     "a step": lambda row: row["case"],
     "patched": lambda row: (
         f"{duration(row['seconds']['patched'])}, x{row['speed_against_unpatched']:.2f}{mark(row['other_load'])}"
+        + _peak_of_client(row, "patched")
     ),
-    "unpatched": lambda row: duration(row["seconds"]["unpatched"]),
+    "unpatched": lambda row: duration(row["seconds"]["unpatched"]) + _peak_of_client(row, "unpatched"),
 }
 
 TRAINING: Columns = {

@@ -55,7 +55,7 @@ class HeadInputs(NamedTuple):
 
     hidden: Tensor  # (K B, H), or (K B, C, positions)
     x: Tensor  # (B, event), or (B, C, pixels) of a mixture
-    library: Tensor | None  # (B,)
+    library: Tensor | None  # (B,), or (K B,) if each draw has its own
     layers: tuple[tuple[Tensor, Tensor | None], ...]  # of each parameter: weight and bias, or what is given and None
 
     @classmethod
@@ -168,7 +168,7 @@ def _chunks(inputs: HeadInputs, bytes_a_row: int) -> Iterator[_Chunk]:
     at_once = rows_of_chunk(len(hidden), bytes_a_row, hidden.device, convolved=convolved) // max(batch, 1)
     if draws > 1 and at_once > 0:
         x = x.repeat(at_once, *[1] * (x.dim() - 1))
-        library = None if library is None else library.repeat(at_once)
+        library = library.repeat(at_once) if library is not None and len(library) == batch else library
         size, draws, batch = at_once * batch, 1, len(hidden)
     else:
         size = rows_of_chunk(batch, bytes_a_row, hidden.device, convolved=convolved)
@@ -176,7 +176,8 @@ def _chunks(inputs: HeadInputs, bytes_a_row: int) -> Iterator[_Chunk]:
         for first in range(0, batch, size):
             rows = slice(draw * batch + first, draw * batch + min(first + size, batch))
             of_x = slice(first % len(x), first % len(x) + rows.stop - rows.start)
-            yield _Chunk(rows, x[of_x], None if library is None else library[of_x])
+            of_library = rows if library is not None and len(library) == len(hidden) else of_x
+            yield _Chunk(rows, x[of_x], None if library is None else library[of_library])
 
 
 def _in_chunks(
@@ -245,7 +246,7 @@ def _in_chunks(
             _add_product(of_weight, slice(None), output.t(), h, is_first)
             _add(of_bias, None if of_bias is None else output.sum(0, dtype=single), is_first)
     if sums[2] is not None:
-        sums[2] = of_library.view(len(hidden) // max(len(x), 1), len(x)).sum(0)
+        sums[2] = of_library.view(len(hidden) // max(len(sums[2]), 1), len(sums[2])).sum(0)
     return log_prob, [
         one.to(tensor.dtype)
         for one, tensor in zip(sums, tensors, strict=True)
@@ -332,7 +333,7 @@ def head_formula(tensors: Sequence[Tensor | None], run: HeadRun) -> Tensor:
     hidden, x, library, layers = HeadInputs.of(tensors)
     draws = hidden.shape[0] // max(x.shape[0], 1)
     x = x.repeat(draws, *[1] * (x.dim() - 1))
-    library = None if library is None else library.repeat(draws)
+    library = None if library is None else library.repeat(hidden.shape[0] // max(library.shape[0], 1))
     single, spec = likelihood_dtype(hidden, x), run.spec
     outputs = []
     for (weight, bias), how in zip(layers, spec.activations, strict=True):

@@ -118,6 +118,16 @@ def any_is_batched(tensors: Iterable[Tensor | None]) -> bool:
 # Hooks on saved tensors (offloading, checkpointing). Without the name they are assumed to be there.
 has_saved_tensor_hooks: Callable[[bool], object] = _find("torch:_C._autograd._top_saved_tensors_default_hooks") or _yes
 
+# Hooks on all modules. Without the name they are assumed to be there.
+_global_hooks = _find("torch.nn.modules.module:_has_any_global_hook") or _yes
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Whether a hook sees what goes into or comes out of a module. Without the names: assumed."""
+    return bool(_global_hooks() or any(vars(module).get(name, True) for name in _HOOKS))
+
+
 # ``retain_graph`` of the backward that is running. Without the name every graph is kept as long as its outputs are.
 is_graph_kept: Callable[[], bool] = _find("torch:_C._autograd._get_current_graph_task_keep_graph") or _yes
 

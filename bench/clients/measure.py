@@ -15,6 +15,8 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -23,11 +25,13 @@ from fastvae.integrations.patching import LIBRARIES
 
 from ..agreement import Disagreement
 from ..measure import keep_freed_memory
+from ..memory import give_memory_back, peak_beyond
 from ..records import Row, named, save, show
 from ..tables import CLIENTS
 from ..timing import OtherLoad, interleaved_medians, speed_against
 
 Make = Callable[[], Callable[[], torch.Tensor]]
+Result = TypeVar("Result")
 
 NAMES = ("unpatched", "patched")
 STEPS_COMPARED = 3
@@ -35,6 +39,7 @@ TOLERANCE = 1e-4  # relative to the largest number
 ROUNDS = 20
 TURN_SECONDS = 0.1
 AHEAD = 2  # steps of a turn that are not counted
+CALL_ROUNDS = 5  # of calls that take seconds, one a turn
 
 
 def refuse_disagreement(library: str, name: str, make: Make) -> None:
@@ -52,19 +57,34 @@ def refuse_disagreement(library: str, name: str, make: Make) -> None:
         raise Disagreement(f"{name}: patched it is off by {error:.3g}, expected at most {allowed:.3g}")
 
 
-def measure_alone(library: str, name: str, make: Make) -> Row:
-    """`measure` in a new process: large tensors fault in page by page in memory that other steps have fragmented."""
+def alone(function: Callable[..., Result], *arguments: object) -> Result:
+    """In a new process: large tensors fault in page by page in memory that other steps have fragmented."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
-        return processes.submit(measure, library, name, make).result()
+        return processes.submit(function, *arguments).result()
 
 
-def measure(library: str, name: str, make: Make) -> Row:
+def measure_call(library: str, name: str, make: Make) -> Row:
+    """`measure`, and the peaks of memory, of a call that takes seconds."""
+    peaks = {patched: alone(_peak, library, make, patched == "patched") for patched in NAMES}
+    return {**alone(measure, library, name, make, CALL_ROUNDS, 0), "peak_bytes": peaks}
+
+
+def _peak(library: str, make: Make, patched: bool) -> int | None:
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    give_memory_back()
+    call = make()
+    with fastvae.patch(library) if patched else contextlib.nullcontext():
+        return peak_beyond(call)
+
+
+def measure(library: str, name: str, make: Make, rounds: int = ROUNDS, ahead: int = AHEAD) -> Row:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         keep_freed_memory()
         refuse_disagreement(library, name, make)
         others = OtherLoad()
-        seconds = _in_turns(library, make)
+        seconds = _in_turns(library, make, rounds, ahead)
     return {
         "library": library,
         "version": metadata.version(LIBRARIES[library].distribution),
@@ -75,15 +95,15 @@ def measure(library: str, name: str, make: Make) -> Row:
     }
 
 
-def _in_turns(library: str, make: Make) -> dict[str, list[float]]:
+def _in_turns(library: str, make: Make, rounds: int, ahead: int) -> dict[str, list[float]]:
     """Seconds of a step, round by round: the median of a turn. Each has its own model, as steps change it."""
     steps = {name: make() for name in NAMES}
     seconds: dict[str, list[float]] = {name: [] for name in NAMES}
     calls = 1
-    for turn in range(-2, ROUNDS):
+    for turn in range(-2 if ahead else -1, rounds):
         for name in NAMES if turn % 2 else reversed(NAMES):
             with fastvae.patch(library) if name == "patched" else contextlib.nullcontext():
-                elapsed = interleaved_medians({name: steps[name]}, rounds=calls, warmup=AHEAD)[name]
+                elapsed = interleaved_medians({name: steps[name]}, rounds=calls, warmup=ahead)[name]
             if turn >= 0:
                 seconds[name].append(elapsed)
             else:
@@ -95,7 +115,10 @@ def measure_all(libraries: Sequence[str]) -> Iterator[Row]:
     for library in libraries:
         module = "torch_distributions" if library == "torch" else library
         for name, make in importlib.import_module(f"bench.clients.{module}").STEPS.items():
-            yield measure_alone(library, name, make)
+            yield alone(measure, library, name, make)
+        if library == "scvi":
+            for name, make in importlib.import_module("bench.clients.scvi_models").CALLS.items():
+                yield measure_call(library, name, make)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -47,6 +47,7 @@ class Setting(NamedTuple):
 
     noise: str
     whole_event: bool
+    optimizer: bool
 
 
 class Patch:
@@ -102,7 +103,7 @@ _layers: dict[str, list[Patch]] = {}  # the patches in effect, by library; the l
 _installed: dict[str, MonkeyPatch] = {}
 
 
-def patch(*libraries: Name, noise: Noise = "fastvae", whole_event: bool = False) -> Patch:
+def patch(*libraries: Name, noise: Noise = "fastvae", whole_event: bool = False, optimizer: bool = True) -> Patch:
     """Make other libraries run on fastvae's kernels, from now on or within a ``with`` block.
 
     Results have the same shapes, dtypes and devices, and the same values to the accuracy of their dtype. Tensors that
@@ -116,6 +117,8 @@ def patch(*libraries: Name, noise: Noise = "fastvae", whole_event: bool = False)
             one. Sampling is then the library's own code, at its speed and memory; everything else stays fused.
         whole_event: sum diffusers' KL of latents with more than 4 dimensions (video) over the whole event, where
             diffusers sums over dimensions 1 to 3.
+        optimizer: let the Adam or AdamW that scvi-tools' training plans build by default be PyTorch's fused one, which
+            is equal to rounding.
 
     Returns:
         a `Patch`: a context manager, with ``undo()``. Patches can be nested and repeated; while several patches of one
@@ -138,7 +141,8 @@ def patch(*libraries: Name, noise: Noise = "fastvae", whole_event: bool = False)
     _check_names(libraries)
     if noise not in NOISES:
         raise ValueError(f"noise is {noise!r}, expected one of {', '.join(map(repr, NOISES))}")
-    return Patch(tuple(dict.fromkeys(libraries)), Setting(noise, check_flag("whole_event", whole_event)))
+    setting = Setting(noise, check_flag("whole_event", whole_event), check_flag("optimizer", optimizer))
+    return Patch(tuple(dict.fromkeys(libraries)), setting)
 
 
 def unpatch(*libraries: Name) -> None:

@@ -1,5 +1,7 @@
 """scvi-tools under `fastvae.patch`: sampling in its encoders, their KL, likelihoods of counts and of accessibility.
 
+`scvi_heads` fuses the likelihoods of counts with the decoder's last layers, `scvi_adam` is about the optimizer.
+
 The encoders of `scvi.nn`, and MULTIVI, build their posterior from `FusedNormal`, a subclass of torch's Normal whose
 draws and KL are fused. ``log_nb_positive`` and ``log_zinb_positive`` become one pass forward and one backward, also of
 tensors that broadcast; the gradient of a dispersion shared by the cells is summed over them in that pass. In
@@ -15,7 +17,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -23,23 +25,29 @@ from torch.distributions import Distribution, Normal, constraints, register_kl
 from torch.distributions import kl as torch_kl
 
 from ..autograd import run_likelihood
+from ..kernels.head_spec import Density
 from ..kernels.likelihood_spec import EPS, NO_BOUNDS, LikelihoodSpec
 from ..likelihoods.functional import INTEGERS
 from . import normal_ops
 from .broadcast import log_prob as broadcast_log_prob
+from .deferred import is_waiting, values_of
 from .monkeypatch import MonkeyPatch
 from .patching import setting_of
+from .scvi_adam import with_fused_optimizer
+from .scvi_heads import DECODERS, LogProb, are_counts, head_of, with_deferred_layers
 from .support import is_supported
 
 __all__ = ["FusedNormal", "install"]
 
-_NB, _ZINB = "negative_binomial", "zero_inflated_negative_binomial"
+_NB: Final = "negative_binomial"
+_ZINB: Final = "zero_inflated_negative_binomial"
 
 
 def install(monkeypatch: MonkeyPatch) -> None:
     from scvi.distributions import _negative_binomial as counts
     from scvi.module import _multivae, _peakvae
     from scvi.nn import _base_components
+    from scvi.train import _trainingplans
 
     for module in (_base_components, _multivae):
         monkeypatch.setattr(module, "Normal", FusedNormal)
@@ -52,6 +60,11 @@ def install(monkeypatch: MonkeyPatch) -> None:
         (_multivae.MULTIVAE, "get_reconstruction_loss_accessibility", _loss_of_multivi),
     ):
         monkeypatch.setattr(owner, name, fused(getattr(owner, name)))
+    for name in DECODERS:
+        decoder = getattr(_base_components, name)
+        monkeypatch.setattr(decoder, "forward", with_deferred_layers(decoder.forward))
+    plan = _trainingplans.TrainingPlan
+    monkeypatch.setattr(plan, "_optimizer_creator_fn", with_fused_optimizer(plan._optimizer_creator_fn))
 
 
 class FusedNormal(Normal):
@@ -114,7 +127,9 @@ def _log_prob_of_zinb(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return log_prob
 
 
-def _log_prob_and_warning(distribution: Any, kind: str, value: Any, validate: bool, *parameters: Any) -> Tensor | None:
+def _log_prob_and_warning(
+    distribution: Any, kind: Density, value: Any, validate: bool, *parameters: Any
+) -> Tensor | None:
     """`_fused`, and scvi-tools' warning of values outside the support. It reads the device where scvi-tools does."""
     cls = type(distribution)
     own = (
@@ -122,9 +137,16 @@ def _log_prob_and_warning(distribution: Any, kind: str, value: Any, validate: bo
     )
     if own or distribution._eps != EPS:
         return None
-    noticed = _nothing_noticed(parameters[0]) if validate and isinstance(parameters[0], Tensor) else None
-    log_prob = _fused(kind, value, *parameters, noticed=noticed)
-    if log_prob is not None and noticed is not None and noticed.item():
+    mu, theta, *logits = parameters
+    head = head_of(kind, value, mu, _before_expand(theta), *logits)
+    if head is not None:
+        log_prob: Tensor | None = LogProb.of(head, mu.shape, lambda: _elementwise(kind, value, *parameters))
+        outside = validate and not are_counts(value)
+    else:
+        noticed = _nothing_noticed(mu) if validate and isinstance(mu, Tensor) else None
+        log_prob = _fused(kind, value, *parameters, noticed=noticed)
+        outside = log_prob is not None and noticed is not None and bool(noticed.item())
+    if outside:
         from scvi import settings
 
         warnings.warn(
@@ -137,11 +159,18 @@ def _log_prob_and_warning(distribution: Any, kind: str, value: Any, validate: bo
 
 def _fused(kind: str, x: Any, mu: Any, theta: Any, *others: Any, noticed: Tensor | None = None) -> Tensor | None:
     """log p of each element in scvi-tools' dtype; None where no fused op supports the tensors."""
-    theta = _before_expand(theta)
+    x, mu, theta = values_of(x), values_of(mu), _before_expand(values_of(theta))
+    others = tuple(map(values_of, others))
     if not _is_supported(x, mu, theta, *others):
         return None
     log_prob = broadcast_log_prob(kind, x, (mu, theta, *others), noticed)
     return log_prob.to(functools.reduce(torch.promote_types, [one.dtype for one in (x, mu, theta, *others)]))
+
+
+def _elementwise(kind: str, *tensors: Any) -> Tensor:
+    log_prob = _fused(kind, *tensors)
+    assert log_prob is not None  # what a head supports, the likelihood does
+    return log_prob
 
 
 def _nothing_noticed(like: Tensor) -> Tensor:
@@ -215,9 +244,14 @@ def _before_expand(theta: Any) -> Any:
     theta itself where anything but `expand` lies between the two, in memory or in autograd's graph, or where a hook or
     ``retain_grad`` observes the gradient of the expanded tensor.
     """
-    if isinstance(theta, Tensor) and theta.requires_grad and (theta.retains_grad or theta._backward_hooks):
+    if is_waiting(theta) or not isinstance(theta, Tensor):
         return theta
-    base = theta._base if isinstance(theta, Tensor) else None
+    leading = theta.dim() - 1
+    if not theta.requires_grad and leading > 0 and theta.numel() and theta.stride()[:-1] == (0,) * leading:
+        return theta[(0,) * leading]  # in inference mode no tensor knows what it was expanded from
+    if theta.requires_grad and (theta.retains_grad or theta._backward_hooks):
+        return theta
+    base = theta._base
     if base is None or base.dim() == 0 or base.shape != theta.shape[theta.dim() - base.dim() :]:
         return theta
     rows = theta.dim() - base.dim()

@@ -63,8 +63,8 @@ def linear_log_prob(
         parameters: what the function of that density takes before x, in its order: a `Linear`, or a tensor that the
             batch shares, of the event's shape or of one element.
         x: the data, (B, *event); gets no gradient.
-        library: (B,), the library size of each row, positive; for "softmax" alone. A Poisson density's "softmax" is
-            its rate.
+        library: (B,), or (K, B) if each draw has its own: the library size of each row, positive; for "softmax"
+            alone. A Poisson density's "softmax" is its rate.
         clamp: (low, high) of logvar or logscale, as for `gaussian_log_prob`.
         components: of a mixture.
         reduction: "sample", (B,) or (K, B); or the scalars "sum" and "batchmean", of one draw.
@@ -113,7 +113,7 @@ def linear_log_prob(
             tensor if tensor is None or spec.activations[i // 2] == "given" else tensor.to(dtype)
             for i, tensor in enumerate(layers)
         ]
-    tensors = (rows, data, library, *layers)
+    tensors = (rows, data, None if library is None else library.flatten(), *layers)
     differentiated = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
     # float16 would lose the small gradients that a loss scale, which comes later, is there for.
     ahead = rows.dtype != torch.float16 and (reduction != "sample" or (rows.device.type == "cpu" and not draws))
@@ -187,8 +187,9 @@ def _check_data(hidden: Tensor, x: Tensor, library: Tensor | None, spec: HeadSpe
     if (library is not None) != (spec.first == "softmax"):
         given, expected = ("None", "a tensor (B,)") if library is None else ("given", "None")
         raise ValueError(f"library is {given} with the activation {spec.first!r}, expected {expected}")
-    if library is not None and library.shape != x.shape[:1]:
-        raise ValueError(f"library has shape {tuple(library.shape)}, expected ({len(x)},)")
+    if library is not None and library.shape not in (x.shape[:1], hidden.shape[:-1]):
+        expected = " or ".join(dict.fromkeys([str((len(x),)), str(tuple(hidden.shape[:-1]))]))
+        raise ValueError(f"library has shape {tuple(library.shape)}, expected {expected}")
 
 
 def _dims_of_hidden(parameters: Sequence[Linear | Tensor]) -> int:
