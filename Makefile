@@ -5,6 +5,8 @@
 # make bench       everything that is timed on the CPU, in five to ten minutes, into bench/results/ (or RESULTS=folder)
 # make bench-compare BEFORE=a.json AFTER=b.json    two of its results.json side by side; fails where fastvae got slower
 # make sanitize    the C kernels under sanitizers, in a few minutes; with clang, valgrind and an ARM emulator if there
+# make test-versions   the suite with the oldest, the tested and the newest versions, into docs/versions.md
+# make test-clients-newest   which patch the newest client libraries break
 # make test-clients, bench-clients   diffusers, scvi-tools, Pyro and pythae under fastvae.patch, in .venv-clients
 # make gpu         on a machine with a GPU, where PyTorch, Triton and pytest are installed: tests and measures, in 9 minutes,
 #                  into bench/results/gpu-CHIP.md; needs no network. PYTHON=... is the Python that they are installed in
@@ -17,8 +19,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.c kernels/cpu/*.h)
 
-.PHONY: demo docs test test-slow test-all test-clients lint bench bench-clients bench-compare sanitize clean gpu dist \
-	dist-check
+.PHONY: demo docs test test-slow test-all test-versions test-clients test-clients-newest lint bench bench-clients \
+	bench-compare sanitize clean gpu dist dist-check
 
 demo: $(VENV)/installed
 	rm -rf demo
@@ -40,6 +42,13 @@ test-all: $(VENV)/installed
 
 docs: $(VENV)/installed
 	$(RUN) -m mkdocs build --strict
+
+# Environments below build/versions. VERSIONS: names of some of them, or options of `python -m tests.versions`.
+test-versions: $(VENV)/installed
+	$(RUN) -m tests.versions --workers $(WORKERS) $(VERSIONS)
+
+test-clients-newest: $(VENV)/installed
+	$(RUN) -m tests.versions --workers $(WORKERS) --newest-clients $(VERSIONS)
 
 sanitize: $(VENV)/installed
 	$(RUN) -m tests.kernels.cpu.native.sanitize

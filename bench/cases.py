@@ -47,7 +47,10 @@ class Op(NamedTuple):
     about: str  # what it computes, in a line
     outputs: tuple[str, ...] = ("z", "kl")  # in the order returned; eps is bare noise, log_prob that of a likelihood
     inputs: Mapping[str, str] = _POSTERIOR
-    """Name -> kind of values (`Case.draw`), in the order of the contenders' arguments. All but x want gradients."""
+    """Name -> kind of values (`Case.draw`), in the order of the contenders' arguments. All but x want gradients.
+
+    A "shared" kind has one value for each coordinate, a "row" kind one for each row.
+    """
     packed: bool = False  # mu and logvar are one argument, side by side in dimension 1, as encoders give them
     options: Mapping[str, Any] = {}  # keywords of fastvae's function
     directions: tuple[str, ...] = DIRECTIONS
@@ -130,6 +133,11 @@ LIKELIHOODS = {
     "poisson": _likelihood("poisson", "of counts", {"x": "counts", "log_rate": "real"}),
     "negative_binomial": _likelihood("negative_binomial", "of counts of genes", _COUNTS),
     "zero_inflated": _likelihood("zero_inflated_negative_binomial", "of counts of genes", _COUNTS | {"logits": "real"}),
+    "scaled_bernoulli": _likelihood(
+        "scaled_bernoulli",
+        "of the accessibility of regions",
+        {"x": "counts", "probs": "unit", "row_factor": "row unit", "event_factor": "shared unit"},
+    ),
     # The formula of PixelCNN++ subtracts the distribution function at the edges of a bin.
     "mixture": _likelihood(
         "discretized_logistic_mixture",
@@ -189,6 +197,8 @@ class Case(NamedTuple):
         kind = OPS[self.op].inputs[name]
         if kind == "mixture":
             return (self.shape[0], channels_of_mixture(self.shape[1], COMPONENTS), *self.shape[2:])
+        if kind.startswith("row "):
+            return (self.shape[0],) + (1,) * (len(self.shape) - 1)
         return self.shape[1:] if kind.startswith("shared") else self.shape
 
     def output_shape(self, name: str) -> tuple[int, ...]:
@@ -213,7 +223,7 @@ class Case(NamedTuple):
 
     def draw(self, name: str, generator: torch.Generator) -> Tensor:
         """Values for an input, of its kind, in float32."""
-        kind = OPS[self.op].inputs[name].removeprefix("shared ")
+        kind = OPS[self.op].inputs[name].removeprefix("shared ").removeprefix("row ")
         how = {"size": self.input_shape(name), "device": generator.device, "generator": generator}
         uniform, normal = torch.rand(**how), torch.randn(**how)
         if kind == "posterior":  # every other coordinate has collapsed: its mu and logvar are nearly 0
@@ -297,6 +307,7 @@ LIKELIHOOD_SUITE = (
         for shape, zeros in (((128, 2000), 0.9), ((1024, 4000), 0.9), ((1024, 4000), 0.5))
     ),
     Case("poisson", (1024, 4000), zeros=0.9),
+    Case("scaled_bernoulli", (128, 20000), zeros=0.95),
     Case("mixture", (32, 3, 32, 32)),
 )
 

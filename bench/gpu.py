@@ -51,6 +51,7 @@ LIKELIHOODS = {
     "gaussian": (4096, 784),
     "negative_binomial": (4096, 2000),
     "zero_inflated": (4096, 2000),
+    "scaled_bernoulli": (1024, 20000),
     "mixture": (64, 3, 32, 32),
 }
 CONTENDERS = ("fastvae", "eager", "torch.compile")

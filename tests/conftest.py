@@ -15,6 +15,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# For each process of tests, inductor would start a pool of further ones that import torch and compile next to nothing.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait for each other's
     torch.set_num_threads(1)
 

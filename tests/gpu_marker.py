@@ -34,9 +34,35 @@ def mark_gpu_tests(items: Iterable[pytest.Item]) -> None:
             found[index * len(found) // chosen].add_marker("gpu")
 
 
-def put_training_first(items: list[pytest.Item]) -> None:
-    """Its files take longest: at the end, one would keep a single process busy while the other waits."""
-    items.sort(key=lambda item: "training" not in item.path.parts)
+# The files that take longest, in this order, from below tests/.
+LONGEST = (
+    "kernels/triton/test_ptx_kernels.py",
+    "training/test_command_line.py",
+    "likelihoods/test_kernels.py",
+    "latents/test_torch_compile.py",
+    "kernels/triton/test_likelihood_launches.py",
+    "training/test_interrupted_runs.py",
+    "training/test_processes.py",
+    "kernels/triton/test_launches.py",
+    "kernels/triton/test_compile.py",
+    "latents/test_ops.py",
+    "latents/test_latents.py",
+    "nn/test_models.py",
+    "latents/test_distributions.py",
+    "latents/test_latents_behaviour.py",
+    "kernels/triton/test_remembered_launches.py",
+    "training/test_command_line_errors.py",
+)
+
+
+def put_longest_first(items: list[pytest.Item]) -> None:
+    """At the end, a long file would keep a single process busy while the others wait."""
+
+    def place(item: pytest.Item) -> int:
+        name = "/".join(item.path.parts[-3:])
+        return next((at for at, longest in enumerate(LONGEST) if name.endswith(longest)), len(LONGEST))
+
+    items.sort(key=place)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,7 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # before -m chooses among the items
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mark_gpu_tests(items)
-    put_training_first(items)
+    put_longest_first(items)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 
-from .gpu_marker import MOST_OF_A_TEST, WITHOUT_GPU, mark_gpu_tests
+from .gpu_marker import LONGEST, MOST_OF_A_TEST, WITHOUT_GPU, mark_gpu_tests, put_longest_first
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,6 +67,15 @@ def test_of_a_test_with_many_combinations_so_many_are_marked_that_compiling_them
     chosen = [index for index, item in enumerate(items) if item.markers]
     assert len(chosen) == MOST_OF_A_TEST
     assert {after - before for before, after in itertools.pairwise(chosen)} <= {3, 4}
+
+
+def test_the_longest_files_come_first_and_there_are_such_files():
+    assert all((ROOT / "tests" / name).exists() for name in LONGEST)
+    names = ("tests/test_files.py", f"tests/{LONGEST[1]}", "tests/nn/test_vae.py", f"tests/{LONGEST[0]}")
+    items = [SimpleNamespace(path=ROOT / name) for name in names]
+    put_longest_first(items)
+    expected = [f"tests/{LONGEST[0]}", f"tests/{LONGEST[1]}", names[0], names[2]]
+    assert [str(item.path.relative_to(ROOT)) for item in items] == expected
 
 
 def test_choosing_the_marker_runs_the_triton_variants_and_says_what_was_skipped(tmp_path, run_python):

@@ -50,9 +50,9 @@ def goal(op: str, dtype: str, target: str) -> int | None:
 # More arithmetic for the bytes that they move than fits beside them on the faster chips: only its amount is held to.
 BOUND_BY_ARITHMETIC = ("negative_binomial", "negative_binomial_backward")
 
-# Of two bytes an element, a good draw takes longer than memory does; tiles of counts are so short that narrow outputs
-# are read and written 8 bytes at a time.
-NOT_HELD = ("noise", "head_negative_binomial")
+# A good draw of two bytes an element takes longer than memory does, and so does a logarithm that is exact near 1; tiles
+# of counts are so short that narrow outputs are read and written 8 bytes at a time.
+NOT_HELD = ("noise", "head_negative_binomial", "scaled_bernoulli", "scaled_bernoulli_backward")
 
 # The long aligned rows at which the goals are checked; the shapes of bench.roofline.compiled are reported beside them.
 GOAL_SHAPE = "64x65536"

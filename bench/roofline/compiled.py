@@ -1,6 +1,8 @@
 """Compile the Triton kernels for GPUs that need not be there, exactly as the launch code would start them.
 
-python -m bench.roofline.compiled [sm_80 sm_90 gfx942 ...]      what was compiled for each target, as JSON
+python -m bench.roofline.compiled [--by-turns] [sm_80 sm_90 gfx942 ...]      what was compiled for each target, as JSON
+
+``--by-turns``: each op and shape in one of the two dtypes.
 """
 
 from __future__ import annotations
@@ -110,11 +112,12 @@ LATENTS = {
     "iwae_50": Latent(LatentSpec(reduction=None, log_probs=True), LatentScalars(num_samples=50)),
 }
 
-# Of a likelihood, how much there is of each parameter: "full", of every row, or "shared" by the rows.
+# Of a likelihood, how much there is of each parameter: "full", "shared" by the rows, or "rows", one number for each.
 LIKELIHOODS = {
     "bernoulli": ("full",),
     "gaussian": ("full", "full"),
     "negative_binomial": ("full", "shared"),
+    "scaled_bernoulli": ("full", "rows", "shared"),
 }
 
 # Heads, with their gradients: one layer's outputs; and those of a softmax with a dispersion for each gene.
@@ -182,7 +185,8 @@ def _call_likelihood(name: str, backward: bool, tensor: Callable[[], torch.Tenso
     from fastvae.kernels.triton import likelihood_backward, likelihood_forward
 
     x, spec, bounds = tensor(), LikelihoodSpec(name), Bounds()
-    parameters = tuple([tensor() if given == "full" else tensor()[:1] for given in LIKELIHOODS[name]])
+    part = {"full": slice(None), "shared": slice(1), "rows": (slice(None), *[slice(1)] * (x.dim() - 1))}
+    parameters = tuple([tensor()[part[given]] for given in LIKELIHOODS[name]])
     if not backward:
         likelihood_forward(x, parameters, spec, bounds)
         return
@@ -262,8 +266,11 @@ def shipped_launches() -> Iterator[tuple[str, str, torch.dtype, Any]]:
 def main() -> None:
     """Compile every shipped launch for the targets named on the command line; print what was made, as JSON."""
     report = []
-    for target in sys.argv[1:] or TARGETS:
+    by_turns, targets = "--by-turns" in sys.argv, [name for name in sys.argv[1:] if name != "--by-turns"]
+    for target in targets or TARGETS:
         for op, shape_name, dtype, launch in shipped_launches():
+            if by_turns and (SHIPPED.index(op) + list(SHAPES).index(shape_name) + (dtype == torch.float32)) % 2:
+                continue
             kernel = compile_for(launch, target)
             assembly = kernel.asm["ptx" if TARGETS[target].backend == "cuda" else "amdgcn"]
             report.append(

@@ -7,7 +7,8 @@ What `fastvae.patch` replaces:
 
     "torch"      torch.distributions: ``Normal.rsample``, the KL between Normals and between Independent Normals
     "diffusers"  DiagonalGaussianDistribution, in every autoencoder that builds one
-    "scvi"       scvi-tools: the Encoder's sampling and KL, and the (zero-inflated) negative binomial likelihoods
+    "scvi"       scvi-tools: the Encoder's sampling and KL; (zero-inflated) negative binomial likelihoods, in one op
+                 with the decoder's last layers; the default optimizer
     "pyro"       sampling from pyro.distributions.Normal, and its KL under TraceMeanField_ELBO
     "pythae"     ``_sample_gauss``, and the losses of VAE, BetaVAE, IWAE and related models
 

@@ -159,8 +159,8 @@ def _log_prob_and_warning(
 
 def _fused(kind: str, x: Any, mu: Any, theta: Any, *others: Any, noticed: Tensor | None = None) -> Tensor | None:
     """log p of each element in scvi-tools' dtype; None where no fused op supports the tensors."""
-    x, mu, theta = values_of(x), values_of(mu), _before_expand(values_of(theta))
-    others = tuple(map(values_of, others))
+    x, mu, others = values_of(x), values_of(mu), tuple(map(values_of, others))
+    theta = _before_expand(values_of(theta))
     if not _is_supported(x, mu, theta, *others):
         return None
     log_prob = broadcast_log_prob(kind, x, (mu, theta, *others), noticed)

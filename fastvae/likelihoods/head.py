@@ -135,7 +135,8 @@ def _can_weigh(log_ratio: Tensor, tensors: Sequence[Tensor | None], run: HeadRun
     inputs = HeadInputs.of(tensors)
     hidden = inputs.hidden
     wide = hidden.dtype in (torch.float32, torch.float64) and log_ratio.dtype == hidden.dtype
-    at_hand = hidden.device.type == "cpu" and not is_compiling() and hidden.numel() > 0
+    of_cells = inputs.library is None or len(inputs.library) == len(inputs.x)  # not of each draw
+    at_hand = hidden.device.type == "cpu" and not is_compiling() and hidden.numel() > 0 and of_cells
     return wide and at_hand and rows_at_once(inputs, run, len(log_ratio)) > 0
 
 

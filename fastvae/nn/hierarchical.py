@@ -269,8 +269,7 @@ class HierarchicalVAE(LatentVariableModel):
             zs.append(z)
             log_ratios.append(log_p - log_q)
             state = level.state_below(rows_of(z), state)
-        log_ratio: Any = sum(log_ratios)
-        state = draws_of(state, num_samples)
+        log_ratio, state = sum(log_ratios[1:], log_ratios[0]), draws_of(state, num_samples)
         log_likelihood = log_prob_of_draws(self.likelihood, self.decoder, state, x, log_ratio=log_ratio)
         return LogWeights(log_likelihood + log_ratio, tuple(zs))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,8 @@ def nothing_compiled(monkeypatch):
 @pytest.fixture
 def small_copy(monkeypatch):
     monkeypatch.setattr(gpu, "LARGE_COPY_BYTES", 2_000_000)
+    # A C++ compiler for each of the functions would take longer than all else; what is compiled is not looked at.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
 
 
 def measured(cases, meter=None):

@@ -22,6 +22,8 @@ def normals(shape, device):
 @pytest.mark.parametrize("scale", STD)
 @pytest.mark.parametrize("other_shape", [(4, 3, 2), (3, 2), (1, 3, 2), (2,), (), (4, 1, 1)], ids=str)
 def test_kl_with_a_normal_on_either_side(backend, device, other_shape, scale):
+    if backend == "triton" and (list(STD).index(scale) + len(other_shape)) % 2:
+        pytest.skip("the interpreter is slow: each parameterisation meets every other shape")
     mu, raw = parameters((4, 3, 2), device, scale)
     ours = DiagonalGaussian(mu, raw, scale=scale)
     other, leaves = normals(other_shape, device)

@@ -213,6 +213,6 @@ def test_every_reduction_matches(backend, device, poisoned_memory, name, reducti
 )
 @pytest.mark.parametrize("name", ["shared prior", "draws with prior"])
 def test_every_rank_and_remainder_is_right(backend, device, poisoned_memory, shape, name):
-    if backend == "triton" and shape in ((3, 1029), (35, 33)) and name == "draws with prior":
+    if backend == "triton" and name == "draws with prior" and shape not in ((5,), (33, 2), (2, 1024)):
         pytest.skip("long in the interpreter; the other case has this shape")
     check(backend, device, torch.float32, shape, EVERYTHING[name])

@@ -80,7 +80,10 @@ def check_all(backend, mu, logvar, reduction, grad_z=None, grad_kl=None):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
 def test_values_and_gradients_match_float64(backend, device, poisoned_memory, dtype, reduction):
-    for shape in ((9, 10), (2, 3, 4, 5)):
+    shapes = ((9, 10), (2, 3, 4, 5))
+    if backend == "triton":  # the interpreter is slow: by turns, as to the kernels both are rows
+        shapes = shapes[(REDUCTIONS.index(reduction) + HALF_AND_SINGLE.index(dtype)) % 2 :][:1]
+    for shape in shapes:
         check_all(backend, *posterior(shape, dtype, device), reduction)
 
 
@@ -188,7 +191,10 @@ SHAPES_THAT_BROADCAST = [
 def test_mu_and_logvar_broadcast_against_each_other(backend, device, poisoned_memory, mu_shape, logvar_shape):
     mu = posterior(mu_shape, torch.float32, device)[0]
     logvar = posterior(logvar_shape, torch.float32, device)[1]
-    for reduction in ("sample", "none", "batchmean"):
+    reductions = ("sample", "none", "batchmean")
+    if backend == "triton":  # the interpreter is slow: by turns
+        reductions = reductions[SHAPES_THAT_BROADCAST.index((mu_shape, logvar_shape)) % 3 :][:1]
+    for reduction in reductions:
         check_all(backend, mu, logvar, reduction)
 
 
@@ -302,9 +308,12 @@ def test_extreme_logvar_is_right(backend, device, value):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("shape", [(5, 3), (5, 10), (5, 100), (3, 1030)], ids=str)
 def test_nan_and_infinity_stay_in_their_row_and_follow_ieee(backend, device, bad, shape):
+    if backend == "triton" and shape[1] > 10 and bad == bad:
+        pytest.skip("long in the interpreter; NaN is tried with this shape, infinities with shorter ones")
+    given = posterior(shape, torch.float32, device)
+    clean = fastvae.sample_and_kl(*given, seed=SEED)
     for argument in (0, 1):
-        tensors = list(posterior(shape, torch.float32, device))
-        clean = fastvae.sample_and_kl(*tensors, seed=SEED)
+        tensors = list(given)
         tensors[argument] = tensors[argument].clone()
         tensors[argument][1, 2] = bad
         z, kl = fastvae.sample_and_kl(*tensors, seed=SEED)

@@ -68,8 +68,9 @@ def test_packed_equals_the_halves_in_value_and_gradient(backend, device, poisone
         pytest.skip("float64 is the reference's")
     moments, dim = packed(layout, dtype)
     reductions = ("none", "sample", "sum", "batchmean")
-    if backend == "triton":  # the interpreter is slow: each layout meets two of them in either dtype
-        reductions = reductions[:2] if dtype == torch.float32 else reductions[2:]
+    if backend == "triton":  # the interpreter is slow: layouts and dtypes meet them by turns
+        place = LAYOUTS.index(layout) + 2 * (dtype == torch.bfloat16)
+        reductions = reductions[place % 4 :][:1]
     for reduction in reductions:
         if reduction == "batchmean" and moments.shape[0] == 0:
             continue

@@ -55,8 +55,13 @@ def test_values_and_gradients_are_those_of_the_formula(case, reduction):
             torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-3)
 
 
+def small_shape_of(case):
+    """Finite differences are of every element with every other."""
+    return (2, 1, 3) if case.spec.kind == MIXTURE else (2, 3, 2)
+
+
 def test_float64_gradients(case):
-    x, leaves = leaves_of(case, shapes_of(case)[1], torch.float64)
+    x, leaves = leaves_of(case, small_shape_of(case), torch.float64)
     assert torch.autograd.gradcheck(lambda *given: log_prob_of(case, x, given), leaves)
 
 
@@ -66,7 +71,7 @@ def test_float64_gradients(case):
 )
 def test_second_derivatives(name):
     case = CASES[name]
-    x, leaves = leaves_of(case, shapes_of(case)[1], torch.float64)
+    x, leaves = leaves_of(case, small_shape_of(case), torch.float64)
     assert torch.autograd.gradgradcheck(lambda *given: log_prob_of(case, x, given), leaves)
 
 

@@ -209,24 +209,26 @@ def test_the_same_bits_again(case, backend, kernels, device):
 
 @pytest.mark.parametrize("case", NOTICED, indirect=True)
 @pytest.mark.parametrize("shape", [(9, 10), (3, 2600)])
-def test_values_outside_the_domain_are_noticed(case, kernels, device, shape):
+def test_values_outside_the_domain_are_noticed(case, backend, kernels, device, shape):
     x, parameters = draw(case, shape)
     where = (shape[0] - 1, shape[1] - 1)
     if case.spec.kind in COUNTS:
         tensor, wrong, right = x, (0.5, -1.0, torch.nan, torch.inf, 2.0**20 + 0.125), (0.0, -0.0, 2.0**24 + 2, 1e30)
     else:
         tensor, wrong, right = parameters[0], (1e4, -1e-6, torch.nan), (0.0, 1.0)
-    before = tensor[where].clone()
+    if backend == "triton" and shape[1] > 1000:  # the interpreter is slow: every value is tried in short rows
+        wrong, right = wrong[:1], right[:1]
+
+    def notice(noticed):
+        given = x.to(device), tuple(one.to(device) for one in parameters), *case.under("sample")
+        kernels.likelihood_forward(*given, noticed)
+        return bool(noticed)
+
+    assert notice(torch.ones(1, dtype=torch.bool, device=device))  # it is set, never reset
     for values, expected in ((right, False), (wrong, True)):
         for value in values:
             tensor[where] = value
-            noticed = torch.zeros(1, dtype=torch.bool, device=device)
-            given = x.to(device), tuple(one.to(device) for one in parameters), *case.under("sample")
-            kernels.likelihood_forward(*given, noticed)
-            assert bool(noticed) == expected, value
-            tensor[where] = before
-            kernels.likelihood_forward(x.to(device), given[1], *given[2:], noticed.fill_(True))
-            assert noticed  # it is set, never reset
+            assert notice(torch.zeros(1, dtype=torch.bool, device=device)) == expected, value
 
 
 def test_without_a_domain_nothing_is_noticed(kernels, device):

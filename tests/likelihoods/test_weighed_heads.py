@@ -126,3 +126,14 @@ def test_the_shape_of_log_ratio_is_checked():
     leaves, x, log_ratio = drawn("bernoulli")
     with pytest.raises(ValueError, match=r"log_ratio has shape \(4, 6\), hidden has \(4, 7, 5\)"):
         log_prob("bernoulli", leaves, x, log_ratio[:, :6])
+
+
+def test_a_library_of_each_draw_takes_the_plain_op():
+    leaves, x, log_ratio = drawn("zero_inflated_negative_binomial")
+    leaves[-1] = (leaves[-1] + torch.rand(K, B)).detach().requires_grad_()
+    results = []
+    for given in (None, log_ratio):
+        value = log_prob("zero_inflated_negative_binomial", leaves, x, given)
+        results.append((value.detach(), *torch.autograd.grad((value + log_ratio).logsumexp(0).sum(), leaves)))
+    for plain, weighed in zip(*results, strict=True):
+        torch.testing.assert_close(weighed, plain)

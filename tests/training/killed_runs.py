@@ -2,7 +2,7 @@
 
     python -m tests.training.killed_runs FOLDER SEED KILLS [OPTION ...]
 
-Every attempt is a child of this process, which has imported everything already: killing comes cheap. Children tell when
+Every attempt is a fork of this process, which has imported everything already: killing comes cheap. Children tell when
 they take a step and when they begin and end to write a checkpoint. Every other one is killed within milliseconds after
 it begins to write; the others after some steps, or before the first. Prints how many were killed, and how many of them
 while they wrote.

@@ -264,12 +264,12 @@ def test_the_report_of_iwae_names_the_epoch_of_its_best_checkpoint(data, tmp_pat
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
-def test_pictures_are_drawn_in_any_precision(data, tmp_path, precision):
+def test_pictures_are_drawn_in_any_precision(data, tmp_path, precision, whole_pictures):
     assert train(data, tmp_path / "run", f"--precision={precision}", "--max-epochs=1") == 0
     assert (tmp_path / "run/report.html").exists()
 
 
-def test_vectors_train_without_pictures_of_images(tmp_path):
+def test_vectors_train_without_pictures_of_images(tmp_path, whole_pictures):
     data = save_images(tmp_path / "x.npy", shape=(6,))
     assert train(data, tmp_path / "run") == 0
     assert {path.stem for path in (tmp_path / "run/pictures").iterdir()} == {

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -30,19 +29,31 @@ def alone(data, tmp_path_factory):
     return output
 
 
-def _train_in_processes(number, data, output, *options):
-    where = () if any(option.startswith("--resume") for option in options) else (f"--output={output}",)
-    arguments = [sys.executable, "-m", "fastvae", "train", f"--data={data}", *where, *OPTIONS, *options]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    return subprocess.run(
-        [*arguments, f"--devices={number}", "--strategy=ddp"], capture_output=True, text=True, timeout=240,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+@pytest.fixture
+def train_in_processes(run_fastvae, data, tmp_path) -> Callable[..., CompletedProcess[str]]:
+    """`fastvae train` as the script that pip installs, which Lightning starts again for every further process."""
+    script = tmp_path / "fastvae"
+    script.write_text("import sys\nfrom fastvae.__main__ import main\nsys.exit(main())\n")
+
+    def train(number, output, *options):
+        where = () if any(option.startswith("--resume") for option in options) else (f"--output={output}",)
+        arguments = [
+            *(str(script), "train", f"--data={data}", *where, *OPTIONS, *options),
+            *(f"--devices={number}", "--strategy=ddp"),
+        ]
+        return run_fastvae(
+            f"import os, sys; sys.argv[:] = {arguments}\n"
+            "for name in [name for name in os.environ if name.startswith('PYTEST')]: del os.environ[name]\n"
+            "from fastvae.__main__ import main; sys.exit(main())",
+            OMP_NUM_THREADS="1",
+        )
+
+    return train
 
 
 @pytest.mark.parametrize("number", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_run_in_several_processes_is_that_in_one(number, data, alone, tmp_path):
-    came = _train_in_processes(number, data, tmp_path / "together", *SPLIT)
+def test_a_run_in_several_processes_is_that_in_one(number, train_in_processes, alone, tmp_path):
+    came = train_in_processes(number, tmp_path / "together", *SPLIT)
     assert came.returncode == 0, came.stdout + came.stderr
     assert came.stdout.count("to train on") == 1
     assert largest_difference(saved(alone), saved(tmp_path / "together")) < 1e-4
@@ -55,20 +66,20 @@ def test_a_run_in_several_processes_is_that_in_one(number, data, alone, tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_on_importance_weights_is_taken_up_by_more_processes(data, tmp_path):
+def test_a_run_on_importance_weights_is_taken_up_by_more_processes(data, train_in_processes, tmp_path):
     options = ("--model=iwae", "--iwae-samples=3", "--batch-size=57", "--schedule=constant")
     assert train(data, tmp_path / "alone", *options, "--max-epochs=2") == 0
     assert train(data, tmp_path / "together", *options, "--max-epochs=1") == 0
-    came = _train_in_processes(2, data, tmp_path / "together", *options, f"--resume={tmp_path / 'together'}")
+    came = train_in_processes(2, tmp_path / "together", *options, f"--resume={tmp_path / 'together'}")
     assert came.returncode == 0, came.stdout + came.stderr
     assert largest_difference(saved(tmp_path / "alone"), saved(tmp_path / "together")) < 1e-4
     for expected, row in zip(history(tmp_path / "alone"), history(tmp_path / "together"), strict=True):
         assert row == pytest.approx(expected, rel=1e-5)
 
 
-def test_what_goes_wrong_in_several_processes_ends_all_of_them(data, tmp_path):
+def test_what_goes_wrong_in_several_processes_ends_all_of_them(train_in_processes, tmp_path):
     options = ("--likelihood=gaussian", "--learning-rate=1e30", "--schedule=constant", "--max-epochs=5")
-    came = _train_in_processes(2, data, tmp_path / "run", *options)
+    came = train_in_processes(2, tmp_path / "run", *options)
     assert came.returncode == 1
     assert "fastvae train: error: the loss is no longer a finite number" in came.stderr
     assert "Traceback" not in came.stderr

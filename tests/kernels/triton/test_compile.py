@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+# For one target each op and shape in one of the dtypes, by turns; everything is for the slow tests.
+BY_TURNS = "--by-turns"
 TARGETS = (
-    pytest.param("sm_80", marks=pytest.mark.slow),
-    "sm_90",
-    pytest.param("sm_100", marks=pytest.mark.slow),
-    pytest.param("gfx90a", marks=pytest.mark.slow),
-    pytest.param("gfx942", marks=pytest.mark.slow),
+    pytest.param(("sm_90", BY_TURNS), id="sm_90, dtypes by turns"),
+    *(
+        pytest.param((target,), marks=pytest.mark.slow, id=target)
+        for target in ("sm_80", "sm_90", "sm_100", "gfx90a", "gfx942")
+    ),
 )
 
 # Arrays of the size of z that an op reads or writes, and rows that all of its rows share.
@@ -47,22 +49,29 @@ ARRAYS = {
     "bernoulli": 2,
     "gaussian": 3,
     "negative_binomial": 3,
+    "scaled_bernoulli": 3,
     "bernoulli_backward": 3,
     "gaussian_backward": 5,
     "negative_binomial_backward": 4,
+    "scaled_bernoulli_backward": 4,
     "head_bernoulli": 3,
     "head_negative_binomial": 5,
 }
-PLAIN, DRAWN, LIKELIHOODS, HEADS = 7, 2, 6, 2
+PLAIN, DRAWN, LIKELIHOODS, HEADS = 7, 2, 8, 2
 OTHERS = len(ARRAYS) - PLAIN - LIKELIHOODS - HEADS
 
 
 @pytest.fixture(scope="module", params=TARGETS)
-def compiled(request) -> list[dict]:
-    """All ops for one target. Compiling them takes half a minute: one target is enough for each change."""
+def arguments(request) -> tuple[str, ...]:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def compiled(arguments) -> list[dict]:
+    """All ops for one target, which take half a minute to compile."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run(
-        [sys.executable, "-m", "bench.roofline.compiled", request.param],
+        [sys.executable, "-m", "bench.roofline.compiled", *arguments],
         env=environment,
         cwd=Path(__file__).parents[3],
         capture_output=True,
@@ -73,8 +82,10 @@ def compiled(request) -> list[dict]:
     return json.loads(result.stdout)
 
 
-def test_every_op_compiles_to_a_binary(compiled):
-    assert len(compiled) == 2 * (4 * PLAIN - 1 + 2 * OTHERS + 2 * DRAWN + 2 + 3 * LIKELIHOODS + 2 * HEADS)
+def test_every_op_compiles_to_a_binary(compiled, arguments):
+    dtypes = 1 if BY_TURNS in arguments else 2
+    assert len(compiled) == dtypes * (4 * PLAIN - 1 + 2 * OTHERS + 2 * DRAWN + 2 + 3 * LIKELIHOODS + 2 * HEADS)
+    assert {entry["dtype"] for entry in compiled} == {"float32", "bfloat16"}
     assert all(entry["binary_bytes"] > 1000 for entry in compiled)
 
 

@@ -37,7 +37,7 @@ static approximate function_of(approximate x, double value, double slope, double
 
 static approximate exp_of(approximate x) {
     double value = exp(x.value);
-    return function_of(x, value, value * exp(x.error), EXP);
+    return function_of(x, value, value * exp(x.error), EXP_ERROR);
 }
 
 static approximate log_of(approximate x) { return function_of(x, log(x.value), 1.0 / x.value, FUNCTION); }

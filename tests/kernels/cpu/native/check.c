@@ -11,6 +11,7 @@
 #include <omp.h>
 #endif
 
+#include "heads.h"
 #include "likelihoods.h"
 #include "parameters.h"
 #include "corner_cases.h"
@@ -91,6 +92,7 @@ static void check_shape(shape s, int index, int dtype, int extreme, int64_t effo
         }
         for (int i = 0; i < LATENTS; i++) check_latent(&p);
         check_likelihoods(&p);
+        check_heads(&p);
     }
     free(p.eps);
 }
@@ -173,6 +175,7 @@ int main(int argc, char **argv) {
         for (int dtype = FLOAT32; dtype <= FLOAT16; dtype++)
             for (int i = 0; i < COUNT(shapes); i++) check_shape(shapes[i], i, dtype, extreme, effort);
     check_counts_of_whole_tiles();
+    check_heads_of_each_kind();
     check_latents_of_whole_tiles();
     check_shares_of_draws();
     printf("%s: %lld comparisons, %lld failures, %d calls on several threads\n", isa->name, (long long)comparisons,

@@ -7,6 +7,7 @@ and one that no longer fits the text is an error: it wants to be written anew.
 from __future__ import annotations
 
 from .fault import Fault, constants
+from .head_faults import HEAD_FAULTS
 from .likelihood_faults import LIKELIHOOD_FAULTS
 
 ONE_TOO_MANY_OR_TOO_FEW = (
@@ -209,4 +210,5 @@ FAULTS = (
     *constants("parameterisation.h", r"\b(?!0\.0f)\d+\.\d+f", "(0.5f * {})"),
     *constants("philox.h", r"\b0x[0-9A-F]{8}u", "({} ^ 2u)"),
     *LIKELIHOOD_FAULTS,
+    *HEAD_FAULTS,
 )

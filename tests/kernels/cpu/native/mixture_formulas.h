@@ -67,7 +67,7 @@ static approximate log_of_sum(const approximate *exponents, int n) {
         error += grown(weight, exponents[i].error);
     }
     double value = largest + log(total);
-    return (approximate){value, error / total + nearly(value, ROUNDING) + nearly(log(total), FUNCTION) + EXP};
+    return (approximate){value, error / total + nearly(value, ROUNDING) + nearly(log(total), FUNCTION) + EXP_ERROR};
 }
 
 /* One component's bins for a pixel, and the factors of the levels in its means. */

@@ -14,7 +14,7 @@
 #define EPS 5e-7
 
 /* Relative errors: of exp(logvar/2), of expm1(logvar) and expm1(logvar) - logvar, and of a sum of one row. */
-#define EXP (8 * ROUNDING)
+#define EXP_ERROR (8 * ROUNDING)
 #define EXPM1 (32 * ROUNDING)
 #define ROW_SUM (24 * ROUNDING)
 
@@ -96,7 +96,7 @@ typedef struct {
 } drawn;
 
 static drawn drawn_part(double std, double eps) {
-    double of_eps = std * EPS * (1.0 + fabs(eps)), of_std = nearly(std, EXP) * fabs(eps);
+    double of_eps = std * EPS * (1.0 + fabs(eps)), of_std = nearly(std, EXP_ERROR) * fabs(eps);
     return (drawn){as_float(std * eps), of_eps + of_std + nearly(std * eps, ROUNDING)};
 }
 

@@ -44,6 +44,7 @@ PYTHON_TESTS = (
     "tests/kernels/cpu/test_latents.py",
     "tests/kernels/cpu/test_likelihoods.py",
     "tests/likelihoods/test_kernels.py",
+    "tests/likelihoods/test_head_kernels.py",
 )
 
 Finished = subprocess.CompletedProcess[str]

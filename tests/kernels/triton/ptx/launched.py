@@ -39,9 +39,10 @@ class Executed(NamedTuple):
 
 
 def dump(cases: list[tuple[str, Case]], folder: Path) -> dict[tuple[str, Case], dict[str, Any]]:
-    """The launches of the cases, compiled for the target before each, by two processes if there are many."""
+    """The launches of the cases, compiled for the target before each; by two processes if there are many and no other
+    tests run beside these."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    processes = 2 if len(cases) > 20 else 1
+    processes = 2 if len(cases) > 20 and "PYTEST_XDIST_WORKER" not in os.environ else 1
     started = []
     for part in range(processes):
         place = folder / str(part)

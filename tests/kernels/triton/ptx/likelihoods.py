@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tests.likelihoods.cases import CASES, COUNTS, draw
 
-from .dump import describe
+from .dump import describe, stop_at_ptx
 from .floats import Accuracy, from_bfloat16, to_bfloat16
 from .launched import word_of
 from .machine import launch
@@ -61,6 +61,7 @@ def main() -> None:
     from fastvae.kernels.triton import likelihood_backward, likelihood_forward
     from fastvae.kernels.triton.launch import collected_launches
 
+    stop_at_ptx()
     folder, target = Path(sys.argv[1]), sys.argv[2]
     found = []
     for name, case in CASES.items():
