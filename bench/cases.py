@@ -130,6 +130,7 @@ LIKELIHOODS = {
     ),
     "gaussian": _likelihood("gaussian", "of real values", {"x": "real", "mean": "real", "logvar": "real"}),
     "laplace": _likelihood("laplace", "of real values", {"x": "real", "mean": "real", "logscale": "real"}),
+    "log_normal": _likelihood("log_normal", "of positive values", {"x": "positive", "mu": "real", "logvar": "real"}),
     "poisson": _likelihood("poisson", "of counts", {"x": "counts", "log_rate": "real"}),
     "negative_binomial": _likelihood("negative_binomial", "of counts of genes", _COUNTS),
     "zero_inflated": _likelihood("zero_inflated_negative_binomial", "of counts of genes", _COUNTS | {"logits": "real"}),
@@ -300,7 +301,7 @@ SUITE = (
 )
 
 LIKELIHOOD_SUITE = (
-    *(Case(op, (1024, 784)) for op in ("bernoulli", "continuous_bernoulli", "gaussian", "laplace")),
+    *(Case(op, (1024, 784)) for op in ("bernoulli", "continuous_bernoulli", "gaussian", "laplace", "log_normal")),
     *(
         Case(op, shape, zeros=zeros)
         for op in ("negative_binomial", "zero_inflated")

@@ -33,6 +33,10 @@ def laplace(x: Tensor, mean: Tensor, logscale: Tensor) -> Tensor:
     return -(x - mean).abs() / torch.exp(logscale) - logscale - math.log(2)
 
 
+def log_normal(x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    return gaussian(torch.log(x), mu, logvar) - torch.log(x)
+
+
 def poisson(x: Tensor, log_rate: Tensor) -> Tensor:
     return x * log_rate - torch.exp(log_rate) - torch.lgamma(x + 1)
 

@@ -31,7 +31,7 @@ Activation = Literal["identity", "exp", "softplus", "softmax"]
 ACTIVATIONS = (*get_args(Activation), "given")  # the numbers of the C kernels
 # Of the kinds, all but probabilities that are products, which come from no layer.
 Density = Literal[
-    "bernoulli", "continuous_bernoulli", "gaussian", "laplace", "poisson", "negative_binomial",
+    "bernoulli", "continuous_bernoulli", "gaussian", "laplace", "log_normal", "poisson", "negative_binomial",
     "zero_inflated_negative_binomial", "discretized_logistic_mixture",
 ]  # fmt: skip
 DENSITIES = get_args(Density)

@@ -6,6 +6,7 @@ Of each coordinate, with x the data, the decoder's parameters as named, and eps 
     "continuous_bernoulli"  logits l              x l - softplus(l) + log(l / tanh(l/2)); the last log is log 2 at l = 0
     "gaussian"              mean f, logvar v      -1/2 ((x - f)^2 exp(-v) + v + log 2 pi)
     "laplace"               mean f, logscale v    -|x - f| exp(-v) - v - log 2
+    "log_normal"            mu m, logvar v        -1/2 ((log x - m)^2 exp(-v) + v + log 2 pi) - log x
     "poisson"               lograte r             x r - exp(r) - lgamma(x + 1)
     "negative_binomial"     mean m, theta t       n + x log((m + eps) / (t + m + eps))
                                                   + lgamma(x + t) - lgamma(t) - lgamma(x + 1),
@@ -19,8 +20,12 @@ Of each coordinate, with x the data, the decoder's parameters as named, and eps 
 
 (Kingma & Welling, arXiv 1312.6114; Loaiza-Ganem & Cunningham, arXiv 1907.06845, for the continuous Bernoulli; negative
 binomials as in scVI, Lopez et al. 2018, whose eps keeps logarithms finite where a decoder gives 0; the last as in
-PeakVI, Ashuach et al. 2022, computed as PyTorch's binary cross entropy is.) The v of a Gaussian or Laplace may be
+PeakVI, Ashuach et al. 2022, computed as PyTorch's binary cross entropy is; the log-normal as in Johnson, Kotz &
+Balakrishnan 1994, "Continuous univariate distributions", chapter 14.) The v of a Gaussian, Laplace or log-normal may be
 clamped to (low, high), with a gradient of 1 on the bounds. The derivative by q is (1 or 0 - q) / max(q (1 - q), 1e-12).
+
+Of a log-normal, log p is -infinity at x = 0, its limit, and NaN below. There log x is at least `LEAST_LOG` where it is
+subtracted: an infinity less another would be NaN. No positive float64 has a smaller one.
 
 A value is outside a density's domain, of which a call can be told (``noticed``), where the x of the three kinds of
 counts is not a whole number of 0 or more, or the q of a scaled Bernoulli not within 0 and 1; NaN always is.
@@ -49,7 +54,7 @@ from typing import Final, NamedTuple
 from .latent_spec import decode, encode
 
 __all__ = [
-    "COUNTS", "EPS", "KINDS", "LEAST_VARIANCE", "LOWEST_LOG", "MIXTURE", "NOTICING", "NO_BOUNDS",
+    "COUNTS", "EPS", "KINDS", "LEAST_LOG", "LEAST_VARIANCE", "LOWEST_LOG", "MIXTURE", "NOTICING", "NO_BOUNDS",
     "Bounds", "Kind", "LikelihoodSpec", "channels_of_mixture", "decode_likelihood_spec", "likelihood_spec",
 ]  # fmt: skip
 
@@ -71,6 +76,7 @@ KINDS = {
     "continuous_bernoulli": Kind(1),
     "gaussian": Kind(2),
     "laplace": Kind(2),
+    "log_normal": Kind(2, harmless=(1.0, 0.0, 0.0, 0.0)),
     "poisson": Kind(1, counts=True),
     "negative_binomial": Kind(2, counts=True, harmless=_POSITIVE),
     "zero_inflated_negative_binomial": Kind(3, counts=True, harmless=_POSITIVE),
@@ -87,6 +93,8 @@ EPS = 1e-8
 # PyTorch's bounds in a binary cross entropy: of a logarithm, and of the denominator of its derivative.
 LOWEST_LOG = -100.0
 LEAST_VARIANCE = 1e-12
+# Of a log-normal, where log x is subtracted.
+LEAST_LOG = -745.0
 
 
 class LikelihoodSpec(NamedTuple):

@@ -23,6 +23,7 @@ from .functional import (
     discretized_logistic_mixture_log_prob,
     gaussian_log_prob,
     laplace_log_prob,
+    log_normal_log_prob,
     negative_binomial_log_prob,
     poisson_log_prob,
     scaled_bernoulli_log_prob,
@@ -32,7 +33,7 @@ from .head import Linear, linear_log_prob
 from .images import DiscretizedLogisticMixture
 from .missing import MissingAsNaN
 from .pixels import Bernoulli, ContinuousBernoulli
-from .reals import Gaussian, Laplace
+from .reals import Gaussian, Laplace, LogNormal
 
 __all__ = [
     "Bernoulli",
@@ -42,6 +43,7 @@ __all__ = [
     "Laplace",
     "Likelihood",
     "Linear",
+    "LogNormal",
     "MissingAsNaN",
     "NegativeBinomial",
     "Poisson",
@@ -52,6 +54,7 @@ __all__ = [
     "gaussian_log_prob",
     "laplace_log_prob",
     "linear_log_prob",
+    "log_normal_log_prob",
     "negative_binomial_log_prob",
     "poisson_log_prob",
     "scaled_bernoulli_log_prob",

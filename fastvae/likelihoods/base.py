@@ -71,7 +71,7 @@ class FusedLikelihood(nn.Module):
     def sample(self, parameters: Parameters, generator: torch.Generator | None = None) -> Tensor:
         """x ~ p(x|z) drawn with ``generator``, in the mean's shape and dtype.
 
-        Differentiable for `Gaussian` and `Laplace` only.
+        Differentiable for `Gaussian`, `Laplace` and `LogNormal` only.
         """
         return self._sample_of(self.parts(parameters), generator)
 

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "INTEGERS", "LOWEST_LOG_SCALE", "LikelihoodOptions", "Rule", "bernoulli_log_prob",
     "continuous_bernoulli_log_prob", "discretized_logistic_mixture_log_prob", "gaussian_log_prob", "laplace_log_prob",
-    "negative_binomial_log_prob", "poisson_log_prob", "scaled_bernoulli_log_prob",
+    "log_normal_log_prob", "negative_binomial_log_prob", "poisson_log_prob", "scaled_bernoulli_log_prob",
     "zero_inflated_negative_binomial_log_prob",
 ]  # fmt: skip
 
@@ -143,6 +143,29 @@ def laplace_log_prob(
     tensor([-5.0794, -5.0794])
     """
     return _log_prob("laplace", x, {"mean": mean, "logscale": logscale}, options, clamp=clamp)
+
+
+@shows_options(LikelihoodOptions)
+def log_normal_log_prob(
+    mu: Tensor,
+    logvar: Tensor,
+    x: Tensor,
+    *,
+    clamp: Sequence[float] | None = None,
+    **options: Unpack[LikelihoodOptions],
+) -> Tensor:
+    """Positive values, whose log has mean m and variance exp(v):  -1/2 ((log x - m)^2 exp(-v) + v + log(2 pi)) - log x.
+
+    (Johnson, Kotz & Balakrishnan 1994, "Continuous univariate distributions", chapter 14.) It is a density of x, in x's
+    units. At x = 0 log p is -infinity and gradients are infinite; below, they are NaN. ``clamp`` as for
+    `gaussian_log_prob`.
+
+    >>> import torch
+    >>> from fastvae.likelihoods import log_normal_log_prob
+    >>> log_normal_log_prob(torch.zeros(2, 3), torch.zeros(1), torch.full((2, 3), 2.0))
+    tensor([-5.5569, -5.5569])
+    """
+    return _log_prob("log_normal", x, {"mu": mu, "logvar": logvar}, options, _POSITIVE, clamp=clamp)
 
 
 @shows_options(LikelihoodOptions)
@@ -284,6 +307,7 @@ def _is_probability(values: Tensor) -> Tensor:
 
 _IN_UNIT_INTERVAL: Rule = ("x", _is_probability, "0 to 1")
 _COUNTS: Rule = ("x", lambda x: (x >= 0) & torch.isfinite(x), "a finite count of 0 or more")
+_POSITIVE: Rule = ("x", lambda x: (x > 0) & torch.isfinite(x), "a finite number above 0")
 _MEAN: Rule = ("mean", lambda mean: (mean >= 0) & torch.isfinite(mean), "a finite number of 0 or more")
 _THETA: Rule = ("theta", lambda theta: (theta > 0) & torch.isfinite(theta), "a finite number above 0")
 

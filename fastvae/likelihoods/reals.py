@@ -1,4 +1,4 @@
-"""Likelihoods of real values, `Gaussian` and `Laplace`: one scale, fixed or learned, or one for each element."""
+"""Likelihoods with a location and a scale, `Gaussian`, `Laplace`, `LogNormal`: one scale, or one for each element."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from ..checks import check_clamp, check_flag
 from ..kernels.head_spec import Activation, Density
 from .base import FusedLikelihood, HeadTerms, Parameters, check_parts, check_positive
-from .functional import gaussian_log_prob, laplace_log_prob
+from .functional import gaussian_log_prob, laplace_log_prob, log_normal_log_prob
 
-__all__ = ["Gaussian", "Laplace"]
+__all__ = ["Gaussian", "Laplace", "LogNormal"]
 
 
 class _LocationScale(FusedLikelihood):
     """The log scale is the module's own, fixed or learned, or an output of the decoder."""
 
     _differentiable = True
+    location_name = "mean"
     scale_name: str
     _function: Callable[..., Tensor]
 
@@ -40,7 +41,7 @@ class _LocationScale(FusedLikelihood):
 
     def parts(self, parameters: Parameters) -> tuple[Tensor, ...]:
         if self.from_decoder:
-            return check_parts(parameters, ("mean", self.scale_name))
+            return check_parts(parameters, (self.location_name, self.scale_name))
         return *check_parts(parameters, ("parameters",)), getattr(self, self.scale_name)
 
     def _log_prob(self, mean: Tensor, scale: Tensor, x: Tensor, **options: Any) -> Tensor:
@@ -126,3 +127,35 @@ class Laplace(_LocationScale):
         # At u = -1/2 the logarithm would be infinite.
         drawn = -u.sign() * torch.log1p(-2.0 * u.abs().clamp_max(0.5 - 2**-26))
         return mean + torch.exp(self._clamped(logscale)) * drawn
+
+
+class LogNormal(_LocationScale):
+    """Positive data: log x has the decoder's mean m and variance s^2; log p(x|z) is `log_normal_log_prob`, summed.
+
+    ``variance`` s^2, of log x, ``learned`` and ``clamp`` as for `Gaussian`; with None the decoder's output is the pair
+    (mu, logvar). The mean of x is exp(m + s^2 / 2), its median exp(m).
+
+    >>> import torch
+    >>> from fastvae.likelihoods import LogNormal
+    >>> LogNormal(variance=0.5).log_prob(torch.zeros(2, 3), torch.ones(2, 3))   # -3/2 log(2 pi 0.5)
+    tensor([-1.7171, -1.7171])
+    """
+
+    logvar: Tensor
+    location_name, scale_name = "mu", "logvar"
+    _function = staticmethod(log_normal_log_prob)
+
+    def _head_terms(self, x: Tensor) -> HeadTerms:
+        return self._terms_of("log_normal")
+
+    def __init__(
+        self, variance: float | None = 1.0, learned: bool = False, *, clamp: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(None if variance is None else math.log(check_positive("variance", variance)), learned, clamp)
+
+    def _mean(self, mu: Tensor, logvar: Tensor) -> Tensor:
+        return torch.exp(mu + 0.5 * torch.exp(self._clamped(logvar)))
+
+    def _draw(self, mu: Tensor, logvar: Tensor, generator: torch.Generator | None) -> Tensor:
+        eps = torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device=mu.device)
+        return torch.exp(mu + torch.exp(0.5 * self._clamped(logvar)) * eps)

@@ -40,6 +40,7 @@ _LIKELIHOODS: dict[str, Callable[[ModelConfig], nn.Module]] = {
     "continuous-bernoulli": lambda config: likelihoods.ContinuousBernoulli(),
     "gaussian": lambda config: likelihoods.Gaussian(0.1, learned=True),
     "laplace": lambda config: likelihoods.Laplace(0.3, learned=True),
+    "log-normal": lambda config: likelihoods.LogNormal(0.1, learned=True),
     "mixture": lambda config: likelihoods.DiscretizedLogisticMixture(channels=config.event_shape[0]),
     "poisson": lambda config: likelihoods.Poisson(config.library_size),
     "negative-binomial": lambda config: likelihoods.NegativeBinomial(config.event_shape, config.library_size),
@@ -164,7 +165,9 @@ class ModelConfig:
             network = _ZeroForMissing(network, latent_shape)
         if self.likelihood in COUNTS:
             return _OfLogCounts(network, latent_shape)
-        return StandardizedEncoder(network, self.statistics_shape) if self.standardize else network
+        if self.standardize:
+            network = StandardizedEncoder(network, self.statistics_shape)
+        return _OfLogs(network, latent_shape) if self.likelihood == "log-normal" else network
 
     def _of_parameters(self, decoder: nn.Module) -> nn.Module:
         """The decoder, with its output at the scale of the likelihood's parameters."""
@@ -172,7 +175,7 @@ class ModelConfig:
             return _MeanOfCounts(decoder, self.likelihood == "zero-inflated", positive=not self.library_size)
         if not self.standardize or self.likelihood in ("mixture", *COUNTS):
             return decoder
-        # Logits start at those of the mean image; means at the statistics of the data.
+        # Logits start at those of the mean image; means at the statistics of the data, or of their logarithm.
         logits = self.likelihood in ("bernoulli", "continuous-bernoulli")
         return StandardizedDecoder(decoder, self.event_shape if logits else self.statistics_shape)
 
@@ -199,7 +202,7 @@ class ModelConfig:
         if self.prior == "mixture":
             return priors.GaussianMixture(latent_dim, self.components)
         if self.prior == "vamp":
-            bounded = self.likelihood not in COUNTS
+            bounded = self.likelihood not in (*COUNTS, "log-normal")
             squash = torch.sigmoid if bounded else F.softplus
             return priors.VampPrior(encoder, self.event_shape, self.components, squash=squash)
         return None
@@ -215,7 +218,17 @@ class _OfLogCounts(nn.Module):
         self.packs_moments = getattr(encoder, "packs_moments", False)
 
     def forward(self, x: Tensor, *others: Any, **options: Any) -> Any:
-        return self.encoder(torch.log1p(x), *others, **options)
+        return self.encoder(self._logarithm(x), *others, **options)
+
+    def _logarithm(self, x: Tensor) -> Tensor:
+        return torch.log1p(x)
+
+
+class _OfLogs(_OfLogCounts):
+    """``encoder(log x)``: so do positive values."""
+
+    def _logarithm(self, x: Tensor) -> Tensor:
+        return torch.log(x)
 
 
 class _ZeroForMissing(nn.Module):

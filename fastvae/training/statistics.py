@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..likelihoods import Gaussian
+from ..likelihoods import Gaussian, LogNormal
 from ..nn import VAE, ResidualDecoder, ResidualEncoder, StandardizedDecoder, StandardizedEncoder
 from ..nn.model import LatentVariableModel
 from .datasets import Samples
@@ -23,6 +23,7 @@ _ROWS = 5000
 _ROWS_OF_COMPONENTS = 1000
 _NUMBERS_AT_ONCE = 2**23
 _LEAST_ERROR = 1e-7
+_LEAST_MEAN = 1e-30
 _LEAST_STD = 1e-3
 """Of the largest: a coordinate that hardly varies is not blown up."""
 
@@ -77,6 +78,8 @@ def start_from(model: LatentVariableModel, config: ModelConfig, data: Statistics
     the likelihood's scale, to the error of the model as it is then.
     """
     mean, variance = _pooled(config, data)
+    if config.likelihood == "log-normal":
+        mean, variance = _of_logarithm(mean, variance)
     std = variance.sqrt()
     largest = std.max()
     std = std.clamp_min(_LEAST_STD * largest) if largest > 0 else torch.ones_like(std)
@@ -147,10 +150,17 @@ def _principal_components(p: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _logarithm_of_scale(model: LatentVariableModel, error: Tensor) -> float:
-    """Of a Gaussian the log variance, of a Laplace with this variance the log of its scale."""
+    """Of a Gaussian and a log-normal the log variance, of a Laplace with this variance the log of its scale."""
     logvar = math.log(max(error.item(), _LEAST_ERROR))
     likelihood = getattr(model.likelihood, "likelihood", model.likelihood)  # inside MissingAsNaN
-    return logvar if isinstance(likelihood, Gaussian) else 0.5 * (logvar - math.log(2.0))
+    return logvar if isinstance(likelihood, (Gaussian, LogNormal)) else 0.5 * (logvar - math.log(2.0))
+
+
+def _of_logarithm(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the logarithm of a log-normal whose own these are."""
+    mean = mean.clamp_min(_LEAST_MEAN)  # of a coordinate that is missing everywhere
+    variance = torch.log1p(variance / mean.square())
+    return mean.log() - 0.5 * variance, variance
 
 
 def spread_rows(samples: Samples, count: int) -> Tensor:

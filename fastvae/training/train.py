@@ -263,9 +263,15 @@ def _check_values(model_config: ModelConfig, source: Source, config: Any) -> Non
     for option, does in (("flip", "mirrors"), ("shift", "moves")):
         if config[option] and len(shape) != 3:
             raise TrainingError(f"--{option} {does} images (C, H, W), {data} has samples of shape {shape}")
-    if model_config.likelihood not in ("bernoulli", "continuous-bernoulli", "mixture"):
+    if model_config.likelihood not in ("bernoulli", "continuous-bernoulli", "log-normal", "mixture"):
         return
     low, high = value_range(source)
+    if model_config.likelihood == "log-normal":
+        if low <= 0:
+            raise TrainingError(
+                f"{data} has values from {low:g} on, log-normal takes those above 0: --likelihood gaussian"
+            )
+        return
     if low < 0 or high > 1:
         raise TrainingError(
             f"{data} has values from {low:g} to {high:g}, {model_config.likelihood} takes 0 to 1:"

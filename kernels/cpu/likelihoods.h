@@ -39,14 +39,24 @@ ALWAYS_INLINE vf poisson_of(vf x, vf r) {
 
 ALWAYS_INLINE vf bounded(vf scale, const likelihood *d) { return at_most(at_least(scale, d->low), d->high); }
 
+/* log p of a Gaussian, from its distance to the mean. */
+ALWAYS_INLINE vf gaussian_of(vf difference, vf logvar) {
+    const float log_2_pi = 1.83787707f;
+    return -0.5f * (difference * difference * exp_of(-logvar) + logvar + log_2_pi);
+}
+
+/* x as the location is compared with it. */
+ALWAYS_INLINE vf data_of(int kind, vf x) { return kind == LOG_NORMAL ? log_of(x) : x; }
+
 ALWAYS_INLINE vf log_prob_of(int kind, vf x, vf first, vf second, const likelihood *d) {
-    const float log_2_pi = 1.83787707f, log_2 = 0.69314718f;
-    vf scale = bounded(second, d), difference = x - first;
+    const float log_2 = 0.69314718f, least_log = -745.0f; /* likelihood_spec.py says what the last is for */
+    vf scale = bounded(second, d), data = data_of(kind, x), difference = data - first;
     switch (kind) {
     case BERNOULLI: return x * first - softplus_of(first);
     case CONTINUOUS_BERNOULLI: return x * first - softplus_of(first) + log_normalizer_of(first);
-    case GAUSSIAN: return -0.5f * (difference * difference * exp_of(-scale) + scale + log_2_pi);
+    case GAUSSIAN: return gaussian_of(difference, scale);
     case LAPLACE: return -(absolute(difference) * exp_of(-scale) + scale + log_2);
+    case LOG_NORMAL: return gaussian_of(difference, scale) - at_least(data, least_log);
     case POISSON: return poisson_of(x, first);
     default: __builtin_unreachable(); /* counts.h, scaled_bernoulli.h and mixture.h have the others */
     }
@@ -63,8 +73,8 @@ ALWAYS_INLINE gradients gradients_of(int kind, vf grad, vf x, vf first, vf secon
     if (kind == CONTINUOUS_BERNOULLI)
         return (gradients){grad * (x - sigmoid_of(first) + normalizer_gradient_of(first)), zero};
     if (kind == POISSON) return (gradients){grad * (x - exp_of(first)), zero};
-    vf scale = bounded(second, d), difference = x - first, inverse = exp_of(-scale), of_mean, of_scale;
-    if (kind == GAUSSIAN) {
+    vf scale = bounded(second, d), difference = data_of(kind, x) - first, inverse = exp_of(-scale), of_mean, of_scale;
+    if (kind != LAPLACE) {
         of_mean = difference * inverse;
         of_scale = 0.5f * (difference * of_mean - 1.0f);
     } else {
@@ -77,7 +87,7 @@ ALWAYS_INLINE gradients gradients_of(int kind, vf grad, vf x, vf first, vf secon
     return (gradients){grad * of_mean, choose(clamped, zero, grad * of_scale)};
 }
 
-ALWAYS_INLINE int has_scale(int kind) { return kind == GAUSSIAN || kind == LAPLACE; }
+ALWAYS_INLINE int has_scale(int kind) { return kind == GAUSSIAN || kind == LAPLACE || kind == LOG_NORMAL; }
 
 ALWAYS_INLINE void log_prob_vector(int kind, const likelihood *d, likelihood_inputs in, float *log_prob, int64_t i,
                                    int64_t count) {
@@ -101,6 +111,7 @@ ALWAYS_INLINE void gradients_vector(int kind, const likelihood *d, likelihood_in
     case CONTINUOUS_BERNOULLI: EACH_VECTOR(n, function, CONTINUOUS_BERNOULLI, __VA_ARGS__); break;     \
     case GAUSSIAN: EACH_VECTOR(n, function, GAUSSIAN, __VA_ARGS__); break;                             \
     case LAPLACE: EACH_VECTOR(n, function, LAPLACE, __VA_ARGS__); break;                               \
+    case LOG_NORMAL: EACH_VECTOR(n, function, LOG_NORMAL, __VA_ARGS__); break;                         \
     case POISSON: EACH_VECTOR(n, function, POISSON, __VA_ARGS__); break;                               \
     }
 

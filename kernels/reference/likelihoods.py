@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 from ..layout import likelihood_dtype
-from ..likelihood_spec import COUNTS, EPS, LEAST_VARIANCE, LOWEST_LOG, MIXTURE, NOTICING, Bounds, LikelihoodSpec
+from ..likelihood_spec import (
+    COUNTS,
+    EPS,
+    LEAST_LOG,
+    LEAST_VARIANCE,
+    LOWEST_LOG,
+    MIXTURE,
+    NOTICING,
+    Bounds,
+    LikelihoodSpec,
+)
 from . import mixture
 from .bounds import at_least, between
 from .counts import negative_binomial, negative_binomial_at_zero, negative_binomial_slopes, poisson
@@ -58,9 +68,11 @@ def log_prob_elementwise(x: Tensor, parameters: tuple[Tensor, ...], spec: Likeli
         return x * first - softplus(first)
     if spec.kind == "continuous_bernoulli":
         return x * first - softplus(first) + log_normalizer(first)
-    if spec.kind == "gaussian":
+    if spec.kind in ("gaussian", "log_normal"):
         logvar = between(others[0], bounds.low, bounds.high)
-        return -0.5 * ((x - first).square() * torch.exp(-logvar) + logvar + LOG_2_PI)
+        data = x if spec.kind == "gaussian" else torch.log(x)
+        log_p = -0.5 * ((data - first).square() * torch.exp(-logvar) + logvar + LOG_2_PI)
+        return log_p if spec.kind == "gaussian" else log_p - at_least(data, LEAST_LOG)
     if spec.kind == "laplace":
         logscale = between(others[0], bounds.low, bounds.high)
         return -(x - first).abs() * torch.exp(-logscale) - logscale - math.log(2.0)
@@ -149,11 +161,12 @@ def derivatives(
         return ((x - sigmoid(first) + normalizer_gradient(first), always),)
     if spec.kind == "poisson":
         return ((x - torch.exp(first), always),)
-    if spec.kind in ("gaussian", "laplace"):
+    if spec.kind in ("gaussian", "laplace", "log_normal"):
         scale = between(others[0], bounds.low, bounds.high)
         inside = (others[0] >= bounds.low) & (others[0] <= bounds.high) | others[0].isnan()
-        difference, inverse = x - first, torch.exp(-scale)
-        if spec.kind == "gaussian":
+        difference = (torch.log(x) if spec.kind == "log_normal" else x) - first
+        inverse = torch.exp(-scale)
+        if spec.kind != "laplace":
             of_mean = difference * inverse
             of_scale = 0.5 * (difference * of_mean - 1.0)
         else:

@@ -35,6 +35,7 @@ from .special import (
 from .tiles import ABSENT, load_shared, load_tile
 
 EPS: tl.constexpr = tl.constexpr(1e-8)
+LEAST_LOG: tl.constexpr = tl.constexpr(-745.0)
 
 
 @triton.jit
@@ -174,6 +175,12 @@ def log_prob(
     elif KIND == "laplace":
         logscale = clamped(second, low, high, CLAMP, PTX_LEVEL)
         log_p = -tl.abs(x - first) * tl.exp(-logscale) - logscale - LN_2
+    elif KIND == "log_normal":
+        logvar = clamped(second, low, high, CLAMP, PTX_LEVEL)
+        log_x = tl.log(x)
+        distance = log_x - first
+        log_p = -0.5 * (distance * distance * tl.exp(-logvar) + logvar) - HALF_LOG_2_PI
+        log_p -= tl.where(log_x < LEAST_LOG, LEAST_LOG, log_x)
     elif KIND == "scaled_bernoulli":
         log_p = scaled_bernoulli(x, first, second, third)
     else:
@@ -202,9 +209,10 @@ def slopes(
         of_first = continuous_bernoulli_slope(x, first, PTX_LEVEL)
     elif KIND == "poisson":
         of_first = x - exp(first)
-    elif KIND == "gaussian":
-        of_first = (x - first) * tl.exp(-clamped(second, low, high, CLAMP, PTX_LEVEL))
-        of_second = 0.5 * ((x - first) * of_first - 1.0)
+    elif KIND == "gaussian" or KIND == "log_normal":
+        distance = (tl.log(x) if KIND == "log_normal" else x) - first
+        of_first = distance * tl.exp(-clamped(second, low, high, CLAMP, PTX_LEVEL))
+        of_second = 0.5 * (distance * of_first - 1.0)
     elif KIND == "laplace":
         distance = x - first
         inverse = tl.exp(-clamped(second, low, high, CLAMP, PTX_LEVEL))

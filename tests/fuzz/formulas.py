@@ -121,16 +121,23 @@ def likelihood(kind: str, x: Array, parameters: list[Array], clamp: tuple[float,
             log_prob = log_prob + np.where(logit == first, constant, np.log(2) + first**2 / 12)
             slope = slope + np.where(logit == first, 1 / logit - 1 / np.sinh(logit), first / 6)
         return Likelihood(log_prob, [slope], 1 + np.abs(x * first) + np.abs(first), [one])
-    if kind in ("gaussian", "laplace"):
+    if kind in ("gaussian", "laplace", "log_normal"):
         v, inside = others[0], one
         if clamp is not None:
             inside = ((v >= clamp[0]) & (v <= clamp[1])).astype(float)
             v = np.clip(v, *clamp)
-        apart, inverse = x - first, np.exp(-v)
-        if kind == "gaussian":
+        data = np.log(x) if kind == "log_normal" else x
+        apart, inverse = data - first, np.exp(-v)
+        if kind != "laplace":
             log_prob = -0.5 * (apart**2 * inverse + v + LOG_2_PI)
             slopes = [apart * inverse, 0.5 * (apart**2 * inverse - 1) * inside]
-            return Likelihood(log_prob, slopes, 1 + np.abs(log_prob), [np.abs(slopes[0]), 1 + apart**2 * inverse])
+            size, slope_sizes = 1 + np.abs(log_prob), [np.abs(slopes[0]), 1 + apart**2 * inverse]
+            if kind == "log_normal":  # log x is rounded before the mean is subtracted
+                rounded = np.abs(data) * inverse
+                size = size + np.abs(data) + np.abs(apart) * rounded
+                slope_sizes = [slope_sizes[0] + rounded, slope_sizes[1] + np.abs(apart) * rounded]
+                log_prob = log_prob - data
+            return Likelihood(log_prob, slopes, size, slope_sizes)
         log_prob = -np.abs(apart) * inverse - v - np.log(2)
         slopes = [np.sign(apart) * inverse, (np.abs(apart) * inverse - 1) * inside]
         return Likelihood(log_prob, slopes, 1 + np.abs(apart) * inverse, [inverse, 1 + np.abs(apart) * inverse])

@@ -49,7 +49,7 @@ def calls(draw, kinds: tuple[str, ...] = ELEMENTWISE, floats: tuple[torch.dtype,
     return {
         "kind": kind,
         "components": draw(st.sampled_from([1, 2, 5, 10])),
-        "clamp": draw(st.sampled_from([None, (-1.0, 0.5)])) if kind in ("gaussian", "laplace") else None,
+        "clamp": draw(st.sampled_from([None, (-1.0, 0.5)])) if kind in ("gaussian", "laplace", "log_normal") else None,
         "sharing": ["full"] + [draw(st.sampled_from(["full", "shared", "rows", "one"])) for _ in range(2)],
         "shape": shape,
         "draws": draws,
@@ -86,6 +86,8 @@ def values_of(case: dict[str, Any], random: np.random.Generator) -> tuple[np.nda
     if kind == "scaled_bernoulli":
         values = [random.random(one.shape) ** random.choice([0.05, 1.0, 4.0]) for one in values]
         return random.integers(0, 3, size=shape), values
+    if kind == "log_normal":
+        return np.exp(random.choice([1.0, 20.0]) * random.normal(size=shape)), values
     if kind not in COUNTS:
         return random.random(shape) if "bernoulli" in kind else random.normal(size=shape), values
     most = {torch.uint8: 200.0, torch.int16: 3e4}.get(case["x_dtype"], 1e9)

@@ -29,6 +29,10 @@ def clamped_gaussian(x, mean, logvar):
     return eager.gaussian(x, mean, logvar.clamp(-1.0, 0.5))
 
 
+def clamped_log_normal(x, mu, logvar):
+    return eager.log_normal(x, mu, logvar.clamp(-1.0, 0.5))
+
+
 def mixture(x, parameter):
     """By probabilities of bins, which float64 has digits enough for."""
     if parameter.dtype == torch.float64:
@@ -68,6 +72,10 @@ CASES = {
     ),
     "Laplace": Case(LikelihoodSpec("laplace"), eager.laplace, ("full", "full")),
     "Laplace, one scale": Case(LikelihoodSpec("laplace"), eager.laplace, ("full", "one")),
+    "log-normal": Case(LikelihoodSpec("log_normal"), eager.log_normal, ("full", "full")),
+    "log-normal, clamped, shared variance": Case(
+        LikelihoodSpec("log_normal", clamp=True), clamped_log_normal, ("full", "shared"), Bounds(-1.0, 0.5)
+    ),
     "Poisson": Case(LikelihoodSpec("poisson"), eager.poisson),
     "negative binomial": Case(NEGATIVE_BINOMIAL, eager.negative_binomial, ("full", "shared")),
     "negative binomial, theta of each": Case(NEGATIVE_BINOMIAL, eager.negative_binomial, ("full", "full")),
@@ -111,6 +119,8 @@ def data_of(kind: str, shape: tuple[int, ...]) -> Tensor:
     """Random x in the domain of a kind; of counts more than half are 0."""
     if kind in (*COUNTS, "scaled_bernoulli"):
         return torch.poisson(torch.rand(shape) * torch.randint(0, 2, shape) * 6)
+    if kind == "log_normal":
+        return torch.exp(torch.randn(shape))
     return torch.rand(shape) if kind in UNIT else torch.randn(shape)
 
 

@@ -13,6 +13,7 @@ from fastvae.likelihoods import (
     discretized_logistic_mixture_log_prob,
     gaussian_log_prob,
     laplace_log_prob,
+    log_normal_log_prob,
     negative_binomial_log_prob,
     poisson_log_prob,
     zero_inflated_negative_binomial_log_prob,
@@ -75,7 +76,7 @@ def test_second_derivatives(name):
     assert torch.autograd.gradgradcheck(lambda *given: log_prob_of(case, x, given), leaves)
 
 
-@pytest.mark.parametrize("name", ["bernoulli", "Gaussian", "Laplace, one scale"])
+@pytest.mark.parametrize("name", ["bernoulli", "Gaussian", "Laplace, one scale", "log-normal"])
 def test_the_gradient_of_the_data(name):
     case = CASES[name]
     x, leaves = leaves_of(case, (3, 4), torch.float64)
@@ -192,6 +193,10 @@ ONES = torch.ones(2, 3)
         (
             lambda: gaussian_log_prob(ONES, ONES * torch.nan, ONES, check=True),
             r"logvar is nan at index \[0, 0\], expected a finite number",
+        ),
+        (
+            lambda: log_normal_log_prob(ONES, ONES, ONES * torch.tensor([1.0, 0.0, 1.0]), check=True),
+            r"x is 0\.0 at index \[0, 1\], expected a finite number above 0",
         ),
         (
             lambda: discretized_logistic_mixture_log_prob(

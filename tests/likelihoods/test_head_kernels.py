@@ -24,6 +24,7 @@ HEADS = {
     "Gaussian, clamped": (HeadSpec("gaussian", second="identity", clamp=True), ()),
     "Gaussian, one variance": (HeadSpec("gaussian", second="given"), ("one",)),
     "Laplace, shared scale": (HeadSpec("laplace", second="given"), ("event",)),
+    "log-normal, clamped": (HeadSpec("log_normal", second="identity", clamp=True), ()),
     "Poisson": (HeadSpec("poisson"), ()),
     "Poisson, softmax": (HeadSpec("poisson", "softmax"), ()),
     "negative binomial": (HeadSpec("negative_binomial", "softplus", "exp"), ()),

@@ -26,6 +26,7 @@ DENSITIES = {
     "continuous_bernoulli": ("identity",),
     "gaussian": ("identity", None),
     "laplace": ("identity", "identity"),
+    "log_normal": ("identity", None),
     "poisson": ("softmax",),
     "negative_binomial": ("softplus", "exp"),
     INFLATED: ("softmax", None, "identity"),

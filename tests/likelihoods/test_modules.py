@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.distributions import ContinuousBernoulli as TorchContinuousBernoulli
 from torch.distributions import Laplace as TorchLaplace
+from torch.distributions import LogNormal as TorchLogNormal
 
 from fastvae.likelihoods import (
     Bernoulli,
@@ -16,6 +17,7 @@ from fastvae.likelihoods import (
     DiscretizedLogisticMixture,
     Gaussian,
     Laplace,
+    LogNormal,
     NegativeBinomial,
     Poisson,
     ZeroInflatedNegativeBinomial,
@@ -42,6 +44,8 @@ MODULES = {
     "Gaussian with logvar": (Gaussian(None, clamp=(-1.0, 1.0)), (MEAN, LOGITS)),
     "Laplace": (Laplace(0.5), LOGITS),
     "Laplace with logscale": (Laplace(None), (MEAN, LOGITS / 2)),
+    "LogNormal": (LogNormal(0.5), LOGITS),
+    "LogNormal with logvar": (LogNormal(None, clamp=(-1.0, 0.5)), (MEAN, LOGITS)),
     "Poisson": (Poisson(), LOGITS),
     "NegativeBinomial": (NegativeBinomial(3), MEAN),
     "NegativeBinomial with theta": (NegativeBinomial(), (MEAN, THETA)),
@@ -87,6 +91,13 @@ def test_laplace_is_torchs():
     mean, x = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
     expected = TorchLaplace(mean, 0.3).log_prob(x).sum(1)
     torch.testing.assert_close(Laplace(0.3).double().log_prob(mean, x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_log_normal_is_torchs():
+    mu, x = torch.randn(4, 6, dtype=torch.float64), torch.rand(4, 6, dtype=torch.float64)
+    other, likelihood = TorchLogNormal(mu, 0.09**0.5), LogNormal(0.09).double()
+    torch.testing.assert_close(likelihood.log_prob(mu, x), other.log_prob(x).sum(1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(likelihood.mean(mu), other.mean, rtol=1e-6, atol=1e-6)
 
 
 def test_a_learned_theta_is_one_for_each_gene():
@@ -157,6 +168,8 @@ def test_they_pickle_and_copy(name):
         (lambda: Gaussian(None, learned=True), ValueError, "learned is True with a logvar from the decoder"),
         (lambda: Gaussian(1.0, clamp=(-1, 1)), ValueError, "clamp was given without a logvar from the decoder"),
         (lambda: Gaussian(None, clamp=3), TypeError, "clamp is 3"),
+        (lambda: LogNormal(-1.0), ValueError, "variance is -1.0, expected a positive finite number"),
+        (lambda: LogNormal(None).log_prob(MEAN, MEAN), TypeError, r"expected the tensors \(mu, logvar\)"),
         (lambda: NegativeBinomial(0), ValueError, "features is 0, expected a positive int"),
         (lambda: NegativeBinomial(2.5), TypeError, "features is 2.5"),
         (lambda: DiscretizedLogisticMixture(0), ValueError, "components is 0, expected 1 or more"),

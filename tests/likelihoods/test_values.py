@@ -10,9 +10,15 @@ import mpmath
 import pytest
 import torch
 
+import fastvae
 from fastvae.kernels.backend import implementation
 from fastvae.kernels.likelihood_spec import MIXTURE, NO_BOUNDS, Bounds, LikelihoodSpec
-from fastvae.likelihoods import continuous_bernoulli_log_prob, negative_binomial_log_prob, poisson_log_prob
+from fastvae.likelihoods import (
+    continuous_bernoulli_log_prob,
+    log_normal_log_prob,
+    negative_binomial_log_prob,
+    poisson_log_prob,
+)
 
 EPS = mpmath.mpf("1e-8")
 Formula = Callable[..., mpmath.mpf]
@@ -28,6 +34,11 @@ def log_negative_binomial(mean, theta, x):
         return at_zero
     gammas = mpmath.loggamma(x + theta) - mpmath.loggamma(theta) - mpmath.loggamma(x + 1)
     return at_zero + x * mpmath.log((mean + EPS) / (theta + mean + EPS)) + gammas
+
+
+def log_log_normal(mu, logvar, x):
+    apart = mpmath.log(x) - mu
+    return -(apart**2 * mpmath.exp(-logvar) + logvar + mpmath.log(2 * mpmath.pi)) / 2 - mpmath.log(x)
 
 
 def derivative(formula: Formula, index: int) -> Formula:
@@ -203,11 +214,39 @@ def test_the_gradient_of_a_mixtures_coefficient_does_not_cancel_where_tanh_is_ne
     torch.testing.assert_close(came.double().cpu(), exact, rtol=3e-6, atol=0.0)
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "laplace"])
+def test_the_log_normal_of_every_size_of_x(backend, device):
+    x = torch.tensor([1e-37, 1e-20, 1e-3, 0.5, 0.999, 1.0, 1.001, 3.0, 1e4, 1e20, 3e38])
+    mu, logvar = torch.meshgrid(torch.tensor([-50.0, 0.0, 0.3, 80.0]), torch.tensor([-3.0, 0.0, 20.0]), indexing="ij")
+    x, mu, logvar = torch.broadcast_tensors(x[:, None, None], mu, logvar)
+    given = [one.reshape(1, -1).to(device) for one in (mu, logvar, x)]
+    mu, logvar = (one.requires_grad_() for one in given[:2])
+    with fastvae.use_backend(backend):
+        log_prob = log_normal_log_prob(*given, reduction="none")
+    log_prob.sum().backward()
+    arguments = [one.detach().cpu().flatten() for one in given]
+    assert_right(log_prob.detach().cpu().flatten(), log_log_normal, arguments, 1e-6)
+    for index, one in enumerate((mu, logvar)):
+        assert_right(one.grad.cpu().flatten(), derivative(log_log_normal, index), arguments, 1e-6)
+
+
+def test_outside_its_domain_a_log_normal_is_minus_infinity_or_nan(backend, device):
+    mu = torch.zeros(1, 4, device=device, requires_grad=True)
+    x = torch.tensor([[0.0, -1.0, torch.inf, torch.nan]], device=device)
+    with fastvae.use_backend(backend):
+        log_prob = log_normal_log_prob(mu, torch.ones(1, device=device), x, reduction="none")
+    log_prob.sum().backward()
+    for found, expected in (
+        (log_prob, [-torch.inf, torch.nan, -torch.inf, torch.nan]),
+        (mu.grad, [-torch.inf, torch.nan, torch.inf, torch.nan]),
+    ):
+        torch.testing.assert_close(found.cpu(), torch.tensor([expected]), equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "laplace", "log_normal"])
 @pytest.mark.parametrize("shape", [(2, 3), (1, 3), (1, 1)], ids=["full", "shared", "one"])
 def test_an_infinite_gradient_does_not_reach_a_clamped_scale(backend, device, kind, shape):
     kernels = implementation(backend, device, torch.float32)
-    x, mean = torch.randn(2, 3, device=device), torch.randn(2, 3, device=device)
+    x, mean = torch.rand(2, 3, device=device), torch.randn(2, 3, device=device)
     scale = torch.full(shape, 5.0, device=device)
     grad = torch.full((2,), torch.inf, device=device)
     spec = LikelihoodSpec(kind, clamp=True)

@@ -39,6 +39,7 @@ LIKELIHOODS = {
     "Gaussian": (lambda: L.Gaussian(0.3, learned=True), UNIT, 1, lambda decoder: StandardizedDecoder(decoder, (2, 1))),
     "Gaussian with logvar": (lambda: L.Gaussian(None, clamp=(-1, 1)), UNIT, 2, None),
     "Laplace": (L.Laplace, UNIT, 1, None),
+    "log-normal": (lambda: L.LogNormal(0.3, learned=True), 0.1 + UNIT, 1, None),
     "Poisson": (L.Poisson, COUNTS, 1, None),
     "Poisson, library": (lambda: L.Poisson(20.0), COUNTS, 1, None),
     "negative binomial": (lambda: L.NegativeBinomial(SHAPE, 20.0), COUNTS, 1, None),

@@ -214,6 +214,20 @@ def test_every_kind_of_model_trains_is_evaluated_and_sampled(data, tmp_path, cap
     assert np.isfinite(made).all()
 
 
+def test_positive_data_train_under_a_log_normal(tmp_path):
+    """The encoder sees log x and the decoder gives its mean, both standardised."""
+    logarithms = np.array([5.0, -20.0, 0.0]) + np.random.default_rng(0).normal(size=(200, 3))
+    np.save(tmp_path / "x.npy", np.exp(logarithms).astype(np.float32))
+    options = ("--likelihood=log-normal", "--max-epochs=1")
+    assert train(tmp_path / "x.npy", tmp_path / "run", *options) == 0
+    model = fastvae.load(tmp_path / "run")
+    for one in (model.encoder.encoder, model.decoder):
+        np.testing.assert_allclose(one.mean, logarithms.mean(0), atol=0.5)
+        np.testing.assert_allclose(one.std, logarithms.std(0), atol=0.5)
+    assert main(["sample", str(tmp_path / "run"), "--n=5", f"--output={tmp_path / 'new.npy'}"]) == 0
+    assert (np.load(tmp_path / "new.npy") > 0).all()
+
+
 def test_a_folder_of_colour_images_trains_a_convolutional_vae(tmp_path):
     random = np.random.default_rng(0)
     for number in range(12):

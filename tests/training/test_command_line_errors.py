@@ -146,6 +146,13 @@ def test_values_that_the_likelihood_has_no_probability_for_are_refused(tmp_path,
     fails(capsys, ["train", f"--data={tmp_path / 'x.npy'}", "--likelihood=bernoulli", *OPTIONS], "7", "gaussian")
 
 
+def test_values_without_a_logarithm_are_refused(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.arange(200.0).reshape(50, 4))
+    fails(
+        capsys, ["train", f"--data={tmp_path / 'x.npy'}", "--likelihood=log-normal", *OPTIONS], "from 0 on", "above 0"
+    )
+
+
 def test_a_run_is_not_written_over(finished, data, capsys):
     before = (finished / "checkpoints/last.ckpt").read_bytes()
     fails(capsys, ["train", f"--data={data}", f"--output={finished}", *OPTIONS], "--resume", "another --output")

@@ -343,7 +343,8 @@ def test_offsets_of_elements_are_64_bits_wide_before_they_are_multiplied(interme
 @pytest.mark.parametrize(("shapes", "width"), [("usual", "i32"), ("wide", "i64")])
 def test_columns_are_counted_in_64_bits_only_where_32_do_not_do(intermediate_code, shapes, width):
     # The others have loops over draws, or over tiles of rows, as well or instead.
-    ops = [op for op in intermediate_code[shapes] if not re.search("iwae|(shared_prior|binomial|scaled_bernoulli)_backward", op)]
+    others = "iwae|(shared_prior|binomial|scaled_bernoulli)_backward"
+    ops = [op for op in intermediate_code[shapes] if not re.search(others, op)]
     assert len(ops) > 15
     for code in itertools.chain(*(intermediate_code[shapes][op] for op in ops)):
         assert set(re.findall(r"scf\.for .* : (i\d+) {", code)) == {width}

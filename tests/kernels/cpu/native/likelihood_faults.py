@@ -71,7 +71,16 @@ WRONG_ARITHMETIC = (
     Fault("likelihoods.h", "31.0f / 90720", "31.0f / 45360"),
     Fault("likelihoods.h", "-7.0f / 360", "-7.0f / 370"),
     Fault("likelihoods.h", "-127.0f / 604800", "-127.0f / 302400"),
-    Fault("likelihoods.h", "scale + log_2_pi", "scale"),
+    Fault("likelihoods.h", "logvar + log_2_pi", "logvar"),
+    Fault(
+        "likelihoods.h", "gaussian_of(difference, scale) - at_least(data, least_log)", "gaussian_of(difference, scale)"
+    ),
+    Fault(
+        "likelihoods.h",
+        "gaussian_of(difference, scale) - at_least(data",
+        "gaussian_of(difference, scale) + at_least(data",
+    ),
+    Fault("likelihoods.h", "at_least(data, least_log)", "data"),
     Fault("likelihoods.h", "difference * of_mean - 1.0f", "difference * of_mean"),
     Fault("likelihoods.h", "x * d - c * e.expm1", "-c * e.expm1_less"),
     Fault("likelihoods.h", "from_mode - at_mode)", "from_mode)"),

@@ -28,7 +28,7 @@ static approximate bounded(double raw, const likelihood *d) {
 
 /* The gradient of a parameter from the derivative: 0 where the parameter is clamped, whatever the gradient of log p is. */
 static approximate gradient_of_parameter(const likelihood *d, int i, double raw, approximate given, approximate by) {
-    int is_scale = i == 1 && (d->kind == GAUSSIAN || d->kind == LAPLACE);
+    int is_scale = i == 1 && (d->kind == GAUSSIAN || d->kind == LAPLACE || d->kind == LOG_NORMAL);
     return is_scale && (raw < d->low || raw > d->high) ? exactly(0.0) : product(given, by);
 }
 
@@ -42,8 +42,8 @@ static exact_likelihood of_bernoulli(int kind, double x, double l) {
     return e;
 }
 
-static exact_likelihood of_gaussian(double x, const double *values, const likelihood *d) {
-    approximate logvar = bounded(values[1], d), distance = difference(exactly(x), exactly(values[0]));
+static exact_likelihood of_gaussian(approximate x, const double *values, const likelihood *d) {
+    approximate logvar = bounded(values[1], d), distance = difference(x, exactly(values[0]));
     approximate by_mean = product(distance, exp_of(scaled(-1.0, logvar))), squared = product(distance, by_mean);
     approximate constant = with_rounding(log(2.0 * acos(-1.0)), 0.0);
     return (exact_likelihood){
@@ -64,6 +64,13 @@ static exact_likelihood of_laplace(double x, const double *values, const likelih
             difference(size, exactly(1.0)),
         },
     };
+}
+
+static exact_likelihood of_log_normal(double x, const double *values, const likelihood *d) {
+    approximate log_x = log_of(exactly(x));
+    exact_likelihood e = of_gaussian(log_x, values, d);
+    e.log_prob = difference(e.log_prob, x == 0.0 ? exactly(-745.0) : log_x);
+    return e;
 }
 
 static exact_likelihood of_poisson(double x, double r) {
@@ -140,8 +147,9 @@ static exact_likelihood of_scaled_bernoulli(double x, const double *values) {
 
 static exact_likelihood likelihood_of(const likelihood *d, double x, const double *values) {
     switch (d->kind) {
-    case GAUSSIAN: return of_gaussian(x, values, d);
+    case GAUSSIAN: return of_gaussian(exactly(x), values, d);
     case LAPLACE: return of_laplace(x, values, d);
+    case LOG_NORMAL: return of_log_normal(x, values, d);
     case POISSON: return of_poisson(x, values[0]);
     case NEGATIVE_BINOMIAL: return of_negative_binomial(x, values[0], values[1]);
     case SCALED_BERNOULLI: return of_scaled_bernoulli(x, values);

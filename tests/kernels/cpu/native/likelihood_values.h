@@ -53,6 +53,7 @@ static double random_data(int kind, int dtype, double zeros) {
     case CONTINUOUS_BERNOULLI: return dtype >= UINT8 ? one_of(2) : chance();
     case GAUSSIAN:
     case LAPLACE: return random_real(dtype);
+    case LOG_NORMAL: return dtype < UINT8 ? (one_of(32) ? exp(3.0 * next_uniform()) : 0.0) : one_of(100);
     case MIXTURE: return random_level(dtype);
     default: return random_count(dtype, zeros);
     }
@@ -127,6 +128,7 @@ static void fill_parameter(tensor *t, const problem *p, const likelihood *d, int
     switch (d->kind) {
     case GAUSSIAN:
     case LAPLACE:
+    case LOG_NORMAL:
         if (i == 0)
             fill_location(t, p, x);
         else

@@ -7,10 +7,10 @@
 
 #define KINDS (MIXTURE + 1)
 static const char *const likelihood_names[] = {
-    "bernoulli",         "continuous bernoulli", "gaussian",         "laplace", "poisson",
-    "negative binomial", "zero-inflated",        "scaled bernoulli", "mixture",
+    "bernoulli", "continuous bernoulli", "gaussian",      "laplace",          "log-normal",
+    "poisson",   "negative binomial",    "zero-inflated", "scaled bernoulli", "mixture",
 };
-static const int parameters_of[] = {1, 1, 2, 2, 1, 2, 3, 3, 1};
+static const int parameters_of[] = {1, 1, 2, 2, 2, 1, 2, 3, 3, 1};
 _Static_assert(COUNT(likelihood_names) == KINDS && COUNT(parameters_of) == KINDS, "each kind has a name and parameters");
 
 typedef struct {
@@ -36,7 +36,7 @@ static strided view_of_channels(const tensor *t, shape s) {
 
 static likelihood random_likelihood(int kind) {
     likelihood d = {kind, -INFINITY, INFINITY, 0};
-    if ((kind == GAUSSIAN || kind == LAPLACE) && one_of(2)) d.low = -1.0f, d.high = 0.5f;
+    if ((kind == GAUSSIAN || kind == LAPLACE || kind == LOG_NORMAL) && one_of(2)) d.low = -1.0f, d.high = 0.5f;
     if (kind == MIXTURE) d.low = -7.0f, d.components = 1 + one_of(MOST_COMPONENTS);
     return d;
 }
