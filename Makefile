@@ -2,7 +2,7 @@
 # make docs        the documentation as a site, in build/site/index.html; needs no network once .venv is there
 # make test-slow   the longer tests: every compiled GPU kernel, executed, and every small change to one noticed
 # make test-all    both
-# make bench       everything that is timed on the CPU, in five to ten minutes, into bench/results/ (or RESULTS=folder)
+# make bench       everything that is timed on the CPU, in ten to twenty minutes, into bench/results/ (or RESULTS=folder)
 # make bench-compare BEFORE=a.json AFTER=b.json    two of its results.json side by side; fails where fastvae got slower
 # make sanitize    the C kernels under sanitizers, in a few minutes; with clang, valgrind and an ARM emulator if there
 # make test-versions   the suite with the oldest, the tested and the newest versions, into docs/versions.md

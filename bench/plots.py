@@ -48,7 +48,8 @@ def save_summary(results: Mapping[str, Any], path: Path) -> None:
     axis.set_yticks([-place for place in range(len(shown))], [number.label for number, _ in shown], fontsize=12)
     axis.set_xlim(0, 1.15 * max((one.speed for _, one in shown), default=1.0))
     machine = results["cpu"]["machine"]
-    axis.set_xlabel(f"times as fast as without fastvae\n{machine['cpu']}, {machine['threads']} threads", fontsize=12)
+    axis.set_xlabel("times as fast as without fastvae", fontsize=12)
+    figure.supxlabel(f"{machine['cpu']}, {machine['threads']} threads", fontsize=11)
     names = (("an op", "fastvae"), ("a layer or step of a model", "eager"))
     patches = [Patch(color=_COLORS[color], label=name) for name, color in names]
     axis.legend(handles=patches, loc="lower right", frameon=False, fontsize=12)

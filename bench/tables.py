@@ -154,7 +154,7 @@ TIMED: Columns = {
 
 
 def _peak_of_client(row: Row, name: str) -> str:
-    peak = row.get("peak_bytes", {}).get(name)
+    peak = (row.get("peak_bytes") or {}).get(name)  # a file has null where a row has none
     return "" if peak is None else f", {size(peak)}"
 
 

@@ -38,6 +38,7 @@ def make_training(
     """One epoch a call; gives its ELBO."""
     kind = getattr(scvi.model, name)
     with quiet():
+        scvi.settings.seed = 0  # which cells are held out
         model = kind(_data(kind, cells, genes, regions), **options)
 
     def train() -> torch.Tensor:
