@@ -9,11 +9,7 @@ two, the fused likelihood after ``F.linear``. iwae: a whole training step of the
 from __future__ import annotations
 
 import copy
-import ctypes
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +23,7 @@ from fastvae.objectives import IWAE
 from . import eager_likelihoods as eager
 from .agreement import Disagreement
 from .measure import keep_freed_memory, optimiser_step
-from .memory import peak_beyond
+from .memory import give_memory_back, peak_beyond, peak_in_new_process
 from .records import named, save, show
 from .tables import HEAD
 from .timing import OtherLoad, interleaved_medians, plan
@@ -162,16 +158,11 @@ def _refuse_disagreement(head: Head, steps: dict[str, Step]) -> None:
 
 def peak_bytes(head: Head, name: str) -> int | None:
     """Peak of a step beyond what was there, gradients included, in a process of its own; None if not on Linux."""
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.head"])
-    with ProcessPoolExecutor(1, mp_context=context) as fresh:
-        return fresh.submit(_peak_of_step, head, name).result()
+    return peak_in_new_process("bench.head", _peak_of_step, head, name)
 
 
 def _peak_of_step(head: Head, name: str) -> int:
-    ctypes.CDLL(None).mallopt(-3, 2**16)  # as in bench.memory
+    give_memory_back()
     return peak_beyond(steps_of(head)[name])
 
 

@@ -26,13 +26,20 @@ SMALLEST_INPUT_BYTES = 10**6
 
 def peak_bytes(case: Case, name: str) -> int | None:
     """Peak of forward and backward of contender ``name`` on the CPU; None if the arrays are small or not on Linux."""
-    if case.array_bytes * 2 < SMALLEST_INPUT_BYTES or not Path("/proc/self/clear_refs").exists():
+    if case.array_bytes * 2 < SMALLEST_INPUT_BYTES:
         return None
-    # Each measurement runs in a new process, forked from a server that has imported torch and run nothing.
+    return peak_in_new_process("bench.measure", _peak_of_step, case, name)
+
+
+def peak_in_new_process(module: str, peak: Callable[..., int], *arguments: object) -> int | None:
+    """``peak`` of the arguments, in a process forked from a server that has imported the module and run nothing; None
+    if not on Linux."""
+    if not Path("/proc/self/clear_refs").exists():
+        return None
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.measure"])
+    context.set_forkserver_preload([module])
     with ProcessPoolExecutor(1, mp_context=context) as fresh:
-        return fresh.submit(_peak_of_step, case, name).result()
+        return fresh.submit(peak, *arguments).result()
 
 
 def peak_over_minimum(case: Case, peak: int) -> float:

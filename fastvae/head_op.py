@@ -36,7 +36,10 @@ from .kernels.reference.likelihoods import log_prob_elementwise
 from .kernels.reference.scratch import scratch
 from .torch_internals import is_compiling, is_graph_kept
 
-__all__ = ["HeadFunction", "HeadRun", "head_formula"]
+__all__ = [
+    "HeadFunction", "HeadInputs", "HeadRun", "bytes_of_outputs", "head_formula", "in_chunks", "op_arguments",
+    "recorded_gradients",
+]  # fmt: skip
 
 _NARROW = (torch.bfloat16, torch.float16)
 
@@ -71,7 +74,7 @@ class HeadFunction(Function):
     @staticmethod
     def forward(ctx: Any, run: HeadRun, *tensors: Tensor | None) -> Tensor:
         wants = ctx.needs_input_grad[1:] if run.ahead else (False,) * len(tensors)
-        log_prob, *ahead = torch.ops.fastvae.head.default(*_described(tensors, wants, run))
+        log_prob, *ahead = torch.ops.fastvae.head.default(*op_arguments(tensors, wants, run))
         ctx.save_for_backward(*tensors, *ahead)
         ctx.run = run
         return log_prob
@@ -82,15 +85,16 @@ class HeadFunction(Function):
         saved = ctx.saved_tensors  # under checkpointing they can be asked for once
         tensors, ahead = saved[: len(wants)], saved[len(wants) :]
         if is_differentiated((grad,)):
-            return None, *_recorded_gradients(grad, tensors, wants, run)
+            return None, *recorded_gradients(grad, tensors, wants, run)
         if ahead and not is_compiling() and not is_graph_kept() and _is_uniform(grad):
             found = iter([one.mul_(grad[0]) for one in ahead])  # nobody else has them
         else:
-            found = iter(torch.ops.fastvae.head_backward.default(grad, list(ahead), *_described(tensors, wants, run)))
+            found = iter(torch.ops.fastvae.head_backward.default(grad, list(ahead), *op_arguments(tensors, wants, run)))
         return None, *[next(found) if wanted else None for wanted in wants]
 
 
-def _described(tensors: Sequence[Tensor | None], wants: Sequence[bool], run: HeadRun) -> tuple[Any, ...]:
+def op_arguments(tensors: Sequence[Tensor | None], wants: Sequence[bool], run: HeadRun) -> tuple[Any, ...]:
+    """Of the registered ops, after the gradient."""
     bits = sum([1 << i for i, wanted in enumerate(wants) if wanted])
     return *ops._packed(tensors), bits, run.spec.encode(), *ops._floats(run.bounds), run.backend
 
@@ -101,7 +105,7 @@ def _inputs(tensors: Sequence[Tensor], bits: int, spec: HeadSpec) -> HeadInputs:
 
 def _head(tensors, bits, wants, spec, floats, traced, backend):
     spec = decode_head_spec(spec)
-    log_prob, gradients = _in_chunks(_inputs(tensors, bits, spec), wants, spec, ops._bounds(floats, traced), backend)
+    log_prob, gradients = in_chunks(_inputs(tensors, bits, spec), wants, spec, ops._bounds(floats, traced), backend)
     return [log_prob, *gradients]
 
 
@@ -109,7 +113,7 @@ def _head_backward(grad, ahead, tensors, bits, wants, spec, floats, traced, back
     if ahead and _is_uniform(grad):
         return [(one * grad[0]).to(one.dtype) for one in ahead]
     spec = decode_head_spec(spec)
-    return _in_chunks(_inputs(tensors, bits, spec), wants, spec, ops._bounds(floats, traced), backend, grad)[1]
+    return in_chunks(_inputs(tensors, bits, spec), wants, spec, ops._bounds(floats, traced), backend, grad)[1]
 
 
 def _is_uniform(grad: Tensor) -> bool:
@@ -180,7 +184,7 @@ def _chunks(inputs: HeadInputs, bytes_a_row: int) -> Iterator[_Chunk]:
             yield _Chunk(rows, x[of_x], None if library is None else library[of_library])
 
 
-def _in_chunks(
+def in_chunks(
     inputs: HeadInputs,
     wants: int,
     spec: HeadSpec,
@@ -309,7 +313,7 @@ def _as_channels(output: Tensor, x: Tensor, spec: HeadSpec) -> Tensor:
     )
 
 
-def _recorded_gradients(
+def recorded_gradients(
     grad: Tensor, tensors: Sequence[Tensor | None], wants: Sequence[bool], run: HeadRun
 ) -> list[Tensor | None]:
     """The same gradients in plain PyTorch, with all outputs at once; part of a graph where autograd records."""

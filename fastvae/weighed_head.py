@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .autograd import is_differentiated
-from .head_op import HeadInputs, HeadRun, _described, _in_chunks, _recorded_gradients, bytes_of_outputs
+from .head_op import HeadInputs, HeadRun, bytes_of_outputs, in_chunks, op_arguments, recorded_gradients
 from .kernels.head_spec import rows_of_chunk
 from .torch_internals import is_graph_kept
 
@@ -49,10 +49,10 @@ class WeighedHeadFunction(Function):
         log_ratio, log_prob, *saved = ctx.saved_tensors  # under checkpointing they can be asked for once
         tensors, ahead = saved[: len(wants)], saved[len(wants) :]
         if is_differentiated((grad,)):
-            return None, None, *_recorded_gradients(grad, tensors, wants, ctx.run)
+            return None, None, *recorded_gradients(grad, tensors, wants, ctx.run)
         scale = _scale_of(grad, log_prob, log_ratio)
         if scale is None:
-            found = torch.ops.fastvae.head_backward.default(grad, [], *_described(tensors, wants, ctx.run))
+            found = torch.ops.fastvae.head_backward.default(grad, [], *op_arguments(tensors, wants, ctx.run))
         elif is_graph_kept():
             found = [one * scale for one in ahead]
         else:
@@ -83,7 +83,7 @@ def _weighed(
 
         own = hidden.unflatten(0, (draws, batch))[:, rows].flatten(0, 1)
         part = inputs._replace(hidden=own, x=x[rows], library=None if library is None else library[rows])
-        values, found = _in_chunks(part, bits, run.spec, run.bounds, run.backend, weights)
+        values, found = in_chunks(part, bits, run.spec, run.bounds, run.backend, weights)
         log_prob[:, rows] = values.view(ratio.shape)
         if of_hidden is not None:
             of_hidden.unflatten(0, (draws, batch))[:, rows] = found.pop(0).unflatten(0, (draws, -1))

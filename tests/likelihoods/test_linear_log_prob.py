@@ -255,7 +255,7 @@ def test_the_registered_op_passes_opcheck():
     hidden, weight, bias, logvar = [one.detach() for one in leaves]
     tensors = (hidden, x, None, weight, bias, logvar, None)
     wants = (True, False, False, True, True, True, False)
-    arguments = head_op._described(tensors, wants, run)
+    arguments = head_op.op_arguments(tensors, wants, run)
     torch.library.opcheck(torch.ops.fastvae.head.default, arguments)
     torch.library.opcheck(torch.ops.fastvae.head_backward.default, (torch.rand(B), [], *arguments))
 
