@@ -233,9 +233,9 @@ def _checked_layers(
 def _autocast_dtype(hidden: Tensor) -> torch.dtype | None:
     """What ``F.linear`` would compute in under autocast; None without."""
     kind = hidden.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
-    return None
+    if hidden.is_meta or not torch.is_autocast_enabled(kind) or hidden.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(kind)
 
 
 def _flat(x: Tensor, spec: HeadSpec) -> Tensor:

@@ -69,7 +69,7 @@ def drawn(density, dtype=torch.float32, device="cpu", draws=False):
 
 def with_layers(density, leaves):
     """hidden, the parameters as linear_log_prob takes them, library."""
-    hidden, *rest = leaves
+    hidden, rest = leaves[0], list(leaves[1:])
     parameters = []
     for how in DENSITIES[density]:
         parameters.append(rest.pop(0) if how is None else Linear(rest.pop(0), rest.pop(0), how))

@@ -177,7 +177,8 @@ def test_an_encoder_may_return_moments_in_one_tensor():
 @pytest.mark.parametrize("prior", [None, LearnedGaussian(6)])
 def test_moments_of_the_mlp_encoder_are_read_where_the_last_layer_put_them(prior):
     vae = VAE(MLPEncoder(SHAPE, 16, 6), MLPDecoder(6, 16, SHAPE), Bernoulli(), prior=prior)
-    behind_the_draw = [function.name() for function, _ in vae(_x()).z.grad_fn.next_functions if function is not None]
+    z = vae(_x()).z  # the graph lives as long as it does
+    behind_the_draw = [function.name() for function, _ in z.grad_fn.next_functions if function is not None]
     assert behind_the_draw[0] == "AddmmBackward0"  # no chunk between the linear layer and the op
 
 

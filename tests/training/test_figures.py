@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+pytest.importorskip("lightning", reason="the extra of training is not installed")
 pytest.importorskip("matplotlib", reason="the extra of training is not installed")
 
 from fastvae.likelihoods import Bernoulli

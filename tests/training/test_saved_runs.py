@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("lightning", reason="the extra of training is not installed")
+
 import fastvae
 from fastvae.__main__ import main
 from fastvae.likelihoods import Gaussian, MissingAsNaN
