@@ -11,7 +11,7 @@ What the ops share:
     scale                    what ``logvar`` and ``prior_logvar`` are: "logvar" (log sigma^2), "logstd" (log sigma;
                              NVAE, arXiv 2007.03898, VDVAE, arXiv 2011.10650), "std" (sigma), "var" (sigma^2;
                              scVI), "softplus" (sigma = softplus(.) + floor)
-    floor                    of "softplus": 1e-4 in stable-audio, 1e-5 in TensorFlow Probability
+    floor                    the smallest sigma of "softplus": 1e-4 in stable-audio, 1e-5 in TensorFlow Probability
     clamp                    (low, high) for the scale as given, (-30, 20) in diffusers and CompVis; the gradient is 1
                              between them and on both, as torch.clamp's was before PyTorch 2.14, and 0 beyond
     soft_clamp               s tanh(x / s) of a log scale as given: 5 in NVAE
@@ -103,7 +103,7 @@ def sample_and_kl(
     row_offset: int = 0,
     **options: Unpack[LatentOptions],
 ) -> tuple[Tensor, ...]:
-    """Draw z from N(mu, diag exp(logvar)) and price it: z and its KL to the prior, one pass forward and one backward.
+    """Draw z from N(mu, diag exp(logvar)) and compute its KL to the prior, in one pass forward and one backward.
 
         z = mu + exp(logvar/2) eps        KL = 1/2 sum(mu^2 + exp(logvar) - 1 - logvar)
 

@@ -119,13 +119,13 @@ _ALL = defaults_of(LatentOptions)
 Op = TypeVar("Op", bound=Callable)
 
 
-def shows_options(options: type) -> Callable[[Op], Op]:
+def shows_options(options: type, **own_defaults: Any) -> Callable[[Op], Op]:
     """Lets `help` and `inspect.signature` list the keywords that an op takes as ``**options``."""
 
     def decorate(op: Op) -> Op:
         signature = inspect.signature(op)
         own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
-        hints, defaults = get_type_hints(options), defaults_of(options)
+        hints, defaults = get_type_hints(options), {**defaults_of(options), **own_defaults}
         more = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
             for name, default in defaults.items()

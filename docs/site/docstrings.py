@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 import re
+import textwrap
 from typing import Any
 
 import griffe
@@ -43,6 +44,7 @@ def _words(annotation: Any) -> str:
 
 DOCTEST = re.compile(r"(?:^>>> .*(?:\n(?=\S).*)*\n?)+", re.MULTILINE)
 ERRORS = re.compile(r"^( +\w+Error), (\w+Error): ", re.MULTILINE)
+RETURNS = re.compile(r"^Returns:\n((?:    .*\n?|\n)+)", re.MULTILINE)
 
 
 TABLE = re.compile(r"(?:^    .*\n?)+", re.MULTILINE)
@@ -67,11 +69,17 @@ def _as_list(block: re.Match) -> str:
     return "\n".join(items) + "\n"
 
 
+def _as_paragraph(block: re.Match) -> str:
+    """What is returned, in words: the type is in the signature, and text up to a colon would be taken for one."""
+    return f"**Returns:** {textwrap.dedent(block[1])}"
+
+
 class Text(griffe.Extension):
     """Doctests are code, wherever in a docstring they are; tables are lists; one of two errors is a type."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
             text = ERRORS.sub(r"\1 | \2: ", inspect.cleandoc(obj.docstring.value))
+            text = RETURNS.sub(_as_paragraph, text)
             text = DOCTEST.sub(r"```pycon\n\g<0>\n```\n", text)
             obj.docstring.value = TABLE.sub(_as_list, text)

@@ -396,8 +396,10 @@ def _check_inputs(x: Tensor, parameters: Parameters) -> None:
 
 
 def _check_options(
-    draws: bool, /, reduction: str = "sample", check: bool = False, mask: Tensor | None = None
+    draws: bool, /, reduction: str = "sample", check: bool = False, mask: Tensor | None = None, **unknown: object
 ) -> tuple[str, bool, Tensor | None]:
+    if unknown:
+        raise TypeError(f"unexpected keyword argument {next(iter(unknown))!r}, expected one of reduction, check, mask")
     check_reduction(reduction)
     if draws and reduction not in ("none", "sample"):
         raise ValueError(f"reduction is {reduction!r} with several draws, expected 'none' or 'sample'")

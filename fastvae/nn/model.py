@@ -156,14 +156,14 @@ class LatentVariableModel(nn.Module):
         reconstruction = self._log_likelihood(output, x)
         return ELBOTerms(reconstruction - output.kl, reconstruction, output.kl)
 
-    @shows_options(ModelAndKLOptions)
+    @shows_options(ModelAndKLOptions, reduction="batchmean")
     def terms(self, x: Tensor, **options: Unpack[ModelAndKLOptions]) -> LossTerms:
         """The two terms of a training loss: log p(x|z) of each row, and the KL with free bits, capacity and beta.
 
         Args:
             x, condition, seed, generator, row_offset: as for `forward`.
             per_coordinate: also return the KL of each latent where it has a closed form, for monitoring.
-            reduction: of the KL, "batchmean" by default.
+            reduction: of the KL.
             beta, capacity, free_bits, free_bits_group, free_bits_over: as for `fastvae.sample_and_kl`. In a
                 hierarchical model, free bits apply to each level, beta and capacity to the sum of the levels.
         """

@@ -25,8 +25,6 @@ from .saved_run import SavedRun
 __all__ = ["held_out_batches"]
 
 _NUMBERS_AT_ONCE = 2**24
-_ROWS_AT_ONCE = 25
-"""Of a batch: as often is progress shown."""
 
 
 class Measured(NamedTuple):
@@ -108,9 +106,10 @@ def measure(
     """
     columns: list[list[Tensor]] = [[], [], [], [], []]
     for number, batch in enumerate(loader):
-        for start in range(0, len(batch.x), _ROWS_AT_ONCE):
+        rows = max(1, _NUMBERS_AT_ONCE // (samples * batch.x[0].numel()))  # progress is shown after so many
+        for start in range(0, len(batch.x), rows):
             # The noise of a row depends on its number alone, and not on the rows that are computed with it.
-            x, condition, first_row = _rows(module, batch, slice(start, start + _ROWS_AT_ONCE))
+            x, condition, first_row = _rows(module, batch, slice(start, start + rows))
             given: dict[str, Any] = {"row_offset": first_row, **condition}
             bound = module.model.elbo(x, seed=derived_seed(seed, "elbo"), **given)
             marginal = log_marginal(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import struct
 from collections.abc import Sequence
 
@@ -74,9 +75,11 @@ def device_types() -> tuple[str, ...]:
 
 def unavailable() -> str:
     """Why this machine cannot run the extension; an empty string if it can."""
-    if _kernels.instruction_set() is None:
-        return "the processor has none of the instruction sets that the extension was compiled for"
-    return ""
+    if _kernels.instruction_set() is not None:
+        return ""
+    if asked := os.environ.get("FASTVAE_CPU_ISA"):
+        return f"FASTVAE_CPU_ISA is {asked!r}, expected x86-64-v4, x86-64-v3 or aarch64, and a processor that has it"
+    return "the processor has none of the instruction sets that the extension was compiled for"
 
 
 def describe(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:

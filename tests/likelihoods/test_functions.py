@@ -235,6 +235,7 @@ def test_bad_values_are_refused_by_name(call, message):
         (lambda: poisson_log_prob([1.0], ONES), "log_rate is a list, expected a torch.Tensor"),
         (lambda: poisson_log_prob(ONES, ONES.to(torch.complex64)), "x is complex64"),
         (lambda: poisson_log_prob(ONES, ONES, check="yes"), "check is a str, expected a bool"),
+        (lambda: poisson_log_prob(ONES, ONES, reduce="sum"), "unexpected keyword argument 'reduce', expected one of"),
         (lambda: discretized_logistic_mixture_log_prob(ONES, ONES, components=2.5), "components is a float"),
     ],
 )

@@ -218,7 +218,7 @@ def test_the_numbers_of_an_evaluation_do_not_depend_on_how_rows_are_grouped(fini
 
     written = []
     for rows in (25, 3):
-        monkeypatch.setattr(evaluate, "_ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(evaluate, "_NUMBERS_AT_ONCE", rows * 4 * 64)  # 4 draws of 8x8 pixels
         output = tmp_path / f"{rows}.json"
         assert main(["evaluate", str(finished), "--samples=4", f"--json={output}"]) == 0
         numbers = json.loads(output.read_text())
