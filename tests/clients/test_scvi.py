@@ -235,6 +235,32 @@ def test_values_that_are_no_counts_are_warned_of_as_without_a_patch(monkeypatch,
     ]
 
 
+@pytest.mark.parametrize("kind", [NegativeBinomial, ZeroInflatedNegativeBinomial])
+@pytest.mark.parametrize(("before", "read"), [(1.0, 0.5), (0.5, 1.0)])
+def test_the_kernel_finds_values_that_are_no_counts(monkeypatch, kind, before, read):
+    """There is no pass over x before or after: only what is in it while the kernel runs counts."""
+    x, (mu, log_theta, pi) = parameters()
+    kernels = fastvae.kernels.cpu
+    forward = kernels.likelihood_forward
+    calls = []
+
+    def changing_x(given, *others):
+        assert given.data_ptr() == x.data_ptr()
+        calls.append(given)
+        given[3, 2] = read
+        found = forward(given, *others)
+        given[3, 2] = before
+        return found
+
+    monkeypatch.setattr(kernels, "likelihood_forward", changing_x)
+    options = {"zi_logits": pi} if kind is ZeroInflatedNegativeBinomial else {}
+    x[3, 2] = before
+    with fastvae.patch("scvi"), warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        kind(mu=mu, theta=log_theta.exp(), validate_args=True, **options).log_prob(x)
+    assert (len(calls), len(heard)) == (1, int(read == 0.5))
+
+
 @pytest.mark.parametrize("make", [make_peakvi, make_multivi])
 def test_the_losses_of_accessibility_are_those_of_an_unpatched_run(make):
     check_same_losses(lambda: make(cells=CELLS, genes=GENES, learning_rate=1e-3), "scvi")

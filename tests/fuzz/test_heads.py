@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -140,20 +141,24 @@ def arguments_of(
 
 
 def with_sizes(
-    likelihood: Callable[[list[np.ndarray]], formulas.Likelihood], found: list[Output], rounding: float, signs: Any
+    likelihood: Callable[[list[np.ndarray]], formulas.Likelihood],
+    found: list[Output],
+    rounding: float,
+    steps: tuple[float, ...],
+    signs: list[Any],
 ) -> formulas.Likelihood:
-    """Sizes that include how the slopes change with the parameters, by differences."""
+    """Sizes that include how the slopes change with the parameters, by differences for each of the steps and signs."""
     values = [one.value for one in found]
     exact = likelihood(values)
     size, slope_sizes = exact.size, list(exact.slope_sizes)
-    for index, one in enumerate(found):
+    for (index, one), step, sign in itertools.product(enumerate(found), steps, signs):
         above, below = (
-            likelihood([value + end * signs * one.size * (i == index) for i, value in enumerate(values)])
-            for end in (STEP, -STEP)
+            likelihood([value + end * sign * one.size * (i == index) for i, value in enumerate(values)])
+            for end in (step, -step)
         )
-        size = size + np.abs(above.log_prob - below.log_prob) / STEP * rounding
+        size = size + np.abs(above.log_prob - below.log_prob) / step * rounding
         for i, (one_end, other) in enumerate(zip(above.slopes, below.slopes, strict=True)):
-            slope_sizes[i] = slope_sizes[i] + np.abs(one_end - other) / STEP * rounding
+            slope_sizes[i] = slope_sizes[i] + np.abs(one_end - other) / step * rounding
     return exact._replace(size=size, slope_sizes=slope_sizes)
 
 
@@ -194,8 +199,11 @@ def check(backend: str, case: dict[str, Any]) -> None:
             return formulas.mixture(each_x, values[0].reshape(-1, channels, *event[1:]), case["components"])
         return formulas.likelihood(kind, each_x, [one.reshape(-1, *event) for one in values], case["clamp"])
 
-    signs = random.choice([-1.0, 1.0], size=(len(rows), outputs)) if kind == MIXTURE else 1.0
-    exact = with_sizes(likelihood, found, rounding, signs)
+    # A Laplace's slope jumps at x: whether rounding brings a mean to the other side takes a step as large as rounding.
+    steps = (STEP, rounding * ARITHMETIC[wide]) if kind == "laplace" else (STEP,)
+    # Several outputs move log p of a pixel, and with some signs they make up for each other.
+    signs = list(random.choice([-1.0, 1.0], size=(4, len(rows), outputs))) if kind == MIXTURE else [1.0]
+    exact = with_sizes(likelihood, found, rounding, steps, signs)
     right, size = (reduced(one, reduction).reshape(log_prob.shape) for one in (exact.log_prob, exact.size))
     assert_near("log p", log_prob, right, size)
 

@@ -356,6 +356,28 @@ def test_objectives_compile_whole(objective):
     torch.testing.assert_close(came, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("scheduled", [True, False], ids=["step", "numbers"])
+def test_schedules_compile_once(scheduled):
+    """The compiler takes the first value for a constant, and the second for the first of many."""
+    model, x = model_and_data()
+    beta, capacity = linear_warmup(10), linear_warmup(10, 1.0, 3.0)
+    objective, graphs = ELBO(beta=beta, capacity=capacity), []
+    torch._dynamo.reset()
+
+    def loss(x, step, **numbers):
+        return (objective if scheduled else ELBO())(model, x, seed=3, step=step, **numbers).loss
+
+    def counting(module, inputs):
+        graphs.append(module)
+        return module.forward
+
+    compiled = torch.compile(loss, fullgraph=True, backend=counting)
+    for step in range(2, 9):
+        given = {"step": step} if scheduled else {"step": 0, "beta": beta(step), "capacity": capacity(step)}
+        torch.testing.assert_close(compiled(x, **given), objective(model, x, seed=3, step=step).loss)
+    assert len(graphs) == 2
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

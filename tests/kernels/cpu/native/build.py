@@ -84,23 +84,63 @@ def shipped_flags() -> tuple[str, ...]:
     return tuple(extension.extra_compile_args)
 
 
-def build(
-    program: Path, compiler: tuple[str, ...], *flags: str, kernels: Path = KERNELS, openmp: bool = True
-) -> tuple[Path, str]:
-    """Compile and link the driver; returns it and what the compiler said.
+def compiled(program: Path, compiler: tuple[str, ...], *words: str | Path, openmp: bool = True) -> str:
+    """Run the compiler, whose output is ``program``; returns what it said.
 
-    The shipped flags come first, as far as the compiler knows them, so that ``flags`` can overrule them.
+    The shipped flags come first, as far as the compiler knows them, so that ``words`` can overrule them.
     """
     program.parent.mkdir(parents=True, exist_ok=True)
     shipped = [flag for flag in shipped_flags() if supports(compiler, flag)]
     threads = ["-fopenmp"] if openmp and supports(compiler, "-fopenmp") else []
-    result = command(
-        *(*compiler, *shipped, *threads, "-Wall", "-Wextra", *flags, f"-I{kernels}", f"-I{DRIVER}"),
-        *(DRIVER / "check.c", *sorted(kernels.glob("isa_*.c")), "-ldl", "-lm", "-o", program),
-    )
+    result = command(*compiler, *shipped, *threads, "-Wall", "-Wextra", *words, "-o", program)
     if result.returncode != 0:
         raise RuntimeError(f"the driver does not build: {shlex.join(result.args)}\n{result.stdout}")
-    return program, result.stdout
+    return result.stdout
+
+
+def build(program: Path, compiler: tuple[str, ...], *flags: str, openmp: bool = True) -> tuple[Path, str]:
+    """Compile and link the driver; returns it and what the compiler said."""
+    sources = (DRIVER / "check.c", *sorted(KERNELS.glob("isa_*.c")))
+    words = (*flags, f"-I{KERNELS}", f"-I{DRIVER}", *sources, "-ldl", "-lm")
+    return program, compiled(program, compiler, *words, openmp=openmp)
+
+
+class FaultyBuilds:
+    """The driver with faults in the kernels, one after the other: only what includes a changed file is compiled anew.
+
+    Of the kernels, those of the instruction set that this processor runs best have the fault.
+    """
+
+    def __init__(self, folder: Path, compiler: tuple[str, ...], *flags: str) -> None:
+        self.compiler, self.flags, self.program = compiler, flags, folder / "check"
+        sources = (DRIVER / "check.c", *KERNELS.glob("isa_*.c"))
+        self.objects = {source.name: folder / f"{source.stem}.o" for source in sources}
+        for name, to in self.objects.items():
+            self.compile(KERNELS, name, to)
+        self.link(self.objects)
+        self.best = f"isa_{instruction_sets(self.program)[0].replace('-', '_')}.c"
+
+    def compile(self, kernels: Path, name: str, to: Path) -> Path:
+        is_driver = name == "check.c"
+        source = (DRIVER if is_driver else kernels) / name
+        faster = ["-O1"] if is_driver else []  # it is compiled once, and runs for longer than the kernels
+        compiled(to, self.compiler, *self.flags, *faster, f"-I{kernels}", f"-I{DRIVER}", "-c", source)
+        return to
+
+    def link(self, objects: dict[str, Path]) -> Path:
+        compiled(self.program, self.compiler, *self.flags, *objects.values(), "-ldl", "-lm")
+        return self.program
+
+    def includes(self, name: str, file: str) -> bool:
+        source = (DRIVER if name == "check.c" else KERNELS) / name
+        listed = command(*self.compiler, "-MM", f"-I{KERNELS}", f"-I{DRIVER}", source).stdout
+        return file in [Path(word).name for word in listed.split()]
+
+    def with_fault(self, kernels: Path, file: str) -> Path:
+        """The driver, until the next call, with a copy of the kernels of which ``file`` differs."""
+        changed = [name for name in ("check.c", self.best) if self.includes(name, file)]
+        folder = self.program.parent / "changed"
+        return self.link(self.objects | {name: self.compile(kernels, name, folder / f"{name}.o") for name in changed})
 
 
 def instruction_sets(*program: str | Path) -> list[str]:

@@ -1,21 +1,37 @@
-"""Small faults for heads and for the scaled Bernoulli; faults.py has the others and says what they are for."""
+"""Small faults for heads; faults.py has the others and says what they are for."""
 
 from __future__ import annotations
 
 from .fault import Fault
 
 SOFTMAX = (
-    Fault("head.h", "if (before != largest) sum *= exp_of(splat(before - largest))[0];", ""),
-    Fault("head.h", "s->log_sum = largest + log_of", "s->log_sum = log_of"),
-    Fault("head.h", "c->head.library[row]))[0] - s->log_sum;", "c->head.library[row]))[0];"),
+    Fault("head.h", "exp_less_vector, raw, largest,", "exp_less_vector, raw, 0.0f,"),
+    Fault("head.h", "(largest + log_of(splat(s->sum))[0])", "log_of(splat(s->sum))[0]"),
+    Fault("head.h", "sum += sum_lanes(parts_of_sum(s->shares", "sum = sum_lanes(parts_of_sum(s->shares"),
+    Fault("head.h", "log_of(splat(c->head.library[row]))[0] - (", "-("),
     Fault("head.h", "log_of(splat(c->head.library[row]))", "log_of(splat(c->head.library[0]))"),
-    Fault("head.h", "(activation == SOFTMAX && kind != POISSON)) value", "activation == SOFTMAX) value"),
-    Fault("head.h", " - share * (float)s->slope", ""),
+    Fault("head.h", "activation == SOFTMAX && c->likelihood.kind != POISSON", "activation == SOFTMAX"),
+    Fault("head.h", "c->head.library[t.row] / s->sum", "1.0f / s->sum"),
+    Fault("head.h", "c->head.library[t.row] / s->sum", "c->head.library[0] / s->sum"),
+    Fault("head.h", "value + shift;", "value;"),
+    Fault("head.h", " - load_some(shares + i, count) * by", ""),
     Fault("head.h", "(float)(s->slope / c->head.library[row])", "(float)s->slope"),
-    Fault("head.h", "s->slopes + start, s, to)", "s->slopes, s, to)"),
-    Fault("head.h", "copy_array(grad, n, s->slopes + t.start)", "copy_array(grad, n, s->slopes)"),
+    Fault("head.h", "c->likelihood.kind == POISSON ? (float)(s->slope / s->sum) : of_library", "of_library"),
+    Fault("head.h", "s->slopes + t.start, s->shares", "s->slopes, s->shares"),
+    Fault("head.h", "s->shares + t.start, by, to", "s->shares, by, to"),
+    Fault("head.h", "*slopes = s->slopes + t.start;", "*slopes = s->slopes;"),
+    Fault(
+        "head.h",
+        "EACH_VECTOR(n, chain_vector, EXP, raw[i], in->parameters[i], grad, slopes);",
+        "copy_array(grad, n, slopes);",
+    ),
     Fault("head.h", "s->slope += sum_lanes", "s->slope = sum_lanes"),
-    Fault("run.h", "(size_t)(c->units * c->event) + 1", "(size_t)c->event + 1"),
+    Fault("head.h", "s->slope = 0.0;", ""),
+    Fault("head.h", "s.shares = s.slopes + c->event", "s.shares = s.slopes"),
+    Fault("head.h", "2 * first * c->event", "first * c->event"),
+    Fault("run.h", "2 * c->units * c->event + BEHIND_A_SUM", "c->units * c->event + BEHIND_A_SUM"),
+    Fault("run.h", "2 * c->units * c->event + BEHIND_A_SUM", "2 * c->event + BEHIND_A_SUM"),
+    Fault("run.h", "c->event + BEHIND_A_SUM", "c->event"),
     Fault("run.h", "free(c->head.scratch);", ""),
 )
 
@@ -38,21 +54,21 @@ WRONG_ARITHMETIC = (
         "SOFTPLUS ? sigmoid_of(load_some(raw + i, count))",
         "SOFTPLUS ? sigmoid_of(load_some(value + i, count))",
     ),
-    Fault("head.h", "if (activation == SOFTPLUS) value = softplus_of(value);", ""),
-    Fault("head.h", "if (c->likelihood.kind != POISSON) EACH_VECTOR", "EACH_VECTOR"),
+    Fault("head.h", "activation == SOFTPLUS ? softplus_of(value) : ", ""),
+    Fault("head.h", "activation == EXP ? exp_of(value) : ", ""),
+    Fault("head.h", "if (activation == EXP)\n", "if (0)\n"),
+    Fault("head.h", "if (has_scale(kind)) store_some(to[1] + i, of.second, count);", ""),
+    Fault("head.h", "if (kind >= NEGATIVE_BINOMIAL)\n", "if (kind > NEGATIVE_BINOMIAL)\n"),
 )
 
-SCALED_BERNOULLI = (
-    Fault("scaled_bernoulli.h", "f, p * d * f}", "f, p * d}"),
-    Fault("scaled_bernoulli.h", "choose(came, q - 1.0f, -q)", "choose(came, q - 1.0f, q)"),
-    Fault("scaled_bernoulli.h", "at_least(log, -100.0f)", "log"),
-    Fault("scaled_bernoulli.h", "choose(equal(x, x), at_least(log, -100.0f), x)", "at_least(log, -100.0f)"),
-    Fault("scaled_bernoulli.h", "choose(equal(l.n, splat(0.0f)), excess, l.f)", "l.f"),
-    Fault("scaled_bernoulli.h", "splat(1.0f), splat(0.0f)), x);", "splat(1.0f), splat(0.0f)), splat(0.0f));"),
-    Fault("scaled_bernoulli.h", "1e-12f", "1e-4f"),
-    Fault("scaled_bernoulli.h", "of_q * s.d * s.f", "of_q * s.d"),
-    Fault("scaled_bernoulli.h", "of_q * s.p * s.f", "of_q * s.f"),
-    Fault("scaled_bernoulli.h", "of_q * s.p * s.d", "of_q * s.d"),
+# Of counts, the values that come with the gradients.
+VALUES_OF_COUNTS = (
+    Fault("counts.h", "-load_theta(in, i, count) * load_some(log_ratio", "-load_some(log_ratio"),
+    Fault("counts.h", "at_least(difference, 0.0f) - at_least(-logits, 0.0f)", "at_least(difference, 0.0f)"),
+    Fault("counts.h", "(u - v) * (below_u * of_below)", "(u - v) * (below_v * of_below)"),
+    Fault("counts.h", "if (with_value) EACH_VECTOR(n, add_log1p_vector, log_ratio, log_prob);", ""),
+    Fault("counts.h", "if (with_value) scatter(&s, s.log_prob, log_prob);", ""),
+    Fault("counts.h", "if (kind == ZERO_INFLATED) log_prob -= softplus_of(logits);", ""),
 )
 
-HEAD_FAULTS = (*SOFTMAX, *WRONG_PLACE, *WRONG_ARITHMETIC, *SCALED_BERNOULLI)
+HEAD_FAULTS = (*SOFTMAX, *WRONG_PLACE, *WRONG_ARITHMETIC, *VALUES_OF_COUNTS)

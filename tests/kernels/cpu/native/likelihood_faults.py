@@ -6,9 +6,10 @@ from .fault import Fault, constants
 
 ONE_TOO_MANY_OR_TOO_FEW = (
     Fault("tiles.h", "    return load_some(from + i, count);\n", "    return load(from + i);\n"),
-    Fault("counts.h", "i < s->found; i++) {\n        int64_t to", "i + 1 < s->found; i++) {\n        int64_t to"),
+    Fault("counts.h", "i < s->found; i++) {\n        int64_t from", "i + 1 < s->found; i++) {\n        int64_t from"),
+    Fault("counts.h", "i < s->found; i++) {\n        to[", "i + 1 < s->found; i++) {\n        to["),
     Fault("counts.h", "index[TILE + LANES]", "index[TILE - LANES]"),
-    Fault("counts.h", "float first[TILE], second[TILE]", "float first[TILE - LANES], second[TILE]"),
+    Fault("counts.h", "float log_prob[TILE], first[TILE]", "float log_prob[TILE], first[TILE - LANES]"),
     Fault("counts.h", "third[TILE]", "third[TILE - LANES]"),
     Fault("likelihoods.h", "grad[TILE + LANES]", "grad[TILE]"),
     Fault("likelihoods.h", "terms[TILE + LANES]", "terms[TILE]"),
@@ -24,10 +25,10 @@ WRONG_PLACE = (
     Fault("tiles.h", "CONVERT_INTEGERS(int16_t)", "CONVERT_INTEGERS(uint16_t)"),
     Fault("tiles.h", "CONVERT_INTEGERS(int64_t)", "CONVERT_INTEGERS(int32_t)"),
     Fault("counts.h", "put_lanes(~zeros, i,", "put_lanes(~zeros, 0,"),
-    Fault("counts.h", "int64_t to = s->index[i];", "int64_t to = i;"),
+    Fault("counts.h", "to[s->index[i]] = from[i];", "to[i] = from[i];"),
     Fault("counts.h", "s->logits[i] = in->parameters[2][from]", "s->logits[i] = in->parameters[1][from]"),
     Fault("counts.h", "s->grad[i] = in->grad[from]", "s->grad[i] = in->x[from]"),
-    Fault("counts.h", "second[to] = s->second[i]", "second[to] = s->first[i]"),
+    Fault("counts.h", "scatter(&s, s.second, to[1])", "scatter(&s, s.first, to[1])"),
     Fault("sums.h", "t.rows == 1 && !s->single", "t.rows == 1"),
     Fault("sums.h", "t.rows == 1 && !s->single", "!s->single"),
     Fault("sums.h", "copy_array(tiles, t.count, partial);", "copy_array(tiles, t.count - 1, partial);"),
@@ -57,7 +58,7 @@ WRONG_BOUND = (
     Fault("counts.h", "mask below_1 = less(x, splat(1.0f)),", "mask below_1 = less(x, splat(0.1f)),"),
     Fault("likelihoods.h", "mask below_1 = less(x, splat(1.0f));", "mask below_1 = less(x, splat(0.0f));"),
     Fault("counts.h", "splat(COUNT_EPS)); /*", "splat(0x1p-126f)); /*"),
-    Fault("counts.h", "with_theta || kind == ZERO_INFLATED", "with_theta"),
+    Fault("counts.h", "with_theta || with_value || kind == ZERO_INFLATED", "with_theta || with_value"),
     Fault("mixture.h", "less(splat(1.0f - half_a_level), y)", "less(splat(1.0f), y)"),
     Fault("mixture.h", "less(y, splat(half_a_level - 1.0f))", "less(y, splat(-1.0f))"),
     Fault("mixture.h", "choose(b.highest, zero, choose(b.lowest, zero, by_log_width))", "by_log_width"),
@@ -121,4 +122,26 @@ WRONG_ARITHMETIC = (
     Fault("mixture.h", "through[k] * slope", "through[k]"),
 )
 
-LIKELIHOOD_FAULTS = (*ONE_TOO_MANY_OR_TOO_FEW, *WRONG_PLACE, *WRONG_BOUND, *WRONG_ARITHMETIC)
+SCALED_BERNOULLI = (
+    Fault("scaled_bernoulli.h", "f, p * d * f}", "f, p * d}"),
+    Fault("scaled_bernoulli.h", "mask came = less(", "mask came = less_or_equal("),
+    Fault("scaled_bernoulli.h", "choose(came, q, 1.0f - q)", "q"),
+    Fault("scaled_bernoulli.h", "choose(came, q - 1.0f, -q)", "choose(came, q - 1.0f, q)"),
+    Fault("scaled_bernoulli.h", "choose(equal(l.n, splat(0.0f)), excess, l.f)", "l.f"),
+    Fault("scaled_bernoulli.h", "at_least(log, -100.0f)", "log"),
+    Fault("scaled_bernoulli.h", "choose(equal(x, x), at_least(log, -100.0f), x)", "at_least(log, -100.0f)"),
+    Fault("scaled_bernoulli.h", "splat(1.0f), splat(0.0f)), x);", "splat(1.0f), splat(0.0f)), splat(0.0f));"),
+    Fault("scaled_bernoulli.h", "(came - s.q) /", "came /"),
+    Fault("scaled_bernoulli.h", "* s.q, 1e-12f)", "* s.q, 1e-9f)"),
+    Fault("scaled_bernoulli.h", "to[0] + i, of_q * s.d * s.f", "to[0] + i, of_q * s.d"),
+    Fault("scaled_bernoulli.h", "to[1] + i, of_q * s.p * s.f", "to[1] + i, of_q * s.d * s.f"),
+    Fault("scaled_bernoulli.h", "to[2] + i, of_q * s.p * s.d", "to[2] + i, of_q * s.p * s.f"),
+)
+
+LIKELIHOOD_FAULTS = (
+    *ONE_TOO_MANY_OR_TOO_FEW,
+    *WRONG_PLACE,
+    *WRONG_BOUND,
+    *WRONG_ARITHMETIC,
+    *SCALED_BERNOULLI,
+)
