@@ -121,16 +121,16 @@ def parts(call: Callable[[], Any]) -> dict[str, float]:
         rest = least(call)
     finally:
         Template.start = start  # type: ignore[method-assign]
-    template, pointers, numbers, device = starts[0]
+    template, pointers, numbers = starts[0]
     whole, launch = least(call), template.launch(pointers, numbers)
     addresses = [None if pointer is None else pointer.data_ptr() for pointer in pointers]
     (started,) = template._started.values()
     return {
         "call": whole,
         "look-up, outputs": rest,
-        "start": least(lambda: template.start(pointers, numbers, device)),
+        "start": least(lambda: template.start(pointers, numbers)),
         "of which Triton's launcher": least(lambda: started.again(0, (*addresses, *numbers, *template.arguments))),
-        "by Triton alone": least(lambda: launch.run(device)),
+        "by Triton alone": least(lambda: launch.run(template.device)),
     }
 
 

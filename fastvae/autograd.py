@@ -214,16 +214,21 @@ class Likelihood(Function):
     def forward(ctx: Any, run: LikelihoodRun, x: Tensor, *parameters: Tensor) -> Tensor:
         ctx.save_for_backward(x, *parameters)
         ctx.run = run
-        return ops.likelihood(x, parameters, run)
+        spec, bounds, _, kernels, noticed = run
+        if kernels is None:
+            return ops.likelihood(x, parameters, run)
+        return kernels.likelihood_forward(x, parameters, spec, bounds, noticed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        run, wants = ctx.run, ctx.needs_input_grad[1:]
-        direct = run.kernels is not None and not _is_grad_enabled() and are_direct(grad)
+        saved, wants = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        spec, bounds, _, kernels, _ = run = ctx.run
+        direct = kernels is not None and not _is_grad_enabled() and are_direct(grad)
         if wants[0] or (not direct and is_differentiated((grad,))):
-            return None, *gradients_of_likelihood(grad, saved, wants, run.spec, run.bounds)
-        return None, None, *ops.likelihood_backward(grad, saved[0], saved[1:], run, wants[1:], direct)
+            return None, *gradients_of_likelihood(grad, saved, wants, spec, bounds)
+        if direct:
+            return None, None, *kernels.likelihood_backward(grad, saved[0], saved[1:], spec, bounds, wants[1:])
+        return None, None, *ops.likelihood_backward(grad, saved[0], saved[1:], run, wants[1:])
 
 
 # For plain tensors, which `direct_kernels` has found to be in no transform.

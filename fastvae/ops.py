@@ -94,9 +94,7 @@ def latent_backward(
 
 
 def likelihood(x: Tensor, parameters: tuple[Tensor, ...], run: LikelihoodRun) -> Tensor:
-    """log p(x|z), reduced."""
-    if run.kernels is not None:
-        return run.kernels.likelihood_forward(x, parameters, run.spec, run.bounds, run.noticed)
+    """log p(x|z), reduced, by the dispatcher."""
     if run.noticed is not None:
         notice(run.noticed, x, parameters, run.spec)
     floats, traced = _floats(run.bounds)
@@ -104,11 +102,9 @@ def likelihood(x: Tensor, parameters: tuple[Tensor, ...], run: LikelihoodRun) ->
 
 
 def likelihood_backward(
-    grad: Tensor, x: Tensor, parameters: tuple[Tensor, ...], run: LikelihoodRun, wants: tuple[bool, ...], direct: bool
+    grad: Tensor, x: Tensor, parameters: tuple[Tensor, ...], run: LikelihoodRun, wants: tuple[bool, ...]
 ) -> Sequence[Tensor | None]:
-    """The gradient of each parameter, or None where it is not wanted."""
-    if direct and run.kernels is not None:
-        return run.kernels.likelihood_backward(grad, x, parameters, run.spec, run.bounds, wants)
+    """The gradient of each parameter, or None where it is not wanted, by the dispatcher."""
     floats, traced = _floats(run.bounds)
     gradients = iter(
         torch.ops.fastvae.likelihood_backward.default(

@@ -98,7 +98,14 @@ def only_grad_is_active() -> bool:
 
 
 def fast_apply(function: type[Function]) -> Callable[..., Any]:
-    """``function.apply`` where no transform of torch.func is active: to prepare for one takes longer than a kernel."""
+    """``function.apply`` where no transform of torch.func is active: to prepare for one takes longer than a kernel.
+
+    Autograd finds ``backward`` by a method of the class's ``_backward_cls`` then, which is given ``backward`` itself.
+    Without the name it takes one or two microseconds more.
+    """
+    made = getattr(function, "_backward_cls", None)
+    if hasattr(made, "apply"):
+        made.apply = function.backward
     return super(Function, function).apply  # type: ignore[misc]
 
 

@@ -149,7 +149,7 @@ class _LikelihoodGradients:
 
     def values(self, tensors: Any) -> Tensors:
         grad, x, *parameters = tensors
-        return None, *ops.likelihood_backward(grad, x, tuple(parameters), self.of.run, self.wants[1:], False)
+        return None, *ops.likelihood_backward(grad, x, tuple(parameters), self.of.run, self.wants[1:])
 
     def formula(self, tensors: Tensors, grads: Tensors) -> Tensors:
         return _vjp(self.of.formula, tensors[1:], self.wants, tensors[:1])

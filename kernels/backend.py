@@ -80,7 +80,8 @@ def implementation(name: str, device: torch.device, dtype: torch.dtype) -> Modul
 def kernels_for(name: str, like: Tensor) -> ModuleType:
     """`implementation` for this tensor. Small latents on the CPU are asked for often: their device is not looked at."""
     if not like.is_cpu:
-        return implementation(name, like.device, like.dtype)
+        device, dtype = like.device, like.dtype
+        return _resolved.get((name, device, dtype)) or implementation(name, device, dtype)
     key = (name, like.dtype)
     module = _resolved_on_cpu.get(key)
     if module is None:

@@ -324,7 +324,7 @@ def _log_prob(
     tensors = tuple(parameters.values())
     alike = are_alike(x, *tensors)
     draws = not alike and _check_tensors(x, parameters)
-    reduction, check, mask = _check_options(draws, **options)
+    reduction, check, mask = _check_options(draws, **options) if options else _DEFAULTS
     if mask is not None:
         mask = check_mask(mask, x, x.shape)
         x, observed = observed_part(density, x, list(parameters.items()), mask)
@@ -393,6 +393,9 @@ def _check_inputs(x: Tensor, parameters: Parameters) -> None:
         check_tensor(name, given)
         if given.device != x.device:
             raise ValueError(f"x is on {x.device}, {name} is on {given.device}; expected the same device")
+
+
+_DEFAULTS = ("sample", False, None)
 
 
 def _check_options(

@@ -35,6 +35,7 @@ except ImportError as error:
     raise ImportError(f"the C extension does not load: {error}") from error
 
 alike, look_at_normal, plain = _kernels.alike, _kernels.look_at_normal, _kernels.plain
+launch_arguments, layouts = _kernels.launch_arguments, _kernels.layouts  # for kernels of a GPU
 
 __all__ = [
     "alike",
@@ -43,6 +44,8 @@ __all__ = [
     "head",
     "latent_backward",
     "latent_forward",
+    "launch_arguments",
+    "layouts",
     "likelihood_backward",
     "likelihood_forward",
     "look_at_normal",

@@ -70,6 +70,12 @@ def plain(*tensors: object) -> bool:
 def alike(*tensors: object) -> bool:
     """Whether all are such tensors, on one device, of one shape other than (), and all float32, bfloat16 or float16."""
 
+def layouts(*tensors: Tensor | None) -> bytes | None:
+    """Equal for tensors of equal devices, dtypes, shapes and strides; None if that cannot be told of one of them."""
+
+def launch_arguments(pointers: tuple[Tensor | None, ...], numbers: tuple, fixed: tuple, /) -> tuple | None:
+    """Addresses of the pointers, None of None, and all else; None if one is no multiple of 16 or cannot be told."""
+
 def use_torch(
     tensor: type, parameter: type, is_neg: Callable, get_num_threads: Callable, dtypes: dict[dtype, int], /
 ) -> None:

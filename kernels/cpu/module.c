@@ -14,6 +14,7 @@
 
 #include <math.h>
 
+#include "launches.h"
 #include "questions.h"
 #include "run.h"
 
@@ -368,6 +369,8 @@ static PyMethodDef methods[] = {
     FAST(look_at_normal, "1: valid, 2: N(0, 1), or both"),
     FAST(plain, "whether all tensors are plain"),
     FAST(alike, "whether all tensors are plain and of one shape and dtype"),
+    FAST(layouts, "what tells tensors apart but for their values and addresses"),
+    FAST(launch_arguments, "addresses of tensors, and what follows them"),
     FAST(use_torch, "what the extension knows of PyTorch"),
     FAST(words, "Philox words of given counters, for the tests"),
     {"use_exchange", py_use_exchange, METH_O, "how tensors are looked at: DLPack's C exchange interface, or None"},

@@ -51,7 +51,7 @@ def head(
         template = _template(x, parameters, spec, gradients)
         absent = [None] * (len(PARAMETERS) - len(parameters))
         pointers = (x, *parameters, *absent, library, grad, log_prob, kept, *[*sums, *absent][1:], of_library)
-        template.start(pointers, bounds, x.device)
+        template.start(pointers, bounds)
     else:
         log_prob.zero_()
     given = tuple(
@@ -82,7 +82,7 @@ def _template(x: Tensor, parameters: tuple[Tensor, ...], spec: HeadSpec, gradien
         "PTX_LEVEL": ptx_level_of(x.device),
     }
     strides = [x.stride(0), *[one.stride(0) if one.dim() > 1 else 0 for one in parameters], *[0 for _ in absent]]
-    return _templates.add(key, Template(head_kernel, (rows,), (event, *strides), constants, warps))
+    return _templates.add(key, Template(head_kernel, (rows,), (event, *strides), constants, x.device, warps))
 
 
 def _mixture(

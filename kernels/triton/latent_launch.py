@@ -41,6 +41,7 @@ from .launch import (
     Work,
     channel_to_sum,
     empty,
+    layouts_of,
     make_template,
     tiling_of,
 )
@@ -74,10 +75,6 @@ _backward_plans: Memory[Plan | None] = Memory()
 def _numbers(scalars: LatentScalars) -> tuple[float, ...]:
     """Those that a kernel takes at run time: all but the number of draws."""
     return scalars[:1] + scalars[2:]
-
-
-def _strides(tensor: Tensor | None) -> tuple[int, ...] | None:
-    return None if tensor is None else tensor.stride()
 
 
 def _is_plain(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> bool:
@@ -211,9 +208,8 @@ def latent_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalar
     mu, scale, prior_mu, prior_scale, seed = inputs
     assert mu is not None
     assert scale is not None
-    num_samples, device = scalars.num_samples, mu.device
-    of_prior = None if prior_mu is None else _prior_key(inputs)
-    key = (spec, num_samples, device, mu.dtype, mu.shape, mu.stride(), scale.stride(), of_prior)
+    num_samples = scalars.num_samples
+    key = (spec, num_samples, layouts_of(mu, scale, prior_mu, prior_scale))
     plan = _forward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
         plan = _forward_plans.add(key, without_copies(_plan_forward, inputs, spec, scalars))
@@ -221,14 +217,9 @@ def latent_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalar
         return _forward_of_copies(inputs, spec, scalars)
     buffers = empty(plan.buffers, mu)
     if plan.template is not None:
-        plan.template.start((mu, scale, prior_mu, prior_scale, *buffers, seed), _numbers(scalars), device)
+        plan.template.start((mu, scale, prior_mu, prior_scale, *buffers, seed), _numbers(scalars))
     outputs = latent_outputs(buffers)
     return _finish_forward(outputs, mu.shape, spec, num_samples) if plan.finish else outputs
-
-
-def _prior_key(inputs: LatentInputs) -> tuple[Any, ...] | None:
-    _, _, mu, scale, _ = inputs
-    return None if mu is None or scale is None else (mu.shape, mu.stride(), scale.shape, scale.stride())
 
 
 def _forward_of_copies(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> LatentOutputs:
@@ -354,22 +345,11 @@ def _backward(
     grads: LatentOutputs, inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars, wants_prior: bool, out: Out
 ) -> LatentGradients:
     grad_z, grad_kl, _, grad_log_q, grad_log_p = grads
-    mu, scale, prior_mu, _, seed = inputs
+    mu, scale, prior_mu, prior_scale, seed = inputs
     assert scale is not None
-    num_samples, device = scalars.num_samples, scale.device
-    key = (
-        spec,
-        num_samples,
-        device,
-        scale.dtype,
-        scale.shape,
-        scale.stride(),
-        None if mu is None else mu.stride(),
-        None if prior_mu is None else (wants_prior, _prior_key(inputs)),
-        None if grad_z is None else grad_z.stride(),
-        None if grad_kl is None else grad_kl.stride(),
-        None if grad_log_q is None and grad_log_p is None else (_strides(grad_log_q), _strides(grad_log_p)),
-    )  # the spec tells whether the gradients of mu and scale are packed, and with that their strides
+    layouts = layouts_of(grad_z, grad_kl, grad_log_q, grad_log_p, mu, scale, prior_mu, prior_scale)
+    # The spec tells whether the gradients of mu and scale are packed, and with that their strides.
+    key = (spec, scalars.num_samples, wants_prior, layouts)
     plan = _backward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
         planned = functools.partial(_plan_backward, grads, inputs, spec, scalars, wants_prior, out)
@@ -381,7 +361,7 @@ def _backward(
         if grad_z is None and grad_log_p is None:
             seed = None
         pointers = (grad_z, grad_kl, grad_log_q, grad_log_p, *inputs[:4], *out, *of_prior, seed)
-        plan.template.start(pointers, _numbers(scalars), device)
+        plan.template.start(pointers, _numbers(scalars))
     if plan.finish:
         of_prior = [
             finish_columns(sums, prior) if is_sum and prior is not None and sums is not None else sums

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -21,6 +20,15 @@ from triton.runtime import driver as _driver
 from ..layout import RowsView, Strides
 from .noise import noise_kernel
 from .started import Started, runs_as_known
+
+try:
+    from ..cpu import launch_arguments, layouts  # in C; they look at tensors of any device
+except ImportError:  # the same in Python then, below
+
+    def _cannot_tell(*arguments: Any) -> Any:
+        return None
+
+    launch_arguments = layouts = _cannot_tell
 
 # Decided when Triton is imported, so asked of the kernels themselves.
 INTERPRETED = not isinstance(noise_kernel, triton.runtime.JITFunction)
@@ -207,7 +215,8 @@ class Template:
     """
 
     __slots__ = (
-        "_device_now", "_started", "_stream_now", "arguments", "constants", "fixed", "grid", "kernel", "num_warps"
+        "_aligned", "_device_now", "_started", "_stream_now", "arguments", "constants", "device", "fixed", "grid",
+        "kernel", "num_warps",
     )  # fmt: skip
 
     def __init__(
@@ -216,44 +225,49 @@ class Template:
         grid: tuple[int, ...],
         fixed: tuple[Any, ...],
         constants: dict[str, Any],
+        device: torch.device,
         num_warps: int = NUM_WARPS,
     ) -> None:
-        self.num_warps = num_warps
+        self.device, self.num_warps = device, num_warps
         self.kernel, self.grid, self.fixed, self.constants = kernel, (*grid, 1, 1)[:3], fixed, constants
         names = kernel.arg_names
         self.arguments = (*fixed, *[constants[name] for name in names[len(names) - len(constants) :]])
         self._started: dict[tuple[bool, ...], Started] = {}  # by which pointers are not multiples of 16
+        self._aligned: Started | None = None  # for none
 
     def launch(self, pointers: Pointers, numbers: Numbers) -> Launch:
         return Launch(self.kernel, self.grid, (*pointers, *numbers, *self.fixed), self.constants, self.num_warps)
 
-    def start(self, pointers: Pointers, numbers: Numbers, device: torch.device) -> None:
-        addresses = [None if pointer is None else pointer.data_ptr() for pointer in pointers]
-        bits = functools.reduce(operator.or_, filter(None, addresses), 0)
-        unaligned = tuple([(address or 0) % 16 != 0 for address in addresses]) if bits % 16 else ()
-        started = self._started.get(unaligned)
-        if started is None or _collected is not None:
-            self._start_by_triton(pointers, numbers, device, unaligned)
-            return
-        current, index = self._device_now(), device.index
+    def start(self, pointers: Pointers, numbers: Numbers) -> None:
+        started = self._aligned
+        arguments = None if started is None else launch_arguments(pointers, numbers, self.arguments)
+        if started is None or arguments is None:
+            addresses = [None if pointer is None else pointer.data_ptr() for pointer in pointers]
+            unaligned = tuple([(address or 0) % 16 != 0 for address in addresses])
+            started = self._started.get(unaligned)
+            if started is None or _collected is not None:
+                self._start_by_triton(pointers, numbers, unaligned)
+                return
+            arguments = (*addresses, *numbers, *self.arguments)
+        current, index = self._device_now(), self.device.index
         if index is None or index == current:
-            started.again(self._stream_now(current), (*addresses, *numbers, *self.arguments))
+            started.again(self._stream_now(current), arguments)
         else:
-            with torch.cuda.device(device):
-                started.again(self._stream_now(index), (*addresses, *numbers, *self.arguments))
+            with torch.cuda.device(self.device):
+                started.again(self._stream_now(index), arguments)
 
-    def _start_by_triton(
-        self, pointers: Pointers, numbers: Numbers, device: torch.device, unaligned: tuple[bool, ...]
-    ) -> None:
+    def _start_by_triton(self, pointers: Pointers, numbers: Numbers, unaligned: tuple[bool, ...]) -> None:
         launch = self.launch(pointers, numbers)
         if _collected is not None:
             _collected.append(launch)
             return
-        compiled = launch.run(device)
+        compiled = launch.run(self.device)
         if runs_as_known(compiled):
             active = _driver.active
             self._device_now, self._stream_now = active.get_current_device, active.get_current_stream
-            self._started[unaligned] = Started(compiled, self.grid)
+            self._started[unaligned] = started = Started(compiled, self.grid)
+            if not any(unaligned):
+                self._aligned = started
 
 
 _collected: list[Launch] | None = None  # see `collected_launches`
@@ -291,6 +305,13 @@ def empty(buffers: Iterable[Buffer | None], beside: Tensor) -> list[Tensor | Non
         None if made is None else new(made[0], made[1]) if made[2] is dtype else new(made[0], made[1], dtype=made[2])
         for made in buffers
     ]
+
+
+def layouts_of(*tensors: Tensor | None) -> Hashable:
+    """Equal for tensors of equal devices, dtypes, shapes and strides."""
+    return layouts(*tensors) or tuple(
+        [None if one is None else (one.device, one.dtype, one.shape, one.stride()) for one in tensors]
+    )
 
 
 Remembered = TypeVar("Remembered")
@@ -365,4 +386,4 @@ def make_template(kernel: Any, sizes: Sizes, constants: dict[str, Any], device: 
     names = kernel.arg_names
     constants |= {name: value for name, value in of_tiles.items() if name in names}
     fixed = tuple([values[name] for name in names if name in values])
-    return Template(kernel, tiling.grid, fixed, constants)
+    return Template(kernel, tiling.grid, fixed, constants, device)

@@ -21,6 +21,7 @@ from .launch import (
     Work,
     channel_to_sum,
     empty,
+    layouts_of,
     make_template,
     tiling_of,
 )
@@ -69,9 +70,7 @@ def likelihood_forward(
         return mixture_launch.forward(x, parameters[0], spec, bounds)
     if noticed is not None:
         noticed = noticed.view(torch.uint8) if spec.kind in NOTICING else None
-    of_parameters = [(one.dtype, one.shape, one.stride()) for one in parameters]
-    device = x.device
-    key = (spec, noticed is None, device, x.dtype, x.shape, x.stride(), *of_parameters)
+    key = (spec, noticed is None, layouts_of(x, *parameters))
     plan = _forward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
         plan = _forward_plans.add(key, without_copies(_plan_forward, x, parameters, spec))
@@ -81,7 +80,7 @@ def likelihood_forward(
     (out,) = empty(plan.buffers, parameters[0])
     assert out is not None
     if plan.template is not None:
-        plan.template.start((x, *parameters, *_ABSENT[len(parameters)], out, noticed), bounds, device)
+        plan.template.start((x, *parameters, *_ABSENT[len(parameters)], out, noticed), bounds)
     if not plan.finish:
         return out
     if out.shape == x.shape and spec.reduction == "channel":
@@ -99,9 +98,7 @@ def likelihood_backward(
         x = x.view(torch.uint8)
     if spec.kind == MIXTURE:
         return (mixture_launch.backward(grad, x, parameters[0], spec, bounds),)
-    device, of_grad = x.device, (grad.dtype, grad.stride())
-    of_parameters = [(one.dtype, one.shape, one.stride()) for one in parameters]
-    key = (spec, *wants, device, x.dtype, x.shape, x.stride(), of_grad, *of_parameters)
+    key = (spec, wants, layouts_of(grad, x, *parameters))
     plan = _backward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
         plan = _backward_plans.add(key, without_copies(_plan_backward, grad, x, parameters, spec, wants))
@@ -115,7 +112,7 @@ def likelihood_backward(
     buffers = empty(plan.buffers, parameters[0])
     if plan.template is not None:
         absent = _ABSENT[len(parameters)]
-        plan.template.start((grad, x, *parameters, *absent, *buffers, *absent), bounds, device)
+        plan.template.start((grad, x, *parameters, *absent, *buffers, *absent), bounds)
     if not plan.finish:
         return tuple(buffers)
     finished = []

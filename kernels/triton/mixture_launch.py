@@ -43,7 +43,7 @@ def forward(x: Tensor, parameter: Tensor, spec: LikelihoodSpec, bounds: Bounds) 
         return forward(x.contiguous(), parameter.contiguous(), spec, bounds)
     out = parameter.new_empty(plan.out_shape, dtype=torch.float32)
     if plan.template is not None:
-        plan.template.start((x, parameter, out), bounds[:1], x.device)
+        plan.template.start((x, parameter, out), bounds[:1])
     return out if spec.reduction == "none" else finish_rows(out, plan.shape, spec.reduction)
 
 
@@ -57,7 +57,7 @@ def backward(grad: Tensor, x: Tensor, parameter: Tensor, spec: LikelihoodSpec, b
     if plan is None:
         return grad_parameter.copy_(backward(grad.contiguous(), x.contiguous(), parameter.contiguous(), spec, bounds))
     if plan.template is not None:
-        plan.template.start((grad, x, parameter, grad_parameter), bounds[:1], x.device)
+        plan.template.start((grad, x, parameter, grad_parameter), bounds[:1])
     return grad_parameter
 
 

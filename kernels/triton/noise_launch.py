@@ -20,7 +20,7 @@ def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dt
     if eps.numel() > 0:
         key = eps.shape, dtype, eps.device
         template = _templates.get(key) or _templates.add(key, _template(eps))
-        template.start((eps, seed), (row_offset, draw), eps.device)
+        template.start((eps, seed), (row_offset, draw))
     return eps
 
 

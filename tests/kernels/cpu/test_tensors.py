@@ -19,6 +19,9 @@ from fastvae.kernels.cpu import _kernels
 from fastvae.likelihoods import gaussian_log_prob
 
 EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+needs_exchange = pytest.mark.skipif(
+    EXCHANGE is None, reason=f"torch {torch.__version__} has no DLPack exchange interface"
+)
 
 
 @pytest.fixture(params=["exchange", "methods"])
@@ -158,6 +161,56 @@ def test_without_the_exchange_interface_no_normal_is_looked_at():
         assert _kernels.look_at_normal(torch.zeros(5), torch.ones(5)) == -1
     finally:
         _kernels.use_exchange(EXCHANGE)
+
+
+@needs_exchange
+def test_layouts_tell_tensors_apart_but_for_their_values_and_addresses():
+    given = [
+        torch.zeros(4, 6), torch.zeros(6, 4), torch.zeros(6, 4).t(), torch.zeros(4, 12)[:, ::2], torch.zeros(4, 1, 6),
+        torch.zeros(24), torch.zeros(()), torch.zeros(4, 0), torch.zeros(4, 6, dtype=torch.float16),
+        torch.zeros(4, 6, dtype=torch.bfloat16), torch.zeros(4, 6, dtype=torch.int16), torch.zeros(4, 6).bool(), None,
+    ]  # fmt: skip
+    pairs = [_kernels.layouts(first, second) for first in given for second in given]
+    assert len(set(pairs)) == len(given) ** 2
+    assert _kernels.layouts(torch.ones(9, 6)[5:], None) == _kernels.layouts(torch.nn.Parameter(given[0]), None)
+
+
+@needs_exchange
+@pytest.mark.parametrize(
+    "other", [torch.zeros(3, device="meta"), torch.eye(3).to_sparse(), torch.zeros([1] * 60), "no tensor"], ids=str
+)
+def test_layouts_that_cannot_be_told_are_none(other):
+    assert _kernels.layouts(torch.zeros(3), *[other] * 3) is None
+
+
+@needs_exchange
+def test_arguments_of_a_launch_are_aligned_addresses_and_what_follows_them():
+    tensor = torch.zeros(64)
+    tensor = tensor[-tensor.data_ptr() % 64 // 4 :]
+    addresses = tensor.data_ptr(), None, tensor[4:].data_ptr()
+    assert _kernels.launch_arguments((tensor, None, tensor[4:]), (1.5, 2**40), ("logvar",)) == (
+        *addresses, 1.5, 2**40, "logvar"
+    )  # fmt: skip
+    for other in (tensor[1:], tensor[2:], torch.zeros(3, device="meta"), "no tensor"):
+        assert _kernels.launch_arguments((tensor, other), (), ()) is None
+    with pytest.raises(TypeError):
+        _kernels.launch_arguments((tensor,), [1.5], ())
+    _kernels.use_exchange(None)
+    try:
+        assert _kernels.launch_arguments((tensor,), (), ()) is None
+        assert _kernels.layouts(tensor) is None
+    finally:
+        _kernels.use_exchange(EXCHANGE)
+
+
+def test_arguments_of_a_launch_hold_references_of_their_own():
+    tensor, number, count = torch.zeros(3), 2.0**70, 1000
+    before = sys.getrefcount(number), sys.getrefcount(tensor)
+    kept = [_kernels.launch_arguments((tensor,), (number,), ()) for _ in range(count)]
+    expected = count if EXCHANGE is not None else 0
+    assert (sys.getrefcount(number), sys.getrefcount(tensor)) == (before[0] + expected, before[1])
+    del kept
+    assert (sys.getrefcount(number), sys.getrefcount(tensor)) == before
 
 
 @pytest.mark.skipif(

@@ -50,9 +50,9 @@ def counted_launches(monkeypatch):
 def record_launches(monkeypatch, start):
     started: list[launch.Launch] = []
 
-    def recorded(self, pointers, numbers, device):
+    def recorded(self, pointers, numbers):
         started.append(self.launch(pointers, numbers))
-        start(self, pointers, numbers, device)
+        start(self, pointers, numbers)
 
     monkeypatch.setattr(launch.Template, "start", recorded)
     launch.forget()
@@ -158,7 +158,7 @@ def fake_gpu(monkeypatch):
     monkeypatch.setattr(
         launch.Template,
         "start",
-        lambda self, pointers, numbers, device: started.append((self.launch(pointers, numbers), device)),
+        lambda self, pointers, numbers: started.append((self.launch(pointers, numbers), self.device)),
     )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with FakeTensorMode():

@@ -112,6 +112,20 @@ results = [call(0), call(1), call(0), call(1)], len(jit_runs), driver.kernels
     assert results == [[1, 2, 1, 2], 2, 2]
 
 
+def test_without_the_c_extension_launches_are_remembered_too(results_of):
+    results = results_of("""
+launch.layouts = launch.launch_arguments = lambda *arguments: None
+store, spec, scalars = torch.randn(61), LatentSpec(sample=False), LatentScalars()
+def call(start, rows=3):
+    mu = store[start:][: 20 * rows].view(rows, 20)
+    backend.latent_forward(LatentInputs(mu, store[: 20 * rows].view(rows, 20)), spec, scalars)
+    return driver.last_launch()[2] == mu.data_ptr(), driver.last
+results = [call(0), call(1), call(0), call(1), call(0, rows=2), call(0, rows=2)], len(jit_runs), driver.kernels
+""")
+    kernels = [1, 2, 1, 2, 1, 1]
+    assert results == [[[True, kernel] for kernel in kernels], 3, 2]
+
+
 def test_the_current_device_and_stream_are_asked_for_at_every_launch(results_of):
     results = results_of("""
 stream, guarded, seen = 7, [], []
@@ -130,7 +144,8 @@ eps = draw()
 templates = [found for memory in launch._memories for found in memory.values()]
 (template,) = templates
 def start(index):
-    template.start((eps, seed), (0, 0), torch.device("cuda", index))
+    template.device = torch.device("cuda", index)
+    template.start((eps, seed), (0, 0))
 start(0)
 stream = 8
 start(0)
