@@ -210,7 +210,8 @@ def test_a_name_is_replaced_in_every_module_that_has_it_and_put_back_in_later_on
     home.Thing = user.Thing = original = object()
     user.Other = other = object()
     patches, new = MonkeyPatch(), object()
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         try:
             sys.modules |= {module.__name__: module for module in (home, user)}
             patches.rebind(home, "Thing", new)

@@ -345,6 +345,8 @@ def test_models_with_levels_of_latents():
 
 @pytest.mark.parametrize("objective", [ELBO(beta=2.0, free_bits=0.1), IWAE(3), IWAE(3, "dreg")])
 def test_objectives_compile_whole(objective):
+    if objective == IWAE(3, "dreg") and torch.__version__ < "2.12":
+        pytest.skip("the compiler of PyTorch 2.11 puts the hook of a gradient before what it is a gradient of")
     model, x = model_and_data()
     torch._dynamo.reset()
 
