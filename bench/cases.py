@@ -47,7 +47,8 @@ class Op(NamedTuple):
     about: str  # what it computes, in a line
     outputs: tuple[str, ...] = ("z", "kl")  # in the order returned; eps is bare noise, log_prob that of a likelihood
     inputs: Mapping[str, str] = _POSTERIOR
-    """Name -> kind of values (`Case.draw`), in the order of the contenders' arguments. All but x want gradients.
+    """Name -> kind of values (`Case.draw`), in the order of the contenders' arguments. All but x and mask want
+    gradients.
 
     A "shared" kind has one value for each coordinate, a "row" kind one for each row.
     """
@@ -69,7 +70,12 @@ class Op(NamedTuple):
     @property
     def differentiable(self) -> tuple[str, ...]:
         """The inputs that want gradients."""
-        return tuple(name for name in self.inputs if name != "x")
+        return tuple(name for name in self.inputs if name not in ("x", "mask"))
+
+    @property
+    def masked(self) -> bool:
+        """Whether the last input is the mask of observed entries."""
+        return "mask" in self.inputs
 
     @property
     def by_row(self) -> bool:
@@ -129,6 +135,11 @@ LIKELIHOODS = {
         "continuous_bernoulli", "of values from 0 to 1", {"x": "unit", "logits": "real"}, eager_error=500.0
     ),
     "gaussian": _likelihood("gaussian", "of real values", {"x": "real", "mean": "real", "logvar": "real"}),
+    "gaussian_masked": _likelihood(
+        "gaussian",
+        "of real values, a fifth of them missing",
+        {"x": "real", "mean": "real", "logvar": "real", "mask": "mask"},
+    ),
     "laplace": _likelihood("laplace", "of real values", {"x": "real", "mean": "real", "logscale": "real"}),
     "log_normal": _likelihood("log_normal", "of positive values", {"x": "positive", "mu": "real", "logvar": "real"}),
     "poisson": _likelihood("poisson", "of counts", {"x": "counts", "log_rate": "real"}),
@@ -217,13 +228,15 @@ class Case(NamedTuple):
         """
         op, size = OPS[self.op], self.torch_dtype.itemsize
         read = {name: size * math.prod(self.input_shape(name)) for name in op.inputs if op.drawn != "eps"}
+        if op.masked:
+            read["mask"] //= size  # of one byte each
         made = sum((size if name in ("z", "eps") else 4) * math.prod(self.output_shape(name)) for name in op.outputs)
         forward = sum(read.values()) + made
-        backward = forward + sum(size for name, size in read.items() if name != "x")
+        backward = forward + sum(size for name, size in read.items() if name in op.differentiable)
         return {"forward": forward, "backward": backward, "both": forward + backward}[direction]
 
     def draw(self, name: str, generator: torch.Generator) -> Tensor:
-        """Values for an input, of its kind, in float32."""
+        """Values for an input, of its kind, in float32; a mask in bool."""
         kind = OPS[self.op].inputs[name].removeprefix("shared ").removeprefix("row ")
         how = {"size": self.input_shape(name), "device": generator.device, "generator": generator}
         uniform, normal = torch.rand(**how), torch.randn(**how)
@@ -241,6 +254,7 @@ class Case(NamedTuple):
             "positive": torch.exp(normal),
             "pixels": (255 * uniform).round() / 255,
             "mixture": 0.5 * normal,
+            "mask": uniform < 0.8,
         }
         return kinds[kind]
 
@@ -248,7 +262,8 @@ class Case(NamedTuple):
         """The same at every call."""
         op, dtype = OPS[self.op], self.torch_dtype
         generator = torch.Generator(device=device).manual_seed(self.elements)
-        inputs = {name: self.draw(name, generator).to(dtype) for name in op.inputs}
+        drawn = {name: self.draw(name, generator) for name in op.inputs}
+        inputs = {name: tensor if name == "mask" else tensor.to(dtype) for name, tensor in drawn.items()}
         gradients = {}
         for name in op.outputs:
             draw = torch.randn if name == "z" else torch.rand
@@ -257,12 +272,12 @@ class Case(NamedTuple):
         return Tensors(inputs, gradients)
 
     def arguments(self, tensors: Tensors) -> tuple[Tensor, ...]:
-        """What the contenders take: leaves, which want gradients unless they are x."""
+        """What the contenders take: leaves, of which the differentiable ones want gradients."""
         op = OPS[self.op]
-        given = [tensors.inputs[name].detach() for name in op.inputs]
+        given = {name: tensors.inputs[name].detach() for name in op.inputs}
         if op.packed:
-            given[:2] = [torch.cat(given[:2], dim=1)]
-        return tuple(argument.requires_grad_("x" not in op.inputs or index > 0) for index, argument in enumerate(given))
+            given["mu"] = torch.cat([given["mu"], given.pop("logvar")], dim=1)
+        return tuple(argument.requires_grad_(name in op.differentiable) for name, argument in given.items())
 
     def incoming(self, tensors: Tensors, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The gradients of what a function returned, which may return a KL in the dtype of z."""
@@ -301,7 +316,8 @@ SUITE = (
 )
 
 LIKELIHOOD_SUITE = (
-    *(Case(op, (1024, 784)) for op in ("bernoulli", "continuous_bernoulli", "gaussian", "laplace", "log_normal")),
+    *(Case(op, (1024, 784)) for op in ("bernoulli", "continuous_bernoulli", "gaussian", "gaussian_masked")),
+    *(Case(op, (1024, 784)) for op in ("laplace", "log_normal")),
     *(
         Case(op, shape, zeros=zeros)
         for op in ("negative_binomial", "zero_inflated")

@@ -43,6 +43,8 @@ def _fastvae(name: str) -> Function:
     op = OPS[name]
     if name in LIKELIHOODS:
         log_prob = functools.partial(getattr(fastvae.likelihoods, op.function), **op.options)
+        if op.masked:
+            return lambda x, *given: log_prob(*given[:-1], x, mask=given[-1])
         return lambda x, *parameters: log_prob(*parameters, x)
     function = _noise if op.function == "noise" else getattr(fastvae, op.function)
     return functools.partial(function, **op.options) if op.options else function
@@ -63,7 +65,7 @@ _EAGER: dict[str, Function] = {
     "gaussian_kl_two": eager.gaussian_kl_two,
     "gaussian_kl_shared_prior": eager.gaussian_kl_two,
     "noise": lambda like: torch.randn(like.shape, dtype=like.dtype, device=like.device),
-    **{name: per_sample(op.function, op.options) for name, op in LIKELIHOODS.items()},
+    **{name: per_sample(op) for name, op in LIKELIHOODS.items()},
 }
 
 _DISTRIBUTIONS = {name: distributions.latent(op) for name, op in LATENTS.items() if name != "noise"}

@@ -6,12 +6,13 @@ Each takes x and the parameters, in the order of `fastvae.likelihoods`' function
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .cases import Op
 
 EPS = 1e-8  # scVI's
 
@@ -87,7 +88,10 @@ def discretized_logistic_mixture(x: Tensor, parameter: Tensor, components: int) 
     return torch.logsumexp(torch.log_softmax(logits, 1) + log_prob.sum(1), 1)
 
 
-def per_sample(function: str, options: Mapping[str, Any]) -> Callable[..., Tensor]:
-    """The log-likelihood of each sample, (B,), for the name of a function of `fastvae.likelihoods`."""
-    formula = globals()[function.removesuffix("_log_prob")]
-    return lambda x, *parameters: formula(x, *parameters, **options).flatten(1).sum(1)
+def per_sample(op: Op) -> Callable[..., Tensor]:
+    """The log-likelihood of each sample, (B,); of a masked op, of the observed entries."""
+    formula = globals()[op.function.removesuffix("_log_prob")]
+    if op.masked:
+        # The formula in float64 that contenders are compared with is given the mask in float64 too.
+        return lambda x, *given: torch.where(given[-1] > 0, formula(x, *given[:-1]), 0.0).flatten(1).sum(1)
+    return lambda x, *parameters: formula(x, *parameters, **op.options).flatten(1).sum(1)

@@ -31,7 +31,7 @@ def mean_and_sigma(op: Op, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor
 def formulas(op: Op, inputs: Mapping[str, Tensor], eps: Tensor | None) -> dict[str, Tensor]:
     """The outputs of the op by name. ``eps``: the noise of all samples, None if the op draws none."""
     if "x" in inputs:
-        return {"log_prob": per_sample(op.function, op.options)(*inputs.values())}
+        return {"log_prob": per_sample(op)(*inputs.values())}
     mu, sigma = mean_and_sigma(op, inputs)
     logvar, event = 2 * torch.log(sigma), tuple(range(1 - mu.dim(), 0))
     prior_mu, prior_logvar = (inputs.get(name, torch.zeros_like(mu[0])) for name in ("prior_mu", "prior_logvar"))

@@ -4,19 +4,24 @@ python -m bench head [NAME ...] [--results FOLDER]
 
 Forward and backward of the mean of log p(x|z), with the gradients of hidden units, layers and dispersions; between the
 two, the fused likelihood after ``F.linear``. iwae: a whole training step of the 784-400-20 VAE with 50 draws.
+
+Beside them what no fusing can save: the matrix products of fastvae's step alone, chunk by chunk, and its kernel alone.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import fastvae.likelihoods as L
+from fastvae.kernels.backend import implementation
+from fastvae.kernels.head_spec import HeadSpec, rows_of_chunk
+from fastvae.kernels.likelihood_spec import NO_BOUNDS
 from fastvae.nn import VAE, MLPDecoder, MLPEncoder
 from fastvae.objectives import IWAE
 
@@ -55,6 +60,8 @@ HEADS = {
 
 Step = Callable[[], Any]
 
+_INFLATED: Final = "zero_inflated_negative_binomial"
+
 
 def steps_of(head: Head) -> dict[str, Step]:
     """Each contender's step, on the same tensors; it gives the gradients (of an iwae the loss)."""
@@ -84,23 +91,26 @@ def _bernoulli(head: Head) -> dict[str, Step]:
     return {name: _gradients(given, log_prob) for name, log_prob in made.items()}
 
 
+def _data(head: Head) -> tuple[Tensor, Tensor]:
+    """Counts, and the library size of each row."""
+    present = torch.rand(head.rows, head.outputs) < (1 - ZEROS) / 0.95
+    x = torch.poisson(3.0 * present)
+    return x, x.sum(1).clamp_min(1e-8)
+
+
 def _counts(head: Head) -> dict[str, Step]:
     """As scVI has them: the mean is the library size times a softmax, and each gene has a dispersion."""
     hidden, (of_mean, of_zeros) = _leaves(head, 2)
     log_theta = torch.zeros(head.outputs, requires_grad=True)
-    present = torch.rand(head.rows, head.outputs) < (1 - ZEROS) / 0.95
-    x = torch.poisson(3.0 * present)
-    library = x.sum(1).clamp_min(1e-8)
+    x, library = _data(head)
 
     def parameters() -> tuple[Tensor, Tensor, Tensor]:
         mean = torch.softmax(F.linear(hidden, *of_mean[:2]), 1) * library.unsqueeze(1)
         return mean, log_theta.exp(), F.linear(hidden, *of_zeros[:2])
 
-    name = "zero_inflated_negative_binomial"
-
     def fused() -> Tensor:
         layers = [of_mean._replace(activation="softmax"), log_theta.exp(), of_zeros]
-        return L.linear_log_prob(name, hidden, layers, x, library=library)
+        return L.linear_log_prob(_INFLATED, hidden, layers, x, library=library)
 
     made: dict[str, Callable[[], Tensor]] = {
         "eager": lambda: eager.zero_inflated_negative_binomial(x, *parameters()).sum(1),
@@ -109,6 +119,37 @@ def _counts(head: Head) -> dict[str, Step]:
     }
     given = (hidden, *of_mean[:2], *of_zeros[:2], log_theta)
     return {name: _gradients(given, log_prob) for name, log_prob in made.items()}
+
+
+def parts_of(head: Head) -> dict[str, Step]:
+    """The products and the kernel of fastvae's step, each alone; of an iwae neither."""
+    specs = {"bernoulli": HeadSpec("bernoulli"), "zero_inflated": HeadSpec(_INFLATED, "softmax", "given", "identity")}
+    if head.kind not in specs:
+        return {}
+    spec = specs[head.kind]
+    count = spec.activations.count("softmax") + spec.activations.count("identity")
+    hidden, weights = torch.randn(head.rows, head.hidden), torch.randn(count, head.outputs, head.hidden)
+    of_hidden, of_weights = torch.zeros_like(hidden), torch.zeros_like(weights)
+    size = rows_of_chunk(head.rows, 4 * head.outputs * count, hidden.device)
+    outputs, theta = torch.zeros(count, size, head.outputs), torch.ones(head.outputs)
+    x, library = _data(head) if head.kind == "zero_inflated" else (torch.ones(head.rows, head.outputs), None)
+
+    def products() -> None:
+        for h, to in zip(hidden.split(size), of_hidden.split(size), strict=True):
+            for weight, of_weight, output in zip(weights, of_weights, outputs, strict=True):
+                a = torch.mm(h, weight.t(), out=output[: len(h)])
+                to.addmm_(a, weight)
+                of_weight.addmm_(a.t(), h)
+
+    def kernel() -> None:
+        kernels, wants = implementation("auto", x.device, x.dtype), (True,) * len(spec.activations)
+        for first in range(0, head.rows, size):
+            rows = slice(first, min(first + size, head.rows))
+            made = iter(outputs[:, : rows.stop - first])
+            given = tuple([theta if how == "given" else next(made) for how in spec.activations])
+            kernels.head(x[rows], given, None if library is None else library[rows], None, spec, NO_BOUNDS, wants)
+
+    return {"products alone": products, "kernel alone": kernel}
 
 
 class _Composed(torch.nn.Module):
@@ -171,7 +212,8 @@ def measure_head(head: Head, *, budget: float = 8.0) -> dict[str, Any]:
     keep_freed_memory()
     steps, others = steps_of(head), OtherLoad()
     _refuse_disagreement(head, steps)
-    medians = interleaved_medians(steps, **plan(steps, budget)._asdict())
+    every = steps | parts_of(head)
+    medians = interleaved_medians(every, **plan(every, budget)._asdict())
     row = {"kind": head.kind, "shape": head.shape_name, "seconds": medians, "other_load": others.share()}
     return row | {"peak_bytes": {name: peak_bytes(head, name) for name in CONTENDERS}}
 

@@ -166,6 +166,7 @@ CLIENTS: Columns = {
         + _peak_of_client(row, "patched")
     ),
     "unpatched": lambda row: duration(row["seconds"]["unpatched"]) + _peak_of_client(row, "unpatched"),
+    "without the model": lambda row: duration(row["seconds_without_model"]) if row.get("seconds_without_model") else "",
 }
 
 TRAINING: Columns = {
@@ -187,10 +188,15 @@ def _seconds_and_peak(name: str) -> Callable[[Row], str]:
     return text
 
 
+def _seconds_if_there(name: str) -> Callable[[Row], str]:
+    return lambda row: duration(row["seconds"][name]) if name in row["seconds"] else ""
+
+
 HEAD: Columns = {
     "likelihood": lambda row: f"{row['kind']}{mark(row['other_load'])}",
     "shape": lambda row: row["shape"],
     **{name: _seconds_and_peak(name) for name in ("eager", "fused likelihood", "fastvae")},
+    **{name: _seconds_if_there(name) for name in ("products alone", "kernel alone")},
 }
 
 KERNEL_ALONE: Columns = {

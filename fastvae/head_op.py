@@ -10,9 +10,9 @@ gradients. The gradients of log p by everything are sums over the chunks,
 
 A row of a 1x1 convolution is an image: h (rows, C, positions), and a_i = W_i h + b_i at each position.
 
-computed on the way forward (``ahead``) for a gradient of 1 for each row, where that of log p is expected to be the same
-for all rows: backward multiplies by it then. Where it is not the same, or was not expected to be, backward computes
-the outputs again: one product more of three.
+computed on the way forward (``ahead``) where the gradient of log p is expected to be the same for all rows: 1, or on
+the fast path that of minus a mean, as most losses have it; backward multiplies by what is missing. Where rows turn out
+to have different gradients, or were expected to, backward computes the outputs again: one product more of three.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .torch_internals import is_compiling, is_graph_kept
 
 __all__ = [
     "HeadFunction", "HeadInputs", "HeadRun", "bytes_of_outputs", "head_formula", "in_chunks", "op_arguments",
-    "recorded_gradients",
+    "recorded_gradients", "times",
 ]  # fmt: skip
 
 _NARROW = (torch.bfloat16, torch.float16)
@@ -51,6 +51,7 @@ class HeadRun(NamedTuple):
     bounds: Bounds
     backend: str  # as requested
     ahead: bool
+    direct: bool = False  # not through the dispatcher (`fastvae.fast_path`)
 
 
 class HeadInputs(NamedTuple):
@@ -74,7 +75,12 @@ class HeadFunction(Function):
     @staticmethod
     def forward(ctx: Any, run: HeadRun, *tensors: Tensor | None) -> Tensor:
         wants = ctx.needs_input_grad[1:] if run.ahead else (False,) * len(tensors)
-        log_prob, *ahead = torch.ops.fastvae.head.default(*op_arguments(tensors, wants, run))
+        if run.direct:
+            inputs = HeadInputs.of(tensors)
+            expected = _expected(inputs.hidden.shape[0])
+            log_prob, ahead = in_chunks(inputs, _bits(wants), run.spec, run.bounds, run.backend, expected)
+        else:
+            log_prob, *ahead = torch.ops.fastvae.head.default(*op_arguments(tensors, wants, run))
         ctx.save_for_backward(*tensors, *ahead)
         ctx.run = run
         return log_prob
@@ -86,17 +92,41 @@ class HeadFunction(Function):
         tensors, ahead = saved[: len(wants)], saved[len(wants) :]
         if is_differentiated((grad,)):
             return None, *recorded_gradients(grad, tensors, wants, run)
-        if ahead and not is_compiling() and not is_graph_kept() and _is_uniform(grad):
-            found = iter([one.mul_(grad[0]) for one in ahead])  # nobody else has them
+        if ahead and not is_compiling() and _is_uniform(grad):
+            found = iter(times(ahead, _missing_factor(grad, run)))
         else:
-            found = iter(torch.ops.fastvae.head_backward.default(grad, list(ahead), *op_arguments(tensors, wants, run)))
+            of_one = [] if run.direct else list(ahead)
+            found = iter(torch.ops.fastvae.head_backward.default(grad, of_one, *op_arguments(tensors, wants, run)))
         return None, *[next(found) if wanted else None for wanted in wants]
+
+
+def _expected(rows: int) -> float:
+    """The gradient of log p of each row where the loss is minus its mean."""
+    return -1.0 / max(rows, 1)
+
+
+def _missing_factor(grad: Tensor, run: HeadRun) -> Tensor | float:
+    if not run.direct:
+        return grad[0]
+    factor = (grad[0].item() if grad.is_cpu else grad[0]) / _expected(grad.shape[0])
+    is_one = isinstance(factor, float) and abs(factor - 1.0) < torch.finfo(grad.dtype).eps
+    return 1.0 if is_one else factor
+
+
+def times(ahead: Sequence[Tensor], factor: Tensor | float) -> Sequence[Tensor]:
+    """Gradients that were computed ahead, in a backward: in place where nobody else has them."""
+    if is_graph_kept():
+        return [one * factor for one in ahead]
+    return ahead if isinstance(factor, float) and factor == 1.0 else [one.mul_(factor) for one in ahead]
 
 
 def op_arguments(tensors: Sequence[Tensor | None], wants: Sequence[bool], run: HeadRun) -> tuple[Any, ...]:
     """Of the registered ops, after the gradient."""
-    bits = sum([1 << i for i, wanted in enumerate(wants) if wanted])
-    return *ops._packed(tensors), bits, run.spec.encode(), *ops._floats(run.bounds), run.backend
+    return *ops._packed(tensors), _bits(wants), run.spec.encode(), *ops._floats(run.bounds), run.backend
+
+
+def _bits(wants: Sequence[bool]) -> int:
+    return sum([1 << i for i, wanted in enumerate(wants) if wanted])
 
 
 def _inputs(tensors: Sequence[Tensor], bits: int, spec: HeadSpec) -> HeadInputs:
@@ -120,7 +150,7 @@ def _is_uniform(grad: Tensor) -> bool:
     """Whether all rows have the same gradient. Of a GPU's tensor only its strides tell, as they do below a sum."""
     if len(grad) == 0:
         return False
-    return grad.stride(0) == 0 or len(grad) == 1 or (grad.is_cpu and bool((grad == grad[0]).all()))
+    return grad.stride(0) == 0 or len(grad) == 1 or (grad.is_cpu and torch.equal(grad, grad[:1].expand_as(grad)))
 
 
 def _fake_head(tensors, bits, wants, spec, floats, traced, backend):
@@ -166,22 +196,26 @@ class _Chunk(NamedTuple):
 def _chunks(inputs: HeadInputs, bytes_a_row: int) -> Iterator[_Chunk]:
     """Parts of the rows: several draws, for which x is repeated once, or where a draw is too large, parts of each."""
     hidden, x, library, _ = inputs
-    batch = len(x)
-    draws = len(hidden) // max(batch, 1)
+    rows, batch = hidden.shape[0], x.shape[0]
+    draws = rows // max(batch, 1)
     convolved = hidden.dim() == 3
-    at_once = rows_of_chunk(len(hidden), bytes_a_row, hidden.device, convolved=convolved) // max(batch, 1)
+    at_once = rows_of_chunk(rows, bytes_a_row, hidden.device, convolved=convolved) // max(batch, 1)
     if draws > 1 and at_once > 0:
         x = x.repeat(at_once, *[1] * (x.dim() - 1))
-        library = library.repeat(at_once) if library is not None and len(library) == batch else library
-        size, draws, batch = at_once * batch, 1, len(hidden)
+        library = library.repeat(at_once) if library is not None and library.shape[0] == batch else library
+        size, draws, batch = at_once * batch, 1, rows
     else:
         size = rows_of_chunk(batch, bytes_a_row, hidden.device, convolved=convolved)
     for draw in range(draws):
         for first in range(0, batch, size):
-            rows = slice(draw * batch + first, draw * batch + min(first + size, batch))
-            of_x = slice(first % len(x), first % len(x) + rows.stop - rows.start)
-            of_library = rows if library is not None and len(library) == len(hidden) else of_x
-            yield _Chunk(rows, x[of_x], None if library is None else library[of_library])
+            here = slice(draw * batch + first, draw * batch + min(first + size, batch))
+            of_x = slice(first % x.shape[0], first % x.shape[0] + here.stop - here.start)
+            of_library = here if library is not None and library.shape[0] == rows else of_x
+            yield _Chunk(here, _part(x, of_x), None if library is None else _part(library, of_library))
+
+
+def _part(tensor: Tensor, rows: slice) -> Tensor:
+    return tensor if rows.stop - rows.start == tensor.shape[0] else tensor[rows]
 
 
 def in_chunks(
@@ -190,72 +224,89 @@ def in_chunks(
     spec: HeadSpec,
     bounds: Bounds,
     backend: str,
-    grad: Tensor | Callable[[Tensor], Tensor] | None = None,
+    grad: Tensor | float | Callable[[Tensor], Tensor] = 1.0,
 ) -> tuple[Tensor, list[Tensor]]:
     """log p of each row, and the gradients of the tensors whose bits are in ``wants``.
 
-    ``grad``: that of log p, 1 if None; or, where all rows are one chunk, what gives it from log p.
+    ``grad``: that of log p, of each row or one for all; or, where all rows are one chunk, what gives it from log p.
     """
     hidden, x, library, layers = inputs
     kernels = ops.likelihood_kernels(backend, x, (hidden,))
     single = likelihood_dtype(hidden, x)
-    inputs = inputs._replace(library=None if library is None else library.to(single).contiguous())
+    if library is not None:
+        inputs = inputs._replace(library=library.to(single).contiguous())
     of_rows = grad.to(single).contiguous() if isinstance(grad, Tensor) else None
+    if isinstance(grad, float) and wants and grad != 1.0:
+        of_rows = torch.full(hidden.shape[:1], grad, dtype=single, device=hidden.device)
     tensors = (hidden, x, library, *[one for layer in layers for one in layer])
+    wanted = [one is not None and wants >> i & 1 != 0 for i, one in enumerate(tensors)]
     sums: list[Tensor | None] = [None] * len(tensors)
-    for i, one in enumerate(tensors):
-        if one is not None and wants >> i & 1:  # sums over the chunks of narrow products are float32
-            dtype = single if one.dtype in _NARROW and i else one.dtype
-            sums[i] = (torch.empty if len(hidden) else torch.zeros)(one.shape, dtype=dtype, device=one.device)
-    log_prob, of_library = (torch.zeros(len(hidden), dtype=single, device=hidden.device) for _ in range(2))
-    has_layer = [how != "given" for how in spec.activations]
-    wanted = tuple([wants != 0 if layer else wants >> 3 + 2 * i & 1 != 0 for i, layer in enumerate(has_layer)])
+    if wanted[0]:
+        sums[0] = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    layered = [how != "given" for how in spec.activations]
+    of_kernel = tuple([wants != 0 if layer else wanted[3 + 2 * i] for i, layer in enumerate(layered)])
     widths = _widths(inputs, spec)
+    bytes_a_row = sum(widths) * hidden.element_size()
+    first_layer = layered.index(True)
+    log_prob: list[Tensor] = []
+    of_library: list[Tensor] = []
     buffers: list[Tensor] = []
-    first_layer = has_layer.index(True)
-    for rows, x_here, library_here in _chunks(inputs, bytes_of_outputs(inputs, spec)):
-        h = hidden[rows]
+    for rows, x_here, library_here in _chunks(inputs, bytes_a_row):
+        h = _part(hidden, rows)
         buffers = buffers or [  # the first chunk is the largest
-            scratch(f"outputs of a head {i}", (len(h), width), hidden.dtype, hidden.device)
+            scratch(f"outputs of a head {i}", (h.shape[0], width), hidden.dtype, hidden.device)
+            if layered[i]
+            else hidden
             for i, width in enumerate(widths)
         ]
-        outputs = [buffer[: len(h)] for buffer in buffers]
+        outputs = [_part(buffer, slice(0, h.shape[0])) for buffer in buffers]
         parameters = []
-        for output, (weight, bias), layer in zip(outputs, layers, has_layer, strict=True):
+        for output, (weight, bias), layer in zip(outputs, layers, layered, strict=True):
             if layer:
                 _product(h, weight, bias, output)
             parameters.append(_as_channels(output, x_here, spec) if layer else weight)
-        is_first = rows.start == 0
-        here = None if of_rows is None else of_rows[rows]
+        here = None if of_rows is None else _part(of_rows, rows)
         if callable(grad):
-            unwanted = (False,) * len(wanted)
+            unwanted = (False,) * len(of_kernel)
             here = grad(kernels.head(x_here, tuple(parameters), library_here, None, spec, bounds, unwanted).log_prob)
-        found = kernels.head(x_here, tuple(parameters), library_here, here, spec, bounds, wanted)
-        log_prob[rows] = found.log_prob
+        found = kernels.head(x_here, tuple(parameters), library_here, here, spec, bounds, of_kernel)
+        log_prob.append(found.log_prob)
         if not wants:
             continue
         if found.library is not None:
-            of_library[rows] = found.library
-        for i, (output, (weight, _), layer) in enumerate(zip(outputs, layers, has_layer, strict=True)):
-            of_weight, of_bias = sums[3 + 2 * i : 5 + 2 * i]
+            of_library.append(found.library)
+        of_hidden = None if sums[0] is None else _part(sums[0], rows)
+        for i, (output, (weight, _), layer) in enumerate(zip(outputs, layers, layered, strict=True)):
+            at = 3 + 2 * i
             if not layer:
-                _add(of_weight, found.given[i], is_first)
+                if wanted[at]:
+                    sums[at] = _plus(sums[at], found.given[i])
                 continue
-            if hidden.dim() == 3:
-                _add_of_convolution(
-                    (sums[0], of_weight, of_bias), output, h, weight, rows, (i == first_layer, is_first)
-                )
-                continue
-            _add_product(sums[0], rows, output, weight, i == first_layer)
-            _add_product(of_weight, slice(None), output.t(), h, is_first)
-            _add(of_bias, None if of_bias is None else output.sum(0, dtype=single), is_first)
-    if sums[2] is not None:
-        sums[2] = of_library.view(len(hidden) // max(len(sums[2]), 1), len(sums[2])).sum(0)
-    return log_prob, [
-        one.to(tensor.dtype)
-        for one, tensor in zip(sums, tensors, strict=True)
-        if one is not None and tensor is not None
+            if of_hidden is not None:
+                _add_to_hidden(of_hidden, output, weight, i == first_layer)
+            if wanted[at]:
+                sums[at] = _add_product(sums[at], output, h, single)
+            if wanted[at + 1]:
+                of_positions = output if hidden.dim() == 2 else output.view(h.shape[0], weight.shape[0], -1)
+                bias_dims = 0 if hidden.dim() == 2 else (0, 2)
+                sums[at + 1] = _plus(sums[at + 1], of_positions.sum(bias_dims, dtype=single))
+    if wanted[2] and library is not None and of_library:
+        total = _joined(of_library)
+        sums[2] = total.view(-1, library.shape[0]).sum(0) if total.shape != library.shape else total
+    return _joined(log_prob or [hidden.new_empty(0, dtype=single)]), [
+        _as(tensor, one) for one, tensor, want in zip(sums, tensors, wanted, strict=True) if want and tensor is not None
     ]
+
+
+def _as(like: Tensor, total: Tensor | None) -> Tensor:
+    """A sum over the chunks, None if there are no rows, as the gradient of a tensor."""
+    if total is None:
+        return torch.zeros_like(like)
+    return total if total.shape == like.shape and total.dtype == like.dtype else total.view(like.shape).to(like.dtype)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _product(h: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -271,39 +322,28 @@ def _product(h: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Non
         torch.addmm(bias, h, weight.t(), out=out)
 
 
-def _add_of_convolution(
-    sums: Sequence[Tensor | None], output: Tensor, h: Tensor, weight: Tensor, rows: slice, is_first: tuple[bool, bool]
-) -> None:
-    """Adds to the gradients of hidden units, weight and bias; ``is_first``: the layer, and the chunk."""
-    of_hidden, of_weight, of_bias = sums
-    of_positions = output.view(len(h), len(weight), -1)
-    if of_hidden is not None:
-        part = of_hidden[rows]
-        torch.baddbmm(part, weight.t().expand(len(h), -1, -1), of_positions, beta=not is_first[0], out=part)
-    if of_weight is not None:
-        each = torch.bmm(of_positions, h.transpose(1, 2))
-        _add(of_weight, each.sum(0, dtype=of_weight.dtype), is_first[1])
-    if of_bias is not None:
-        _add(of_bias, of_positions.sum((0, 2), dtype=of_bias.dtype), is_first[1])
-
-
-def _add(to: Tensor | None, part: Tensor | None, is_first: bool) -> None:
-    if to is not None and part is not None:
-        part = part.view(to.shape)
-        if is_first:
-            to.copy_(part)
-        else:
-            to += part
-
-
-def _add_product(to: Tensor | None, rows: slice, a: Tensor, b: Tensor, is_first: bool) -> None:
-    """a b, added to these rows, or written there; what a product with beta = 0 finds there does not count."""
-    if to is None:
-        return
-    if to.dtype == a.dtype:
-        to[rows].addmm_(a, b, beta=0 if is_first else 1)
+def _add_to_hidden(to: Tensor, output: Tensor, weight: Tensor, is_first: bool) -> None:
+    """What a product with beta = 0 finds there does not count."""
+    if to.dim() == 3:
+        of_positions = output.view(len(to), len(weight), -1)
+        torch.baddbmm(to, weight.t().expand(len(to), -1, -1), of_positions, beta=not is_first, out=to)
     else:
-        _add(to[rows], torch.mm(a, b), is_first)
+        to.addmm_(output, weight, beta=0 if is_first else 1)
+
+
+def _add_product(to: Tensor | None, output: Tensor, h: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """output^T h, added to ``to``; sums over the chunks of narrow products are of ``dtype``, float32."""
+    if h.dim() == 3:
+        each = torch.bmm(output.view(h.shape[0], -1, h.shape[2]), h.transpose(1, 2))
+        return _plus(to, each.sum(0, dtype=dtype))
+    if to is not None and to.dtype == h.dtype:
+        return to.addmm_(output.t(), h)
+    product = torch.mm(output.t(), h)
+    return _plus(to, product if h.dtype not in _NARROW else product.to(dtype))
+
+
+def _plus(to: Tensor | None, part: Tensor | None) -> Tensor | None:
+    return part if to is None or part is None else to.add_(part)
 
 
 def _as_channels(output: Tensor, x: Tensor, spec: HeadSpec) -> Tensor:

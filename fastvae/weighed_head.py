@@ -8,7 +8,8 @@ out whether the gradient of log p is v, times one number, and multiplies by it; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +17,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .autograd import is_differentiated
-from .head_op import HeadInputs, HeadRun, bytes_of_outputs, in_chunks, op_arguments, recorded_gradients
+from .head_op import HeadInputs, HeadRun, bytes_of_outputs, in_chunks, op_arguments, recorded_gradients, times
 from .kernels.head_spec import rows_of_chunk
-from .torch_internals import is_graph_kept
 
-__all__ = ["WeighedHeadFunction", "rows_at_once"]
+__all__ = ["WeighedHeadFunction", "rows_at_once", "scale_of"]
 
 # Relative error of weights in units of log w times the rounding error of float32; and at most.
 _ULPS, _LARGEST_ERROR = 4.0, 1e-3
@@ -50,13 +50,11 @@ class WeighedHeadFunction(Function):
         tensors, ahead = saved[: len(wants)], saved[len(wants) :]
         if is_differentiated((grad,)):
             return None, None, *recorded_gradients(grad, tensors, wants, ctx.run)
-        scale = _scale_of(grad, log_prob, log_ratio)
+        scale = scale_of(grad, log_prob, log_ratio)
         if scale is None:
             found = torch.ops.fastvae.head_backward.default(grad, [], *op_arguments(tensors, wants, ctx.run))
-        elif is_graph_kept():
-            found = [one * scale for one in ahead]
         else:
-            found = [one.mul_(scale) for one in ahead]  # nobody else has them
+            found = times(ahead, -scale)
         rest = iter(found)
         return None, None, *[next(rest) if wanted else None for wanted in wants]
 
@@ -64,26 +62,24 @@ class WeighedHeadFunction(Function):
 def _weighed(
     log_ratio: Tensor, tensors: Sequence[Tensor | None], wants: Sequence[bool], run: HeadRun
 ) -> tuple[Tensor, list[Tensor]]:
-    """log p, and the gradients of the wanted tensors for the gradient v of log p."""
+    """log p, and the gradients of the wanted tensors for the gradient -v of log p, as a loss has it."""
     inputs = HeadInputs.of(tensors)
     hidden, x, library, _ = inputs
     draws, batch = log_ratio.shape
     bits = sum([1 << i for i, wanted in enumerate(wants) if wanted])
+    size = rows_at_once(inputs, run, draws)
+    if size >= batch:
+        return in_chunks(inputs, bits, run.spec, run.bounds, run.backend, _weights_given(log_ratio))
     log_prob = torch.empty(draws, batch, dtype=log_ratio.dtype, device=hidden.device)
     of_hidden = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device) if wants[0] else None
     of_library = None if library is None or not wants[2] else torch.empty_like(library)
     sums: list[Tensor] = []
-    size = rows_at_once(inputs, run, draws)
     for first in range(0, batch, size):
         rows = slice(first, first + size)
         ratio = log_ratio[:, rows]
-
-        def weights(values: Tensor, ratio: Tensor = ratio) -> Tensor:
-            return torch.softmax(values.view(ratio.shape) + ratio, 0).flatten()
-
         own = hidden.unflatten(0, (draws, batch))[:, rows].flatten(0, 1)
         part = inputs._replace(hidden=own, x=x[rows], library=None if library is None else library[rows])
-        values, found = in_chunks(part, bits, run.spec, run.bounds, run.backend, weights)
+        values, found = in_chunks(part, bits, run.spec, run.bounds, run.backend, _weights_given(ratio))
         log_prob[:, rows] = values.view(ratio.shape)
         if of_hidden is not None:
             of_hidden.unflatten(0, (draws, batch))[:, rows] = found.pop(0).unflatten(0, (draws, -1))
@@ -93,12 +89,19 @@ def _weighed(
     return log_prob.flatten(), [one for one in (of_hidden, of_library) if one is not None] + sums
 
 
-def _scale_of(grad: Tensor, log_prob: Tensor, log_ratio: Tensor) -> Tensor | None:
+def _weights_given(log_ratio: Tensor) -> Callable[[Tensor], Tensor]:
+    """-v from log p, draw after draw."""
+    return lambda log_prob: torch.softmax(log_prob.view(log_ratio.shape) + log_ratio, 0).neg_().flatten()
+
+
+def scale_of(grad: Tensor, log_prob: Tensor, log_ratio: Tensor) -> float | None:
     """The number c of a gradient c v; None if it is another gradient, by more than the rounding of log w explains."""
     log_weights = log_prob.view(log_ratio.shape) + log_ratio
     weights, of_rows = torch.softmax(log_weights, 0).flatten(), grad.to(log_weights.dtype)
     largest = weights.argmax()
-    scale = of_rows[largest] / weights[largest]
+    scale = (of_rows[largest] / weights[largest]).item()
     rounding = _ULPS * torch.finfo(log_weights.dtype).eps * (1 + log_weights.abs().max().item())
-    allowed = min(rounding, _LARGEST_ERROR) * weights + 1e-12
-    return scale if bool(((of_rows - scale * weights).abs() <= scale.abs() * allowed).all()) else None
+    rounding = min(rounding, _LARGEST_ERROR)
+    if not bool(((of_rows - scale * weights).abs() <= abs(scale) * (rounding * weights + 1e-12)).all()):
+        return None
+    return math.copysign(1.0, scale) if abs(abs(scale) - 1.0) <= rounding else scale

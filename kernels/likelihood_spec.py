@@ -64,23 +64,26 @@ class Kind(NamedTuple):
 
     parameters: int  # how many it takes
     counts: bool = False  # x is of whole numbers, 0 or more
-    # Values of x, and of each parameter, that give a finite log p: they stand in for what is missing.
-    harmless: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    # Values of x, and of each parameter, at which log p is 0: they stand in for what is missing.
+    absent: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    # The parameters, by place, that have a gradient of 0 there whatever their value: one that rows share can stay.
+    inert: tuple[int, ...] = ()
 
 
-_POSITIVE = (0.0, 1.0, 1.0, 0.0)  # mean and theta
+_CERTAIN = -60.0  # as a logit or a log rate: log p is -9e-27, and no denormal number, which CPUs are slow with
+_UNIT_DENSITY = -math.log(2 * math.pi)  # the log variance of a normal whose density at its mean is 1
 
 # In the order of the enumeration in cpu/call.h.
 KINDS = {
-    "bernoulli": Kind(1),
+    "bernoulli": Kind(1, absent=(0.0, _CERTAIN)),
     "continuous_bernoulli": Kind(1),
-    "gaussian": Kind(2),
-    "laplace": Kind(2),
-    "log_normal": Kind(2, harmless=(1.0, 0.0, 0.0, 0.0)),
-    "poisson": Kind(1, counts=True),
-    "negative_binomial": Kind(2, counts=True, harmless=_POSITIVE),
-    "zero_inflated_negative_binomial": Kind(3, counts=True, harmless=_POSITIVE),
-    "scaled_bernoulli": Kind(3),
+    "gaussian": Kind(2, absent=(0.0, 0.0, _UNIT_DENSITY)),
+    "laplace": Kind(2, absent=(0.0, 0.0, -math.log(2))),
+    "log_normal": Kind(2, absent=(1.0, 0.0, _UNIT_DENSITY)),
+    "poisson": Kind(1, counts=True, absent=(0.0, _CERTAIN)),
+    "negative_binomial": Kind(2, counts=True, absent=(0.0, 0.0, 1.0), inert=(1,)),
+    "zero_inflated_negative_binomial": Kind(3, counts=True, absent=(0.0, 0.0, 1.0, 0.0), inert=(1,)),
+    "scaled_bernoulli": Kind(3, inert=(1, 2)),
     "discretized_logistic_mixture": Kind(1),
 }
 MIXTURE: Final = "discretized_logistic_mixture"

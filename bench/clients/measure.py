@@ -63,10 +63,16 @@ def alone(function: Callable[..., Result], *arguments: object) -> Result:
         return processes.submit(function, *arguments).result()
 
 
-def measure_call(library: str, name: str, make: Make) -> Row:
-    """`measure`, and the peaks of memory, of a call that takes seconds."""
+def measure_call(library: str, name: str, make: Make, replayed: Make | None) -> Row:
+    """`measure`, and the peaks of memory, of a call that takes seconds; and its seconds without the model."""
     peaks = {patched: alone(_peak, library, make, patched == "patched") for patched in NAMES}
-    return {**alone(measure, library, name, make, CALL_ROUNDS, 0), "peak_bytes": peaks}
+    rest = None if replayed is None else alone(_seconds, replayed)
+    return {**alone(measure, library, name, make, CALL_ROUNDS, 0), "peak_bytes": peaks, "seconds_without_model": rest}
+
+
+def _seconds(make: Make) -> float:
+    keep_freed_memory()
+    return interleaved_medians({"call": make()}, rounds=CALL_ROUNDS, warmup=1)["call"]
 
 
 def _peak(library: str, make: Make, patched: bool) -> int | None:
@@ -118,8 +124,9 @@ def measure_all(libraries: Sequence[str]) -> Iterator[Row]:
         for name, make in importlib.import_module(f"bench.clients.{module}").STEPS.items():
             yield alone(measure, library, name, make)
         if library == "scvi":
-            for name, make in importlib.import_module("bench.clients.scvi_models").CALLS.items():
-                yield measure_call(library, name, make)
+            models = importlib.import_module("bench.clients.scvi_models")
+            for name, make in models.CALLS.items():
+                yield measure_call(library, name, make, models.REPLAYED.get(name))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

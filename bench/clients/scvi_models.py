@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Callable
@@ -33,20 +34,42 @@ def cells_of(cells: int, genes: int) -> anndata.AnnData:
 
 
 def make_training(
-    name: str, cells: int = 1440, genes: int = 2000, batch_size: int = 128, regions: int = 0, **options: Any
+    name: str, cells: int = 1440, genes: int = 2000, batch_size: int = 128, regions: int = 0, replayed: bool = False
 ) -> Call:
-    """One epoch a call; gives its ELBO."""
+    """One epoch a call; gives its ELBO. ``replayed``: without the model, with the outputs of an earlier epoch."""
     kind = getattr(scvi.model, name)
     with quiet():
         scvi.settings.seed = 0  # which cells are held out
-        model = kind(_data(kind, cells, genes, regions), **options)
+        model = kind(_data(kind, cells, genes, regions))
 
     def train() -> torch.Tensor:
         with quiet():
             model.train(1, batch_size=batch_size, **TRAINING)
         return torch.tensor(float(model.history["elbo_train"].iloc[-1, 0]))
 
+    if replayed:
+        _replay(model.module, train)
     return train
+
+
+def _replay(module: torch.nn.Module, train: Call) -> None:
+    """From now on the module gives what it gives in this epoch, and a loss of its smallest parameter."""
+    smallest, forward = min(module.parameters(), key=torch.Tensor.numel), module.forward
+    made: list[Any] = []
+
+    def with_new_loss(outputs: Any) -> Any:
+        outputs[2].loss = 0.0 * smallest.sum()
+        return outputs
+
+    def record(*arguments: Any, **options: Any) -> Any:
+        with torch.no_grad():
+            made.append(forward(*arguments, **options))
+        return with_new_loss(made[-1])
+
+    module.forward = record
+    train()
+    again = itertools.cycle(made)
+    module.forward = lambda *_, **__: with_new_loss(next(again))
 
 
 def make_marginal(cells: int = 32, genes: int = 2000, samples: int = 1000, at_once: int = 25) -> Call:
@@ -97,3 +120,4 @@ CALLS = {
     ),
     "SCVI.get_marginal_ll(), 1000 samples of 32 x 2000": make_marginal,
 }
+REPLAYED = {name: functools.partial(make, replayed=True) for name, make in CALLS.items() if make is not make_marginal}

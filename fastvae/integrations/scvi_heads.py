@@ -121,6 +121,7 @@ def are_counts(x: Tensor) -> bool:
     for part in x.split(rows):
         if part.numel() and bool(part.amin() < 0):
             return False
-        if x.is_floating_point() and bool(torch.frac(part).any()):  # of NaN and infinity it is NaN, which is true
+        # A sum takes a quarter of the time of any(). Of NaN and infinity, frac is NaN, which is true.
+        if x.is_floating_point() and bool(torch.frac(part).sum()):
             return False
     return True

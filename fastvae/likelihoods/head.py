@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 
 from ..checks import check_clamp, check_tensor
+from ..fast_path import are_direct
 from ..head_op import HeadFunction, HeadInputs, HeadRun, head_formula
 from ..kernels import backend as selected
 from ..kernels.head_spec import ACTIVATIONS, DENSITIES, Activation, Density, HeadSpec
 from ..kernels.likelihood_spec import COUNTS, KINDS, MIXTURE, NO_BOUNDS, Bounds, channels_of_mixture
 from ..size_checks import check_count
-from ..torch_internals import is_compiling, needs_formula
+from ..torch_internals import fast_apply, is_compiling, needs_formula
 from ..weighed_head import WeighedHeadFunction, rows_at_once
 from .functional import INTEGERS, LOWEST_LOG_SCALE
 
 __all__ = ["REDUCTIONS", "Linear", "Reduction", "linear_log_prob"]
+
+_apply_head = fast_apply(HeadFunction)
 
 Reduction = Literal["sample", "sum", "batchmean"]
 REDUCTIONS = get_args(Reduction)
@@ -117,13 +120,14 @@ def linear_log_prob(
     differentiated = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
     # float16 would lose the small gradients that a loss scale, which comes later, is there for.
     ahead = rows.dtype != torch.float16 and (reduction != "sample" or (rows.device.type == "cpu" and not draws))
-    run = HeadRun(spec, bounds, selected.requested, differentiated and ahead)
+    run = HeadRun(spec, bounds, selected.requested, differentiated and ahead, are_direct(*tensors))
     if needs_formula():
         log_prob = head_formula(tensors, run)
     elif differentiated and log_ratio is not None and draws and _can_weigh(log_ratio, tensors, run):
         log_prob = WeighedHeadFunction.apply(run, log_ratio.detach(), *tensors)
     else:
-        log_prob = HeadFunction.apply(run, *tensors)
+        apply = _apply_head if run.direct else HeadFunction.apply
+        log_prob = apply(run, *tensors)
     if draws:
         return log_prob.unflatten(0, hidden.shape[:2])
     if reduction == "sample":

@@ -19,9 +19,11 @@ from ..checks import check_tensor
 from ..kernels.head_spec import rows_of_chunk
 from ..kernels.likelihood_spec import MIXTURE
 from ..likelihoods import Likelihood
-from ..likelihoods.base import Parameters, head_terms
+from ..likelihoods.base import HeadTerms, Parameters, head_terms
 from ..likelihoods.head import Linear, linear_log_prob
 from ..size_checks import event_shape, positive_size
+from ..torch_internals import has_hooks
+from .weighed_rows import Trunk, weighed_rows
 
 if TYPE_CHECKING:
     from . import calls
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["LayersToHead", "LikelihoodHead", "Score", "can_fuse", "scorer", "takes_score"]
 
 # Of the hidden units (rows, H), one layer for each parameter, and the shape of a parameter of one sample: (rows,).
-Score = Callable[[Tensor, Sequence[Linear], tuple[int, ...]], Tensor]
+Score = Callable[["Tensor | Trunk", Sequence[Linear], tuple[int, ...]], Tensor]
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"exp": torch.exp, "softplus": F.softplus}
 
@@ -48,7 +50,7 @@ class _Head(nn.Module):
         self.outputs, self.likelihood = outputs, likelihood
 
     def _parameters_or_score(
-        self, hidden: Tensor, x: Tensor | None, score: Score | None, shape: tuple[int, ...]
+        self, hidden: Tensor | Trunk, x: Tensor | None, score: Score | None, shape: tuple[int, ...]
     ) -> Parameters:
         """``shape``: of a parameter of one sample."""
         if score is None and x is not None:
@@ -61,7 +63,7 @@ class _Head(nn.Module):
             biases = [None] * self.outputs if self.bias is None else self.bias.chunk(self.outputs)
             layers = [Linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
             return score(hidden, layers, shape)
-        whole = _output(Linear(self.weight, self.bias), hidden)
+        whole = _output(Linear(self.weight, self.bias), _computed(hidden))
         parts = whole.chunk(self.outputs, 1 if self.weight.dim() > 2 else -1)
         shaped = parts if self.weight.dim() > 2 else tuple([part.unflatten(-1, shape) for part in parts])
         return shaped if self.outputs > 1 else shaped[0]
@@ -122,7 +124,7 @@ class LikelihoodHead(_Head, nn.Linear):
             x: the data, (B, *event).
             score: computes log p(x|z) from the hidden units and the layers, instead of the head's own likelihood.
         """
-        check_tensor("hidden", hidden)
+        check_tensor("hidden", hidden.inputs if isinstance(hidden, Trunk) else hidden)
         return self._parameters_or_score(hidden, x, score, self.output_shape)
 
     if TYPE_CHECKING:
@@ -191,9 +193,8 @@ class LayersToHead(nn.Sequential):
 
     def forward(self, h: Tensor, score: Score | None = None) -> Any:
         *layers, head = self
-        for layer in layers:
-            h = layer(h)
-        return head(h, score=score)
+        trunk = Trunk(tuple(layers), h)
+        return head(trunk if score is not None and not has_hooks(head) else trunk.hidden(), score=score)
 
 
 def takes_score(decoder: nn.Module) -> bool:
@@ -212,12 +213,17 @@ def scorer(likelihood: Likelihood, x: Tensor, log_ratio: Tensor | None = None) -
     ``log_ratio``: (K, B), as for `fastvae.likelihoods.linear_log_prob`.
     """
 
-    def score(hidden: Tensor, layers: Sequence[Linear], shape: tuple[int, ...]) -> Tensor:
-        draws = len(hidden) // max(len(x), 1)
-        given = hidden if draws == 1 else hidden.unflatten(0, (draws, -1))
+    def score(hidden: Tensor | Trunk, layers: Sequence[Linear], shape: tuple[int, ...]) -> Tensor:
         terms = None if x.requires_grad else head_terms(likelihood, x)
         expected = tuple(x.shape[1:]) if terms is None or terms.density != MIXTURE else (shape[0], *x.shape[2:])
         parameters = None if terms is None or shape != expected else terms.given_layers(layers)
+        if isinstance(hidden, Trunk) and log_ratio is not None and terms is not None and parameters is not None:
+            found = _weighed(hidden, log_ratio, terms, parameters, x)
+            if found is not None:
+                return found
+        hidden = _computed(hidden)
+        draws = len(hidden) // max(len(x), 1)
+        given = hidden if draws == 1 else hidden.unflatten(0, (draws, -1))
         weighed = log_ratio is not None and hidden.device.type == "cpu"
         if (
             terms is None
@@ -236,6 +242,33 @@ def scorer(likelihood: Likelihood, x: Tensor, log_ratio: Tensor | None = None) -
         return linear_log_prob(terms.density, given, parameters, x, **options).flatten()
 
     return score
+
+
+def _computed(hidden: Tensor | Trunk) -> Tensor:
+    return hidden.hidden() if isinstance(hidden, Trunk) else hidden
+
+
+def _weighed(
+    trunk: Trunk, log_ratio: Tensor, terms: HeadTerms, parameters: Sequence[Linear | Tensor], x: Tensor
+) -> Tensor | None:
+    """log p(x|z) in chunks of rows of x, with all their draws; None where it takes the usual way."""
+    if terms.library is not None and len(terms.library) != len(x):
+        return None
+    tensors = [one for each in parameters for one in (each[:2] if isinstance(each, Linear) else (each,))]
+
+    def log_prob(hidden: Tensor, tensors: Sequence[Any], rows: slice) -> Tensor:
+        library, *others = tensors
+        given = iter(others)
+        own = [
+            one._replace(weight=next(given), bias=next(given)) if isinstance(one, Linear) else next(given)
+            for one in parameters
+        ]
+        ratio, of_rows = log_ratio[:, rows], None if library is None else library[rows]
+        options: dict[str, Any] = {"clamp": terms.clamp, "components": terms.components, "log_ratio": ratio.detach()}
+        draws = hidden.unflatten(0, (len(ratio), -1))
+        return linear_log_prob(terms.density, draws, own, x[rows], library=of_rows, **options).flatten()
+
+    return weighed_rows(trunk, log_ratio, [terms.library, *tensors], log_prob)
 
 
 def _fits(hidden: Tensor, layers: Sequence[Linear]) -> bool:

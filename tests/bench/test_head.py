@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 
@@ -33,8 +35,22 @@ def test_a_row_has_times_and_peaks(monkeypatch):
     monkeypatch.setattr(head, "keep_freed_memory", lambda: None)
     row = head.measure_head(head.Head("bernoulli", 4, 3, 6))
     assert row["shape"] == "4 x 3 -> 6"
-    assert set(row["seconds"]) == set(head.CONTENDERS)
-    row |= {"seconds": {"eager": 0.04, "fused likelihood": 0.02, "fastvae": 0.01}, "other_load": 0}
+    assert set(row["seconds"]) == {*head.CONTENDERS, "products alone", "kernel alone"}
+    row |= {
+        "seconds": {"eager": 0.04, "fused likelihood": 0.02, "fastvae": 0.01, "products alone": 0.005},
+        "other_load": 0,
+    }
     assert tables.table({"rows": [row]}, tables.HEAD).splitlines()[-1] == (
-        "| bernoulli | 4 x 3 -> 6 | 40.0 ms, 4 MB | 20.0 ms, x2.0, 1 MB | 10.0 ms, x4.0, 1 MB |"
+        "| bernoulli | 4 x 3 -> 6 | 40.0 ms, 4 MB | 20.0 ms, x2.0, 1 MB | 10.0 ms, x4.0, 1 MB | 5.00 ms |  |"
     )
+
+
+@pytest.mark.parametrize("rows", [5, 400])
+def test_the_parts_of_counts_run_in_the_chunks_of_the_step(rows, monkeypatch):
+    kernels, called = head.implementation("auto", torch.device("cpu"), torch.float32), []
+    spy = types.SimpleNamespace(head=lambda x, *others: called.append(len(x)) or kernels.head(x, *others))
+    monkeypatch.setattr(head, "implementation", lambda *_: spy)
+    monkeypatch.setattr(head, "rows_of_chunk", lambda rows, *_: -(-rows // 2))
+    for part in head.parts_of(head.Head("zero_inflated", rows, 3, 6)).values():
+        part()
+    assert called == [-(-rows // 2), rows // 2]

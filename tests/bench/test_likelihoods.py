@@ -26,7 +26,9 @@ def test_the_contenders_agree_and_fastvae_keeps_nothing(case):
     functions = functions_of(case)
     assert {"eager", "fastvae"} <= set(functions)
     agreement.refuse_disagreement(case, functions, tensors)
-    assert make_step(case, "fastvae", tensors).saved_bytes() == 0
+    # With a mask, copies of x and the parameters, and whether anything of a row was observed.
+    kept = 3 * case.array_bytes + case.shape[0] if LIKELIHOODS[case.op].masked else 0
+    assert make_step(case, "fastvae", tensors).saved_bytes() == kept
     if case.op != "bernoulli":  # binary_cross_entropy_with_logits keeps nothing either
         assert make_step(case, "eager", tensors).saved_bytes() > 0
 

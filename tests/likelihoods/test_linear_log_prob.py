@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typing
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -167,6 +169,38 @@ def test_backward_twice_gives_the_same(backend, device):
     first = torch.autograd.grad(loss, leaves, retain_graph=True)
     second = torch.autograd.grad(loss, leaves)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("weigh", [mean, weighted, torch.sum])
+def test_through_the_dispatcher_and_directly(density, weigh):
+    leaves, x = drawn(density)
+    log_prob, grads = gradients(fused, density, leaves, x, "sample", weigh)
+
+    class Pass(torch.utils._python_dispatch.TorchDispatchMode):
+        names: typing.ClassVar = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.names.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    with Pass():
+        came, of_ops = gradients(fused, density, leaves, x, "sample", weigh)
+    assert "fastvae::head" in Pass.names
+    torch.testing.assert_close(came, log_prob)
+    torch.testing.assert_close(of_ops, grads, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("factor", "is_expected"), [(-1.0, True), (1.0, False), (-3.0, False)])
+@pytest.mark.parametrize("rows", [1, 3, 11, 49, 100])
+def test_gradients_ahead_are_those_of_minus_a_mean(rows, factor, is_expected, monkeypatch):
+    factors, real = [], head_op.times
+    monkeypatch.setattr(head_op, "times", lambda ahead, factor: factors.append(factor) or real(ahead, factor))
+    weight = torch.randn(5, 4, requires_grad=True)
+    hidden, x = torch.randn(rows, 4), torch.rand(rows, 5).round()
+    (factor * linear_log_prob("bernoulli", hidden, [Linear(weight)], x).mean()).backward()
+    expected = factor * (x - torch.sigmoid(hidden @ weight.detach().T)).T @ hidden / rows
+    torch.testing.assert_close(weight.grad, expected, rtol=1e-5, atol=1e-6)
+    assert [one == 1.0 for one in factors] == [is_expected]
 
 
 def test_only_what_is_wanted_has_a_gradient(density):

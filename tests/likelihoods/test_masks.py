@@ -69,6 +69,33 @@ def test_a_shared_parameter_learns_from_the_observed_rows():
     torch.testing.assert_close(theta.grad, full.grad.sum(0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_rows_without_data_have_a_log_p_of_exactly_0(name, dtype):
+    """Also where the rows share a scale of another dtype, which the kernels would not round to 0."""
+    log_prob, x, parameters, _ = _case(name)
+    first, *others = [parameter.detach() for parameter in parameters]
+    mask = torch.tensor([True, False, True, False])[:, None, None]
+    first = first.to(dtype).requires_grad_()
+    came = log_prob(first, *[other[0] for other in others], x.to(dtype), mask=mask)
+    came.sum().backward()
+    assert came[1::2].tolist() == [0, 0]
+    assert (came[::2] != 0).all()
+    assert (first.grad[1::2] == 0).all()
+
+
+def test_a_missing_entry_has_no_part_in_a_clamped_scale():
+    log_prob, x, (mean, _), mask = _case("gaussian")
+    for logvar in (torch.tensor([3.0]), torch.randn(3, 5), torch.randn(SHAPE)):
+        given, other = (logvar.clone().requires_grad_() for _ in "12")
+        came = log_prob(mean, given, torch.where(mask, x, torch.nan), mask=mask, clamp=(-0.5, 3.0))
+        expected = (log_prob(mean, other, x, reduction="none", clamp=(-0.5, 3.0)) * mask).flatten(1).sum(1)
+        torch.testing.assert_close(came, expected)
+        came.sum().backward()
+        expected.sum().backward()
+        torch.testing.assert_close(given.grad, other.grad)
+
+
 def test_several_draws_share_the_mask():
     log_prob, x, _, mask = _case("gaussian")
     draws = torch.randn(6, *SHAPE)
