@@ -21,6 +21,8 @@ _WIDTH = 5.5
 _NAMED = 12
 """Labels in a legend; the rest is one grey."""
 _SERIES = 4
+_VALUES = 3
+"""Series in the figure, and values of each step."""
 
 
 def of_values(
@@ -103,13 +105,19 @@ def latent_map(mu: Tensor, labels: Tensor | None, names: Sequence[str]) -> Figur
 
 
 def series(originals: Tensor, came: Tensor) -> Figure:
-    """Series (N, C, T) as lines, a panel each; the originals grey, their reconstructions in colours."""
+    """Series (N, C, T) as lines, a row of panels each, with a column for each of the first values: of several values,
+    each has its own scale. The originals are grey, their reconstructions in colours."""
+    shown = min(originals.shape[1], _VALUES)
     figure = new_figure(_WIDTH, 1.4 * len(originals) + 0.4)
-    for place, axis in enumerate(figure.subplots(len(originals), 1, sharex=True, squeeze=False)[:, 0]):
-        for channel, (one, other) in enumerate(zip(originals[place].cpu(), came[place].cpu(), strict=True)):
-            axis.plot(one.float().numpy(), color="#999999", linewidth=2.2)
-            axis.plot(other.float().numpy(), color=COLORS[channel % len(COLORS)], linewidth=1.1)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    axis.set_xlabel("step")
+    grid = figure.subplots(len(originals), shown, sharex=True, sharey="col", squeeze=False)
+    for place, row in enumerate(grid):
+        for value, axis in enumerate(row):
+            axis.plot(originals[place, value].float().cpu().numpy(), color="#999999", linewidth=2.2)
+            axis.plot(came[place, value].float().cpu().numpy(), color=COLORS[value % len(COLORS)], linewidth=1.1)
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
+    for value, (top, bottom) in enumerate(zip(grid[0], grid[-1], strict=True)):
+        if originals.shape[1] > 1:
+            top.set_title(f"value {value + 1} of {originals.shape[1]}", fontsize=10)
+        bottom.set_xlabel("step")
     return figure

@@ -29,7 +29,7 @@ h2 { font-size: 1.15rem; margin: 2rem 0 0.5rem; }
 .cards div { background: var(--card); border-radius: 0.5rem; padding: 0.5rem 0.8rem; }
 .cards b { display: block; font-size: 1.1rem; }
 .cards span, figcaption { opacity: 0.75; font-size: 0.9rem; }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; margin-top: 1rem; }
 figure { margin: 0; }
 figure img { display: block; max-width: 100%; height: auto; background: white; border-radius: 0.5rem; }
 .scroll { overflow-x: auto; }
@@ -122,7 +122,8 @@ def _history(history: Sequence[Mapping[str, float]]) -> str:
     every = 1 if len(history) <= ROWS else -(-len(history) // (ROWS - 2))
     best = best_epoch(history)
     shown = [place for place in range(len(history)) if (len(history) - 1 - place) % every == 0 or place in (0, best)]
-    rows = [tuple(_number(history[place].get(name)) for name in names) for place in shown]
+    columns = [_numbers([history[place].get(name) for place in shown]) for name in names]
+    rows = list(zip(*columns, strict=True))
     said = "" if best is None else "<p>Bold: the best on held-out data.</p>"
     return said + _table(names, rows, best=None if best is None else shown.index(best))
 
@@ -139,11 +140,11 @@ def bound_of(history: Sequence[Mapping[str, float]]) -> str:
     return "val_iwae" if any("val_iwae" in row for row in history) else "val_elbo"
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
+def _numbers(values: Sequence[float | None]) -> list[str]:
+    """Of one column: whole numbers without decimals if all are whole."""
     # NaN and infinity, of a run that diverged, are printed as such.
-    return f"{value:,.0f}" if math.isfinite(value) and value == round(value) else f"{value:,.2f}"
+    whole = all(value == round(value) for value in values if value is not None and math.isfinite(value))
+    return ["" if value is None else f"{value:,.0f}" if whole else f"{value:,.2f}" for value in values]
 
 
 def _value(value: object) -> str:

@@ -21,7 +21,7 @@ from fastvae.nn import (
     MLPEncoder,
 )
 from fastvae.priors import GaussianMixture
-from fastvae.training import figures
+from fastvae.training import data_figures, figures
 from fastvae.training.statistics import value_range
 
 
@@ -166,6 +166,16 @@ def test_curves_show_what_was_measured_and_nothing_else():
     assert [len(line.get_xdata()) for line in bounds.lines] == [30, 29]
     assert bounds.lines[0].get_ydata()[0] == 300.0
     assert bounds.get_ylim()[1] <= 310.0
+
+
+def test_each_value_of_a_series_has_its_own_scale():
+    x = torch.tensor([1.0, 100.0, 0.1, 0.0, 0.0])[:, None] * torch.rand(2, 5, 12)
+    figure = data_figures.series(x, x)
+    assert [axis.get_title() for axis in figure.axes] == ["value 1 of 5", "value 2 of 5", "value 3 of 5", "", "", ""]
+    for place, axis in enumerate(figure.axes):
+        shown = x[:, place % 3]
+        assert axis.get_ylim()[1] - axis.get_ylim()[0] == pytest.approx(1.1 * (shown.max() - shown.min()).item())
+    assert [axis.get_title() for axis in data_figures.series(x[:, :1], x[:, :1]).axes] == ["", ""]
 
 
 def test_one_epoch_is_a_point_that_is_seen():

@@ -56,6 +56,11 @@ def test_the_first_the_best_and_the_last_epoch_are_always_shown(table):
     assert [cells[0] for best, cells in rows if best] == ["63"]
 
 
+def test_a_column_has_decimals_everywhere_or_nowhere(table):
+    rows = table([{"epoch": 1, "step": 12, "val_elbo": -9401.0}, {"epoch": 2, "step": 24, "val_elbo": -9311.75}])
+    assert [cells for _, cells in rows] == [["1", "12", "-9,401.00"], ["2", "24", "-9,311.75"]]
+
+
 def test_under_iwae_the_best_epoch_is_that_of_the_bound_that_was_trained_on(table):
     history = [
         {"epoch": 1, "val_elbo": -1.0, "val_iwae": -9.0},
