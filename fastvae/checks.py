@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 
 from .fast_path import are_alike
-from .kernels import backend
 from .kernels.latent_spec import REDUCTIONS, LatentSpec
 from .torch_internals import is_observed
 
 __all__ = [
-    "check_clamp", "check_dense", "check_draw", "check_dtype", "check_flag", "check_generator", "check_moments",
-    "check_num_samples", "check_number", "check_posterior", "check_prior", "check_reduction", "check_row_offset",
-    "check_shape", "check_tensor", "check_values", "dtype_name", "fit_to_rows", "int_of", "is_integer", "refuse_first",
-    "requested_backend", "seed_tensor",
+    "check_all_values", "check_clamp", "check_dense", "check_dtype", "check_flag", "check_generator", "check_moments",
+    "check_number", "check_posterior", "check_prior", "check_reduction", "check_shape", "check_tensor", "check_values",
+    "dtype_name", "fit_to_rows", "int_of", "is_integer", "refuse_first", "seed_tensor",
 ]  # fmt: skip
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -143,27 +141,6 @@ def int_of(value: int) -> int:
     return operator.index(value)
 
 
-def check_row_offset(row_offset: int) -> int:
-    """An int of Python's, or of the compiler's."""
-    if type(row_offset) is int and 0 <= row_offset < 2**63:
-        return row_offset
-    if not is_integer(row_offset):
-        raise TypeError(f"row_offset is a {type(row_offset).__name__}, expected an int")
-    if row_offset < 0:
-        raise ValueError(f"row_offset is {row_offset}, expected 0 or more")
-    if row_offset >= 2**63:
-        raise ValueError(f"row_offset is {row_offset}, expected less than 2**63")
-    return row_offset if isinstance(row_offset, torch.SymInt) else int(row_offset)
-
-
-def check_draw(draw: int) -> int:
-    if not is_integer(draw):
-        raise TypeError(f"draw is a {type(draw).__name__}, expected an int")
-    if not 0 <= draw < 2**32:
-        raise ValueError(f"draw is {draw}, expected 0 or more and less than 2**32")
-    return draw if isinstance(draw, torch.SymInt) else int(draw)
-
-
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     try:
         sizes = tuple(int_of(size) for size in shape)
@@ -230,11 +207,6 @@ def check_generator(generator: torch.Generator | None, device: torch.device | st
         raise ValueError(f"generator is on {generator.device}, expected it on {device}")
 
 
-def requested_backend() -> str:
-    """The backend asked for by `use_backend` or FASTVAE_BACKEND, or "auto"."""
-    return backend.requested
-
-
 def check_reduction(reduction: str) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
@@ -271,18 +243,6 @@ def _as_float(value: float) -> float:
     return value if isinstance(value, (float, torch.SymFloat)) else float(value)
 
 
-def check_num_samples(num_samples: int | None) -> int | None:
-    if num_samples is None:
-        return None
-    if not is_integer(num_samples):
-        raise TypeError(f"num_samples is a {type(num_samples).__name__}, expected an int or None")
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}, expected 1 or more")
-    if num_samples >= 2**32:
-        raise ValueError(f"num_samples is {num_samples}, expected less than 2**32")
-    return num_samples if isinstance(num_samples, torch.SymInt) else int(num_samples)
-
-
 def check_prior(
     prior_mu: Tensor | float | None, prior_logvar: Tensor | float | None, mu: Tensor, spec: LatentSpec
 ) -> tuple[Tensor, ...]:
@@ -313,6 +273,13 @@ def _check_prior_tensor(name: str, given: Tensor | float | None, mu: Tensor) -> 
     if given.device != mu.device:
         raise ValueError(f"{name} is on {given.device}, mu is on {mu.device}; expected the same device")
     return fit_to_rows(name, given, "mu", mu)
+
+
+def check_all_values(mu: Tensor, scale: Tensor, prior: tuple[Tensor, ...], spec: LatentSpec) -> None:
+    check_values(mu, scale, spec)
+    if prior:
+        prior_mu, prior_scale = prior
+        check_values(prior_mu, prior_scale, spec, "prior_")
 
 
 def check_values(mu: Tensor, scale: Tensor, spec: LatentSpec, prefix: str = "") -> None:

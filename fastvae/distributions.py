@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -16,36 +16,28 @@ from .checks import (
     check_flag,
     check_moments,
     check_posterior,
-    check_row_offset,
     check_values,
     is_integer,
     seed_tensor,
 )
 from .diffusers_interface import Generators, Mode, are_generators, draw_each, seed_from
 from .divergences import Diagonal, Parameters, align, compute_tensor, in_rows, kl_to_standard, parameters_of, scale_of
-from .draw_options import SeedOptions, check_names
+from .draw_options import GaussianOptions, SeedOptions, check_names
 from .functional import reparameterize, sample_and_kl, sample_and_kl_packed
 from .kernels.reference.latents import LOG_2_PI
 from .latent_options import DrawOptions, ScaleOptions, defaults_of, described_latent, shows_options
+from .size_checks import check_row_offset
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .draw_options import LatentOverload
 
-__all__ = ["DiagonalGaussian", "GaussianOptions"]
+__all__ = ["DiagonalGaussian"]
 
 
 class _Unset:
     """Default of an argument for which None has a meaning."""
-
-
-class GaussianOptions(ScaleOptions, total=False):
-    """The keywords of `DiagonalGaussian`."""
-
-    event_dims: Annotated[int | None, None]
-    deterministic: Annotated[bool, False]
-    validate_args: Annotated[bool | None, None]
 
 
 _SCALE_DEFAULTS = {name: default for name, default in defaults_of(ScaleOptions).items() if name != "check"}
@@ -186,9 +178,7 @@ class DiagonalGaussian(Diagonal):
     def mu(self) -> Tensor:
         return self._parameters().mu
 
-    @property
-    def mean(self) -> Tensor:
-        return self.mu
+    mean = mu
 
     @property
     def mode(self) -> Mode:

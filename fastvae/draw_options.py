@@ -11,9 +11,9 @@ from torch import Tensor
 from .latent_options import DrawOptions, KLOptions, KLOutputOptions, ResidualOptions, ScaleOptions
 
 __all__ = [
-    "Condition", "ForwardOverload", "GaussianKLOverload", "Generator", "LatentOverload", "LogWeightOptions",
-    "ModelAndKLOptions", "ModelOptions", "PriorOverload", "Seed", "SeedAndKLOptions", "SeedOptions", "check_kl_names",
-    "check_names", "condition_given",
+    "Condition", "ForwardOverload", "GaussianKLOverload", "GaussianOptions", "Generator", "LatentOverload",
+    "LogWeightOptions", "ModelAndKLOptions", "ModelOptions", "PriorOverload", "Seed", "SeedAndKLOptions", "SeedOptions",
+    "check_kl_names", "check_names", "condition_given",
 ]  # fmt: skip
 
 Seed = int | Tensor | None
@@ -31,6 +31,14 @@ class SeedOptions(TypedDict, total=False):
 
 class SeedAndKLOptions(SeedOptions, KLOutputOptions, total=False):
     """The noise, and how the KL is summed and weighted."""
+
+
+class GaussianOptions(ScaleOptions, total=False):
+    """The keywords of `fastvae.DiagonalGaussian`."""
+
+    event_dims: Annotated[int | None, None]
+    deterministic: Annotated[bool, False]
+    validate_args: Annotated[bool | None, None]
 
 
 class ModelOptions(SeedOptions, total=False):

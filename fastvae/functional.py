@@ -33,22 +33,20 @@ from torch import Tensor
 from . import ops
 from .autograd import run_latent
 from .checks import (
-    check_draw,
+    check_all_values,
     check_dtype,
     check_moments,
     check_posterior,
     check_prior,
-    check_row_offset,
     check_shape,
     check_values,
-    requested_backend,
     seed_tensor,
 )
 from .fast_path import are_alike
+from .kernels import backend
 from .kernels.layout import split_packed
-from .kl_options import finish_kl
+from .kl_options import finish
 from .latent_options import (
-    DescribedLatent,
     DrawOptions,
     LatentOptions,
     LogProbOptions,
@@ -56,6 +54,7 @@ from .latent_options import (
     described_latent,
     shows_options,
 )
+from .size_checks import check_count, check_row_offset
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -155,10 +154,10 @@ def sample_and_kl(
     row_offset = check_row_offset(row_offset)
     prior = check_prior(prior_mu, prior_logvar, mu, described.spec)
     if described.check:
-        _check_all_values(mu, logvar, prior, described)
+        check_all_values(mu, logvar, prior, described.spec)
     seed = seed_tensor(seed, generator, mu.device, alike)
     outputs = run_latent(mu, logvar, prior, seed, described, row_offset, alike)
-    return outputs if described.kernel_does_all else _finish(outputs, described, mu)  # type: ignore[return-value]
+    return outputs if described.kernel_does_all else finish(outputs, described, mu)  # type: ignore[return-value]
 
 
 @overload
@@ -197,7 +196,7 @@ def sample_and_kl_packed(
     """`sample_and_kl` of the two halves of one tensor: mu, and behind it logvar, along dimension ``dim``.
 
     What an encoder's last layer gives is read in place, and its gradient is written in one piece: nothing is split,
-    concatenated or filled with zeros.
+    concatenated or filled with zeros. Errors as for `sample_and_kl`.
 
     Args:
         moments: (B, 2C, ...) for ``dim=1``, contiguous, channels_last or strided; mu is the first half along ``dim``.
@@ -207,10 +206,6 @@ def sample_and_kl_packed(
 
     Returns:
         z, (B, C, ...), and the KL in nats, as from `sample_and_kl`.
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind; the message names it.
-        RuntimeError: the backend asked for by name cannot serve this tensor.
 
     >>> import torch, fastvae
     >>> moments = torch.zeros(2, 8, 4, 4, requires_grad=True)
@@ -226,11 +221,11 @@ def sample_and_kl_packed(
         mu, logvar = split_packed(moments, dim)
         prior = check_prior(prior_mu, prior_logvar, mu, described.spec)
         if described.check:
-            _check_all_values(mu, logvar, prior, described)
+            check_all_values(mu, logvar, prior, described.spec)
     alike = are_alike(moments)
     seed = seed_tensor(seed, generator, moments.device, alike)
     outputs = run_latent(moments, None, prior, seed, described, row_offset, alike)
-    return outputs if described.kernel_does_all else _finish(outputs, described, moments)  # type: ignore[return-value]
+    return outputs if described.kernel_does_all else finish(outputs, described, moments)  # type: ignore[return-value]
 
 
 @shows_options(LogProbOptions)
@@ -255,15 +250,12 @@ def sample_and_log_prob(
     z = mu + exp(logvar/2) eps put in.
 
     Args:
-        all: as for `sample_and_kl`; the same seed gives the same z. A temperature changes the draws, not the density.
+        all: as for `sample_and_kl`, errors too; the same seed gives the same z. A temperature changes the draws, not
+            the density.
 
     Returns:
         z, (B, *event), or (K, B, *event) with num_samples=K, in mu's dtype; log q(z|x) and log p(z) in nats, summed
         over the event, float32 (float64 for float64): (B,) or (K, B).
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind; the message names it.
-        RuntimeError: the backend asked for by name cannot serve these tensors.
 
     >>> import torch, fastvae
     >>> mu, logvar = torch.zeros(4, 20), torch.zeros(4, 20)
@@ -276,7 +268,7 @@ def sample_and_log_prob(
     row_offset = check_row_offset(row_offset)
     prior = check_prior(prior_mu, prior_logvar, mu, described.spec)
     if described.check:
-        _check_all_values(mu, logvar, prior, described)
+        check_all_values(mu, logvar, prior, described.spec)
     seed = seed_tensor(seed, generator, mu.device)
     z, _, _, log_q, log_p = run_latent(mu, logvar, prior, seed, described, row_offset)
     return z, log_q, log_p  # type: ignore[return-value]
@@ -368,11 +360,11 @@ def gaussian_kl(
     described = described_latent("gaussian_kl", mu.dim(), options)
     prior = check_prior(prior_mu, prior_logvar, mu, described.spec)
     if described.check:
-        _check_all_values(mu, logvar, prior, described)
+        check_all_values(mu, logvar, prior, described.spec)
     outputs = run_latent(mu, logvar, prior, None, described, 0, alike)
     if described.kernel_does_all:
         return outputs[1]  # type: ignore[return-value]
-    _, *kl = _finish(outputs, described, mu)
+    _, *kl = finish(outputs, described, mu)
     return (kl[0], kl[1]) if described.spec.per_coordinate else kl[0]
 
 
@@ -388,8 +380,7 @@ def noise(
     """The standard normals that `sample_and_kl` and `reparameterize` use for this seed: same on every device.
 
     Philox4x32-10 (Salmon et al., SC'11) with the seed as key and (coordinate // 4, row, draw) as counter, then
-    Box-Muller.
-    Row b of the result is row ``row_offset + b`` of the stream, whatever the batch is split into.
+    Box-Muller. Row b of the result is row ``row_offset + b`` of the stream, whatever the batch is split into.
 
     Args:
         seed: 64-bit seed, an int or a one-element int64 tensor.
@@ -406,27 +397,9 @@ def noise(
     """
     sizes = check_shape(shape)
     row_offset = check_row_offset(row_offset)
-    draw = check_draw(draw)
+    draw = check_count("draw", draw, 0, bits=32)
     check_dtype("dtype", dtype)
     if seed is None:
         raise TypeError("seed is None, expected an int or a one-element int64 tensor")
     drawn_from = seed_tensor(seed, None, device)
-    return ops.noise(drawn_from.expand(sizes), drawn_from, row_offset, dtype, draw, requested_backend())
-
-
-def _finish(outputs: tuple[Tensor | None, ...], described: DescribedLatent, mu: Tensor) -> tuple[Tensor, ...]:
-    """z and the KL with what the kernel leaves to do, and the KL of each coordinate if it is wanted."""
-    z, kl = outputs[:2]
-    kl_mean = outputs[2] if len(outputs) > 2 else None
-    kl = finish_kl(kl, kl_mean, described, mu.shape[0])
-    if described.spec.per_coordinate:
-        assert kl_mean is not None
-        return z, kl, kl_mean.detach()  # type: ignore[return-value]
-    return z, kl  # type: ignore[return-value]
-
-
-def _check_all_values(mu: Tensor, logvar: Tensor, prior: tuple[Tensor, ...], described: DescribedLatent) -> None:
-    check_values(mu, logvar, described.spec)
-    if prior:
-        prior_mu, prior_logvar = prior
-        check_values(prior_mu, prior_logvar, described.spec, "prior_")
+    return ops.noise(drawn_from.expand(sizes), drawn_from, row_offset, dtype, draw, backend.requested)

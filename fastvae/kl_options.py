@@ -13,7 +13,20 @@ from .kernels.latent_spec import LatentSpec
 from .kernels.reference.bounds import at_least
 from .latent_options import DescribedLatent, is_one
 
-__all__ = ["finish_kl"]
+__all__ = ["finish", "finish_kl"]
+
+
+def finish(outputs: tuple[Tensor | None, ...], described: DescribedLatent, like: Tensor) -> tuple[Tensor, ...]:
+    """z and the KL with what the kernel leaves to do, and the KL of each coordinate if it is wanted.
+
+    Args:
+        outputs: the first two or more `LatentOutputs`.
+        like: has as many rows as mu.
+    """
+    z, kl, *others = outputs
+    kl_mean = others[0] if others else None
+    finished = z, finish_kl(kl, kl_mean, described, like.shape[0])
+    return (*finished, kl_mean.detach()) if described.spec.per_coordinate else finished  # type: ignore
 
 
 def finish_kl(kl: Tensor | None, kl_mean: Tensor | None, described: DescribedLatent, batch: int) -> Tensor:

@@ -11,8 +11,9 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, get_type_hints
 
-from .checks import check_clamp, check_flag, check_num_samples, check_number, check_reduction
+from .checks import check_clamp, check_flag, check_number, check_reduction
 from .kernels.latent_spec import LOG_SCALES, SCALES, LatentScalars, LatentSpec
+from .size_checks import check_num_samples
 from .torch_internals import is_compiling, is_dynamo_compiling, is_static
 
 __all__ = [

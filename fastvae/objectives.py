@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from .checks import check_flag, check_number, check_row_offset, check_tensor, seed_tensor
+from .checks import check_flag, check_number, check_tensor, seed_tensor
 from .deprecated import renamed
 from .draw_options import Condition, Generator, ModelOptions, Seed, check_names, condition_given
 from .latent_options import Average, Group, described_latent, shows_options
 from .returned import check_returned
-from .size_checks import check_count
+from .size_checks import check_count, check_row_offset
 from .torch_internals import exportable
 from .wrapped_models import model_method, through_wrappers
 

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .checks import check_dtype, check_num_samples, check_number, check_posterior, seed_tensor
+from .checks import check_dtype, check_number, check_posterior, seed_tensor
 from .draw_options import Generator, Seed, SeedAndKLOptions, SeedOptions, check_names
 from .kernels.layout import likelihood_dtype
 from .kernels.reference.latents import LOG_2_PI
 from .kl_options import finish_kl
 from .latent_options import described_latent, shows_options
 from .returned import check_returned
-from .size_checks import check_count, latent_shape_of, positive_sizes
+from .size_checks import check_count, check_num_samples, latent_shape_of, positive_sizes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

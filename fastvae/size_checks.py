@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from .checks import int_of, is_integer
 
-__all__ = ["check_count", "event_shape", "latent_shape_of", "positive_size", "positive_sizes"]
+__all__ = [
+    "check_count", "check_num_samples", "check_row_offset", "event_shape", "latent_shape_of", "positive_size",
+    "positive_sizes",
+]  # fmt: skip
 
 
 def latent_shape_of(encoder: nn.Module, given: int | Sequence[int] | None) -> tuple[int, ...] | None:
@@ -47,8 +51,22 @@ def event_shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-def check_count(name: str, count: int, at_least: int) -> None:
+def check_count(name: str, count: int, at_least: int, bits: int | None = None) -> int:
+    """An int of ``at_least`` or more and, if given, of so many bits: Python's, or the compiler's as it is."""
     if not is_integer(count):
         raise TypeError(f"{name} is a {type(count).__name__}, expected an int")
     if count < at_least:
         raise ValueError(f"{name} is {count}, expected {at_least} or more")
+    if bits is not None and count >= 2**bits:
+        raise ValueError(f"{name} is {count}, expected less than 2**{bits}")
+    return count if isinstance(count, torch.SymInt) else int(count)
+
+
+def check_num_samples(num_samples: int | None) -> int | None:
+    return None if num_samples is None else check_count("num_samples", num_samples, 1, bits=32)
+
+
+def check_row_offset(row_offset: int) -> int:
+    if type(row_offset) is int and 0 <= row_offset < 2**63:  # each call asks
+        return row_offset
+    return check_count("row_offset", row_offset, 0, bits=63)

@@ -58,7 +58,7 @@ class _Call(Protocol):
 
     def gradients(self, grads: Tensors, tensors: Tensors, wants: Sequence[bool]) -> Tensors:
         """Of ``tensors``, differentiable in turn."""
-        ...
+        return _vjp(self.formula, tensors, wants, grads)
 
 
 class _Kernel(Function):
@@ -80,7 +80,7 @@ class _Kernel(Function):
 
 
 @dataclass(frozen=True)
-class _Latent:
+class _Latent(_Call):
     """The five outputs, from the five inputs."""
 
     run: LatentRun
@@ -95,11 +95,11 @@ class _Latent:
     def gradients(self, grads: Tensors, tensors: Tensors, wants: Sequence[bool]) -> Tensors:
         if only_grad_is_active():
             return _Kernel.apply(_LatentGradients(self, tuple(wants)), *grads, *tensors)
-        return _vjp(self.formula, tensors, wants, grads)
+        return super().gradients(grads, tensors, wants)
 
 
 @dataclass(frozen=True)
-class _LatentGradients:
+class _LatentGradients(_Call):
     """Those of the inputs, from the five gradients of the outputs and the inputs."""
 
     of: _Latent
@@ -117,12 +117,9 @@ class _LatentGradients:
     def formula(self, tensors: Tensors, grads: Tensors) -> Tensors:
         return _vjp(self.of.formula, tensors[5:], self.wants, tensors[:5])
 
-    def gradients(self, grads: Tensors, tensors: Tensors, wants: Sequence[bool]) -> Tensors:
-        return _vjp(self.formula, tensors, wants, grads)
-
 
 @dataclass(frozen=True)
-class _Likelihood:
+class _Likelihood(_Call):
     """log p, from x and the parameters."""
 
     run: LikelihoodRun
@@ -137,11 +134,11 @@ class _Likelihood:
     def gradients(self, grads: Tensors, tensors: Tensors, wants: Sequence[bool]) -> Tensors:
         if only_grad_is_active() and not wants[0]:
             return _Kernel.apply(_LikelihoodGradients(self, tuple(wants)), *grads, *tensors)
-        return _vjp(self.formula, tensors, wants, grads)
+        return super().gradients(grads, tensors, wants)
 
 
 @dataclass(frozen=True)
-class _LikelihoodGradients:
+class _LikelihoodGradients(_Call):
     """Those of the parameters, from the gradient of log p, x and the parameters."""
 
     of: _Likelihood
@@ -153,9 +150,6 @@ class _LikelihoodGradients:
 
     def formula(self, tensors: Tensors, grads: Tensors) -> Tensors:
         return _vjp(self.of.formula, tensors[1:], self.wants, tensors[:1])
-
-    def gradients(self, grads: Tensors, tensors: Tensors, wants: Sequence[bool]) -> Tensors:
-        return _vjp(self.formula, tensors, wants, grads)
 
 
 def _vjp(formula: Formula, tensors: Tensors, wants: Sequence[bool], grads: Tensors) -> list[Tensor | None]:

@@ -1,16 +1,8 @@
-"""Compile the Triton kernels for GPUs that need not be there, exactly as the launch code would start them.
-
-python -m bench.roofline.compiled [--by-turns] [sm_80 sm_90 gfx942 ...]      what was compiled for each target, as JSON
-
-``--by-turns``: each op and shape in one of the two dtypes.
-"""
+"""Compile the Triton kernels for GPUs that need not be there, exactly as the launch code would start them."""
 
 from __future__ import annotations
 
-import json
-import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -251,43 +243,3 @@ def shape_and_layout(shape_name: str) -> tuple[tuple[int, ...], torch.Tensor | N
     if "channels_last" in shape_name:
         packed = packed.to(memory_format=torch.channels_last)
     return shape, packed.chunk(2, 1)[0]
-
-
-def shipped_launches() -> Iterator[tuple[str, str, torch.dtype, Any]]:
-    """Every op in its shapes, in float32 and bfloat16: op, shape's name, dtype, launch."""
-    for shape_name in SHAPES:
-        shape, like = shape_and_layout(shape_name)
-        for dtype in (torch.float32, torch.bfloat16):
-            for op in SHIPPED:
-                if is_shipped(op, shape_name):
-                    yield op, shape_name, dtype, op_launch(op, shape, dtype, like)
-
-
-def main() -> None:
-    """Compile every shipped launch for the targets named on the command line; print what was made, as JSON."""
-    report = []
-    by_turns, targets = "--by-turns" in sys.argv, [name for name in sys.argv[1:] if name != "--by-turns"]
-    for target in targets or TARGETS:
-        for op, shape_name, dtype, launch in shipped_launches():
-            if by_turns and (SHIPPED.index(op) + list(SHAPES).index(shape_name) + (dtype == torch.float32)) % 2:
-                continue
-            kernel = compile_for(launch, target)
-            assembly = kernel.asm["ptx" if TARGETS[target].backend == "cuda" else "amdgcn"]
-            report.append(
-                {
-                    "target": target,
-                    "op": op,
-                    "shape": shape_name,
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "wide_accesses": len(
-                        re.findall(r"(?:ld|st)\.global\.v4\.b32|global_(?:load|store)_\w*x4|b128", assembly)
-                    ),
-                    "local_memory": bool(re.search(r"\b(?:ld|st)\.local|scratch_(?:load|store)", assembly)),
-                    "binary_bytes": len(kernel.asm["cubin" if "cubin" in kernel.asm else "hsaco"]),
-                }
-            )
-    print(json.dumps(report, indent=1))
-
-
-if __name__ == "__main__":
-    main()

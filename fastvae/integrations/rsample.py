@@ -16,9 +16,10 @@ from torch.autograd import Function
 
 from .. import ops
 from ..autograd import backward_of_latent
-from ..checks import requested_backend, seed_tensor
+from ..checks import seed_tensor
 from ..fast_path import direct_kernels
 from ..functional import reparameterize
+from ..kernels import backend as selected
 from ..kernels.latent_spec import LatentInputs, LatentOutputs, LatentScalars, LatentSpec
 from ..ops import LatentRun, latent_run
 from ..torch_internals import fast_apply, has_saved_tensor_hooks, is_graph_kept
@@ -63,7 +64,7 @@ def _is_recorded(loc: Tensor, scale: Tensor) -> bool:
 def _record(
     loc: Tensor, scale: Tensor, kernels: ModuleType | None, spec: LatentSpec, scalars: LatentScalars
 ) -> tuple[Tensor, ...]:
-    backend = requested_backend()
+    backend = selected.requested
     seed = seed_tensor(None, None, loc.device, alike=kernels is not None)
     if kernels is None:
         kernels = direct_kernels(backend, loc, scale)

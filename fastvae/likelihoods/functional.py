@@ -72,6 +72,12 @@ class LikelihoodOptions(TypedDict, total=False):
     mask: Annotated[Tensor | None, None]
 
 
+class ClampedOptions(LikelihoodOptions, total=False):
+    """Those of densities whose last parameter may be kept in (low, high)."""
+
+    clamp: Annotated[Sequence[float] | None, None]
+
+
 @shows_options(LikelihoodOptions)
 def bernoulli_log_prob(logits: Tensor, x: Tensor, **options: Unpack[LikelihoodOptions]) -> Tensor:
     """Binary pixels, p(x = 1) = sigmoid(l):  x l - log(1 + exp(l)).
@@ -101,15 +107,8 @@ def continuous_bernoulli_log_prob(logits: Tensor, x: Tensor, **options: Unpack[L
     return _log_prob("continuous_bernoulli", x, {"logits": logits}, options, _IN_UNIT_INTERVAL)
 
 
-@shows_options(LikelihoodOptions)
-def gaussian_log_prob(
-    mean: Tensor,
-    logvar: Tensor,
-    x: Tensor,
-    *,
-    clamp: Sequence[float] | None = None,
-    **options: Unpack[LikelihoodOptions],
-) -> Tensor:
+@shows_options(ClampedOptions)
+def gaussian_log_prob(mean: Tensor, logvar: Tensor, x: Tensor, **options: Unpack[ClampedOptions]) -> Tensor:
     """Real values around the mean f with variance exp(v):  -1/2 ((x - f)^2 exp(-v) + v + log(2 pi)).
 
     (Kingma & Welling, arXiv 1312.6114, appendix C.2.) ``logvar`` has one value for each element, one for each
@@ -121,18 +120,11 @@ def gaussian_log_prob(
     >>> gaussian_log_prob(torch.zeros(2, 3), torch.zeros(1), torch.zeros(2, 3))   # -3/2 log(2 pi)
     tensor([-2.7568, -2.7568])
     """
-    return _log_prob("gaussian", x, {"mean": mean, "logvar": logvar}, options, clamp=clamp)
+    return _log_prob("gaussian", x, {"mean": mean, "logvar": logvar}, options, clamp=options.pop("clamp", None))
 
 
-@shows_options(LikelihoodOptions)
-def laplace_log_prob(
-    mean: Tensor,
-    logscale: Tensor,
-    x: Tensor,
-    *,
-    clamp: Sequence[float] | None = None,
-    **options: Unpack[LikelihoodOptions],
-) -> Tensor:
+@shows_options(ClampedOptions)
+def laplace_log_prob(mean: Tensor, logscale: Tensor, x: Tensor, **options: Unpack[ClampedOptions]) -> Tensor:
     """Real values around the median f with scale exp(v):  -|x - f| exp(-v) - v - log 2.
 
     Its gradient at x = f is 0. ``clamp`` as for `gaussian_log_prob`.
@@ -142,18 +134,11 @@ def laplace_log_prob(
     >>> laplace_log_prob(torch.zeros(2, 3), torch.zeros(1), torch.ones(2, 3))   # -3 (1 + log 2)
     tensor([-5.0794, -5.0794])
     """
-    return _log_prob("laplace", x, {"mean": mean, "logscale": logscale}, options, clamp=clamp)
+    return _log_prob("laplace", x, {"mean": mean, "logscale": logscale}, options, clamp=options.pop("clamp", None))
 
 
-@shows_options(LikelihoodOptions)
-def log_normal_log_prob(
-    mu: Tensor,
-    logvar: Tensor,
-    x: Tensor,
-    *,
-    clamp: Sequence[float] | None = None,
-    **options: Unpack[LikelihoodOptions],
-) -> Tensor:
+@shows_options(ClampedOptions)
+def log_normal_log_prob(mu: Tensor, logvar: Tensor, x: Tensor, **options: Unpack[ClampedOptions]) -> Tensor:
     """Positive values, whose log has mean m and variance exp(v):  -1/2 ((log x - m)^2 exp(-v) + v + log(2 pi)) - log x.
 
     (Johnson, Kotz & Balakrishnan 1994, "Continuous univariate distributions", chapter 14.) It is a density of x, in x's
@@ -165,6 +150,7 @@ def log_normal_log_prob(
     >>> log_normal_log_prob(torch.zeros(2, 3), torch.zeros(1), torch.full((2, 3), 2.0))
     tensor([-5.5569, -5.5569])
     """
+    clamp = options.pop("clamp", None)
     return _log_prob("log_normal", x, {"mu": mu, "logvar": logvar}, options, _POSITIVE, clamp=clamp)
 
 

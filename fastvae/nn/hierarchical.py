@@ -11,7 +11,7 @@ so far.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from ..likelihoods import Likelihood
 from ..likelihoods.base import Parameters
 from ..size_checks import check_count
 from ..torch_internals import exportable
+from . import calls
 from .decoding import decode, log_prob_of_draws
 from .levels import Level, check_levels, draws_of, level_seeds, mlp_levels, rows_of
 from .model import LatentVariableModel, LogWeights, check_module
@@ -40,9 +41,6 @@ from .posterior import Gaussian, Posterior, draw_with_kl
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from ..draw_options import ForwardOverload
-    from . import calls
 
 __all__ = ["HierarchicalOutput", "HierarchicalVAE", "ScoredHierarchicalOutput"]
 
@@ -155,34 +153,7 @@ class HierarchicalVAE(LatentVariableModel):
         self._check_condition(condition, x)
         return self._along_means(x)[0]
 
-    @overload
-    def forward(
-        self, x: Tensor, *, log_likelihood: Literal[False] = False, per_coordinate: Literal[False] = False,
-        **options: Unpack[ForwardOverload],
-    ) -> HierarchicalOutput: ...  # fmt: skip
-
-    @overload
-    def forward(
-        self, x: Tensor, *, log_likelihood: Literal[False] = False, per_coordinate: Literal[True],
-        **options: Unpack[ForwardOverload],
-    ) -> tuple[HierarchicalOutput, tuple[Tensor, ...]]: ...  # fmt: skip
-
-    @overload
-    def forward(
-        self, x: Tensor, *, log_likelihood: Literal[True], per_coordinate: Literal[False] = False,
-        **options: Unpack[ForwardOverload],
-    ) -> ScoredHierarchicalOutput: ...  # fmt: skip
-
-    @overload
-    def forward(
-        self, x: Tensor, *, log_likelihood: bool = False, per_coordinate: bool = False,
-        **options: Unpack[ForwardOverload],
-    ) -> (
-        HierarchicalOutput
-        | ScoredHierarchicalOutput
-        | tuple[HierarchicalOutput | ScoredHierarchicalOutput, tuple[Tensor, ...]]
-    ): ...  # fmt: skip
-
+    @calls.of_model(HierarchicalOutput, ScoredHierarchicalOutput)
     @shows_options(SeedAndKLOptions)
     def forward(
         self,
@@ -191,11 +162,7 @@ class HierarchicalVAE(LatentVariableModel):
         condition: Condition = None,
         log_likelihood: bool = False,
         **options: Unpack[SeedAndKLOptions],
-    ) -> (
-        HierarchicalOutput
-        | ScoredHierarchicalOutput
-        | tuple[HierarchicalOutput | ScoredHierarchicalOutput, tuple[Tensor, ...]]
-    ):
+    ) -> Any:
         """Compute features of x (B, *event), draw z with its KL level by level from the top, and decode.
 
         Args:

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -21,15 +21,13 @@ from ..likelihoods.base import Parameters
 from ..priors import Prior, StandardNormal
 from ..size_checks import check_count, latent_shape_of
 from ..torch_internals import exportable
+from . import calls
 from .decoding import decode, log_prob_of_draws
 from .model import LatentVariableModel, LogWeights, check_module
 from .posterior import EncoderOutput, Gaussian, Posterior, draw_with_kl, draw_with_log_prob, encode
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from ..draw_options import ForwardOverload
-    from . import calls
 
 __all__ = ["VAE", "ScoredVAEOutput", "VAEOutput"]
 
@@ -120,30 +118,7 @@ class VAE(LatentVariableModel):
         mu, logvar, _ = self._posterior(x, self._check_condition(condition, x))
         return Posterior(mu, logvar)
 
-    @overload
-    def forward(
-        self, x: Tensor, *, log_likelihood: Literal[False] = False, per_coordinate: Literal[False] = False,
-        **options: Unpack[ForwardOverload],
-    ) -> VAEOutput: ...  # fmt: skip
-
-    @overload
-    def forward(
-        self, x: Tensor, *, log_likelihood: Literal[False] = False, per_coordinate: Literal[True],
-        **options: Unpack[ForwardOverload],
-    ) -> tuple[VAEOutput, tuple[Tensor, ...]]: ...  # fmt: skip
-
-    @overload
-    def forward(
-        self, x: Tensor, *, log_likelihood: Literal[True], per_coordinate: Literal[False] = False,
-        **options: Unpack[ForwardOverload],
-    ) -> ScoredVAEOutput: ...  # fmt: skip
-
-    @overload
-    def forward(
-        self, x: Tensor, *, log_likelihood: bool = False, per_coordinate: bool = False,
-        **options: Unpack[ForwardOverload],
-    ) -> VAEOutput | ScoredVAEOutput | tuple[VAEOutput | ScoredVAEOutput, tuple[Tensor, ...]]: ...  # fmt: skip
-
+    @calls.of_model(VAEOutput, ScoredVAEOutput)
     @shows_options(SeedAndKLOptions)
     def forward(
         self,
@@ -152,7 +127,7 @@ class VAE(LatentVariableModel):
         condition: Condition = None,
         log_likelihood: bool = False,
         **options: Unpack[SeedAndKLOptions],
-    ) -> VAEOutput | ScoredVAEOutput | tuple[VAEOutput | ScoredVAEOutput, tuple[Tensor, ...]]:
+    ) -> Any:
         """Encode x (B, *event), draw z with its KL in one fused pass, decode z.
 
         Args:

@@ -162,12 +162,12 @@ class ModelConfig:
     def _at_scale(self, network: nn.Module, latent_shape: tuple[int, ...] | None) -> nn.Module:
         """The network that takes x, behind what brings the data to a scale of about 1."""
         if self.missing:
-            network = _ZeroForMissing(network, latent_shape)
-        if self.likelihood in COUNTS:
-            return _OfLogCounts(network, latent_shape)
+            network = _Transformed(network, latent_shape, _zero_for_missing)
+        if self.likelihood in COUNTS:  # they span orders of magnitude, as positive values do
+            return _Transformed(network, latent_shape, torch.log1p)
         if self.standardize:
             network = StandardizedEncoder(network, self.statistics_shape)
-        return _OfLogs(network, latent_shape) if self.likelihood == "log-normal" else network
+        return _Transformed(network, latent_shape, torch.log) if self.likelihood == "log-normal" else network
 
     def _of_parameters(self, decoder: nn.Module) -> nn.Module:
         """The decoder, with its output at the scale of the likelihood's parameters."""
@@ -208,40 +208,25 @@ class ModelConfig:
         return None
 
 
-class _OfLogCounts(nn.Module):
-    """``encoder(log(1 + x))``: counts span orders of magnitude."""
+class _Transformed(nn.Module):
+    """``encoder(transform(x))``."""
 
-    def __init__(self, encoder: nn.Module, latent_shape: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self, encoder: nn.Module, latent_shape: tuple[int, ...] | None, transform: Callable[[Tensor], Tensor]
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.latent_shape = latent_shape
         self.packs_moments = getattr(encoder, "packs_moments", False)
+        self._transform = transform
 
     def forward(self, x: Tensor, *others: Any, **options: Any) -> Any:
-        return self.encoder(self._logarithm(x), *others, **options)
-
-    def _logarithm(self, x: Tensor) -> Tensor:
-        return torch.log1p(x)
+        return self.encoder(self._transform(x), *others, **options)
 
 
-class _OfLogs(_OfLogCounts):
-    """``encoder(log x)``: so do positive values."""
-
-    def _logarithm(self, x: Tensor) -> Tensor:
-        return torch.log(x)
-
-
-class _ZeroForMissing(nn.Module):
-    """An encoder that sees 0, the mean of standardised data, for NaN (Mattei & Frellsen, arXiv 1812.02633)."""
-
-    def __init__(self, encoder: nn.Module, latent_shape: tuple[int, ...] | None = None) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.latent_shape = latent_shape
-        self.packs_moments = getattr(encoder, "packs_moments", False)
-
-    def forward(self, x: Tensor, *others: Any, **options: Any) -> Any:
-        return self.encoder(torch.where(torch.isnan(x), x.new_zeros(()), x), *others, **options)
+def _zero_for_missing(x: Tensor) -> Tensor:
+    """0, the mean of standardised data, for NaN (Mattei & Frellsen, arXiv 1812.02633)."""
+    return torch.where(torch.isnan(x), x.new_zeros(()), x)
 
 
 class _MeanOfCounts(nn.Module):

@@ -71,7 +71,7 @@ def compiled(arguments) -> list[dict]:
     """All ops for one target, which take half a minute to compile."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run(
-        [sys.executable, "-m", "bench.roofline.compiled", *arguments],
+        [sys.executable, "-m", "tests.kernels.triton.compile_all", *arguments],
         env=environment,
         cwd=Path(__file__).parents[3],
         capture_output=True,
