@@ -31,7 +31,7 @@ LIBRARIES = {
     "diffusers": Library("diffusers", (0, 33), (0, 42)),
     "pyro": Library("pyro-ppl", (1, 9), (1, 9)),
     "pythae": Library("pythae", (0, 1), (0, 1)),
-    "scvi": Library("scvi-tools", (1, 3), (1, 4)),
+    "scvi": Library("scvi-tools", (1, 3), (1, 5)),
     "torch": Library("torch", (2, 11), (2, 14)),
 }
 

@@ -40,7 +40,7 @@ def _fused(optimizer_cls: type[Adam], params: Iterable[Tensor], **options: Any) 
     params = list(params)
     if not params or not all(one.is_floating_point() and one.device.type in ("cpu", "cuda") for one in params):
         return optimizer_cls(params, **options)
-    optimizer = optimizer_cls(params, fused=True, **options)
+    optimizer = optimizer_cls(params, **{**options, "fused": True})  # scvi-tools 1.5 asks for it, too
     optimizer.register_step_post_hook(_count_step)
     return optimizer
 

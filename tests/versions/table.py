@@ -19,7 +19,7 @@ that an installation accepts.
 COLUMNS = ("tests", "Python", "torch", "triton", "NumPy", "libraries", "passed", "failed", "skipped", "machine")
 VERSIONS = slice(0, 6)  # the cells that make a row another one than the rest
 # Test files of tests/clients that are of another library than their name says.
-LIBRARY_OF_FILE = {"scvi": "scvi-tools", "pyro": "pyro-ppl", "pyro_patch": "pyro-ppl"}
+LIBRARY_OF_FILE = {"scvi": "scvi-tools", "scvi_heads": "scvi-tools", "pyro": "pyro-ppl", "pyro_patch": "pyro-ppl"}
 
 
 class Results(NamedTuple):
