@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     since, cpu = time.perf_counter(), _cpu_seconds()
     status = fastvae([
         "train", f"--data={data}", "--model=conv", f"--latent-dim={options.latents}", f"--quality={options.quality}",
-        f"--output={run}", "--flip=true", *others,
+        f"--output={run}", "--flip=true", "--rotate=true", *others,
     ])  # fmt: skip
     if status:
         return status

@@ -317,7 +317,7 @@ def _log_prob(
             scale = list(parameters)[1]
             parameters = parameters | {scale: parameters[scale].clamp(*bounds)}
         x, parameters = observed_part(density, x, parameters, mask)
-        log_prob = _log_prob(density, x, parameters, {"reduction": reduction, "check": check}, *rules)
+        log_prob = _log_prob(density, x, parameters, {**options, "mask": None}, *rules)
         return zero_without_data(log_prob, mask, reduction)
     if check:
         _check_values(x, parameters, rules)

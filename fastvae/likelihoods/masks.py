@@ -82,7 +82,8 @@ def zero_without_data(log_prob: Tensor, mask: Tensor, reduction: str) -> Tensor:
 def _with_absent(given: Tensor, mask: Tensor, absent: float) -> Tensor:
     """``given`` where the mask is True, else ``absent``."""
     if given.device.type == "cpu" and given.is_floating_point() and not (is_transformed() or any_is_batched([given])):
-        return _Blend.apply(given, mask, absent)
+        blended: Tensor = _Blend.apply(given, mask, absent)
+        return blended
     return torch.where(mask, given, torch.full((), absent, dtype=given.dtype, device=given.device))
 
 

@@ -162,7 +162,11 @@ class HierarchicalVAE(LatentVariableModel):
         condition: Condition = None,
         log_likelihood: bool = False,
         **options: Unpack[SeedAndKLOptions],
-    ) -> Any:
+    ) -> (
+        HierarchicalOutput
+        | ScoredHierarchicalOutput
+        | tuple[HierarchicalOutput | ScoredHierarchicalOutput, tuple[Tensor, ...]]
+    ):
         """Compute features of x (B, *event), draw z with its KL level by level from the top, and decode.
 
         Args:

@@ -127,7 +127,7 @@ class VAE(LatentVariableModel):
         condition: Condition = None,
         log_likelihood: bool = False,
         **options: Unpack[SeedAndKLOptions],
-    ) -> Any:
+    ) -> VAEOutput | ScoredVAEOutput | tuple[VAEOutput | ScoredVAEOutput, tuple[Tensor, ...]]:
         """Encode x (B, *event), draw z with its KL in one fused pass, decode z.
 
         Args:

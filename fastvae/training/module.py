@@ -19,6 +19,7 @@ from ..nn import ConditionalVAE
 from ..nn.model import LatentVariableModel
 from ..objectives import ELBO, IWAE, ObjectiveOutput, iwae_bound
 from ..size_checks import check_count
+from .augment import mirrored, moved, turned
 from .batches import Batch, derived_seed
 from .errors import TrainingError
 from .lightning import LightningModule, logs_now
@@ -44,6 +45,7 @@ class VAEModule(LightningModule):
         binarize: x are grey levels in [0, 1], probabilities of a white pixel: draw black or white from them, anew each
             time in training, the same each time in validation.
         flip: mirror each image (C, H, W) left to right with probability 1/2 in training.
+        rotate: turn each image, which has to be square, by 0, 90, 180 or 270 degrees in training, drawn anew each time.
         shift: move each image (C, H, W) in training by up to so many pixels up or down and left or right, drawn
             anew each time; the border pixels are repeated.
         seed: of all random numbers, from 0 to 2^64 - 1.
@@ -81,6 +83,7 @@ class VAEModule(LightningModule):
         warmup_steps: int = 0,
         binarize: bool = False,
         flip: bool = False,
+        rotate: bool = False,
         shift: int = 0,
         seed: int = 0,
     ) -> None:
@@ -102,6 +105,7 @@ class VAEModule(LightningModule):
         self.warmup_steps = int(warmup_steps)
         self.binarize = check_flag("binarize", binarize)
         self.flip = check_flag("flip", flip)
+        self.rotate = check_flag("rotate", rotate)
         check_count("shift", shift, 0)
         self.shift = int(shift)
         self.seed = int(check_seed(seed))
@@ -279,7 +283,7 @@ class VAEModule(LightningModule):
         self._check_finite()
         for name, weight in self.model.named_parameters():
             if not bool(torch.isfinite(weight).all()):
-                raise _not_finite(f"the weight {name}")
+                raise self._not_finite(f"the weight {name}")
         if self._trained is not None:
             checkpoint["fastvae_trained"] = self._sum_over_processes(self._trained).cpu()
 
@@ -325,26 +329,21 @@ class VAEModule(LightningModule):
         return torch.where(torch.isnan(x), x, drawn) if isinstance(self.model.likelihood, MissingAsNaN) else drawn
 
     def _augmented(self, x: Tensor, batch: Batch, number: int) -> Tensor:
-        """x, mirrored and moved at random as the options say."""
+        """x, mirrored, turned and moved at random as the options say."""
         if self.flip:
-            (drawn,) = self._uniform("flip", batch, number, 1).unbind(1)
-            x = torch.where((drawn > 0.5)[:, None, None, None], x.flip(-1), x)
+            x = mirrored(x, *self._uniform("flip", batch, number, 1))
+        if self.rotate:
+            x = turned(x, *self._uniform("rotate", batch, number, 1))
         if self.shift:
-            drawn = self._uniform("shift", batch, number, 2)
-            moved = (drawn * (2 * self.shift + 1)).long().clamp(max=2 * self.shift) - self.shift
-            rows, columns = (
-                (torch.arange(side, device=x.device) + by[:, None]).clamp(0, side - 1)
-                for side, by in zip(x.shape[2:], moved.unbind(1), strict=True)
-            )
-            sample = torch.arange(len(x), device=x.device)[:, None, None]
-            x = x.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+            down, right = self._uniform("shift", batch, number, 2)
+            x = moved(x, down, right, self.shift)
         return x
 
-    def _uniform(self, purpose: str, batch: Batch, number: int, count: int) -> Tensor:
-        """(b, count) numbers between 0 and 1 for the rows of a batch."""
+    def _uniform(self, purpose: str, batch: Batch, number: int, count: int) -> tuple[Tensor, ...]:
+        """``count`` tensors (b,) of numbers between 0 and 1 for the rows of a batch."""
         seed = derived_seed(self.seed, purpose, number)
         normal = noise(seed, (len(batch.x), count), row_offset=batch.first_row, device=batch.x.device)
-        return torch.special.ndtr(normal)
+        return torch.special.ndtr(normal).unbind(1)
 
     def _batch_mean(self, batch: Batch, values: Tensor) -> Tensor:
         """The mean over the rows of the whole batch, on every process; with its gradient."""
@@ -365,7 +364,13 @@ class VAEModule(LightningModule):
 
     def _check_finite(self) -> None:
         if self._finite is not None and not bool(self._finite):
-            raise _not_finite("the loss")
+            raise self._not_finite("the loss")
+
+    def _not_finite(self, what: str) -> TrainingError:
+        hint = "Try a lower --learning-rate, and check that the data suit the likelihood."
+        if self.trainer.precision == "16-true":
+            hint = "In float16 small gradients and Adam's epsilon are 0: --precision bf16-true, or 16-mixed on a GPU."
+        return TrainingError(f"{what} is no longer a finite number; the last checkpoint is from before.\n{hint}")
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -391,10 +396,3 @@ def check_seed(seed: int) -> int:
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed is {seed}, expected from 0 to 2**64 - 1")
     return seed
-
-
-def _not_finite(what: str) -> TrainingError:
-    return TrainingError(
-        f"{what} is no longer a finite number; the last checkpoint is from before.\n"
-        "Try a lower --learning-rate, and check that the data suit the likelihood."
-    )

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..likelihoods import Gaussian, LogNormal
 from ..nn import VAE, ResidualDecoder, ResidualEncoder, StandardizedDecoder, StandardizedEncoder
 from ..nn.model import LatentVariableModel
+from .augment import in_all_orientations
 from .datasets import Samples
 from .model_config import ModelConfig
 from .optimizer import learned_scale
@@ -71,11 +72,22 @@ def value_range(x: Tensor) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def start_from(model: LatentVariableModel, config: ModelConfig, data: Statistics, samples: Samples) -> None:
+def start_from(
+    model: LatentVariableModel,
+    config: ModelConfig,
+    data: Statistics,
+    samples: Samples,
+    *,
+    flip: bool = False,
+    rotate: bool = False,
+) -> None:
     """Set what a new model starts from.
 
     The standardisation buffers; the linear part of a convolutional encoder and decoder, to principal components; and
     the likelihood's scale, to the error of the model as it is then.
+
+    Args:
+        flip, rotate: as of `VAEModule`; the components are those of images in all these orientations.
     """
     mean, variance = _pooled(config, data)
     if config.likelihood == "log-normal":
@@ -97,7 +109,7 @@ def start_from(model: LatentVariableModel, config: ModelConfig, data: Statistics
     rows = spread_rows(samples, _ROWS_OF_COMPONENTS)
     if config.linear is not None:
         assert isinstance(model, VAE)
-        start_from_components(model, rows)
+        start_from_components(model, in_all_orientations(rows, flip, rotate))
     else:
         scale.fill_(_logarithm_of_scale(model, variance.mean()))
 

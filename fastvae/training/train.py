@@ -130,11 +130,11 @@ def _built(config: Any) -> tuple[VAEDataModule, ModelConfig, VAEModule, list[flo
     model = model_config.build(config.seed)
     statistics = statistics_of(data.source.train)
     if model_config.standardize:
-        start_from(model, model_config, statistics, data.source.train)
+        start_from(model, model_config, statistics, data.source.train, flip=config.flip, rotate=config.rotate)
     module = VAEModule(
         model, _objective(config, data), learning_rate=config.learning_rate,
-        schedule=config.schedule, warmup_steps=config.warmup_steps, flip=config.flip, shift=config.shift,
-        seed=config.seed,
+        schedule=config.schedule, warmup_steps=config.warmup_steps, flip=config.flip, rotate=config.rotate,
+        shift=config.shift, seed=config.seed,
         binarize=model_config.likelihood == "bernoulli" if config.binarize is None else config.binarize,
     )  # fmt: skip
     return data, model_config, module, [statistics.low, statistics.high]
@@ -260,9 +260,11 @@ def _check_values(model_config: ModelConfig, source: Source, config: Any) -> Non
     Counts are checked as they are read.
     """
     data, shape = config.data, model_config.event_shape
-    for option, does in (("flip", "mirrors"), ("shift", "moves")):
+    for option, does in (("flip", "mirrors"), ("rotate", "turns"), ("shift", "moves")):
         if config[option] and len(shape) != 3:
             raise TrainingError(f"--{option} {does} images (C, H, W), {data} has samples of shape {shape}")
+    if config.rotate and shape[1] != shape[2]:
+        raise TrainingError(f"--rotate turns square images, those of {data} have {shape[1]}x{shape[2]} pixels: --flip")
     if model_config.likelihood not in ("bernoulli", "continuous-bernoulli", "log-normal", "mixture"):
         return
     low, high = value_range(source)
@@ -377,7 +379,7 @@ def _advice(record: Record, trainer: Trainer) -> list[str]:
             " collapse): --warmup-epochs, --free-bits 0.1, or train longer."
         ]
     if active < 0.1 * latents:
-        return [f"Note: {active:.0f} of {latents} latents are active; a smaller --latent-dim would do the same."]
+        return [f"Note: {active:.0f} of {latents} latents are active: train longer, or take a smaller --latent-dim."]
     return []
 
 

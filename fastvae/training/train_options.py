@@ -128,6 +128,9 @@ def _add_data(group: Any) -> None:
     )  # fmt: skip
     group.add_argument("--flip", type=bool, default=False, help="mirror images left to right at random in training")
     group.add_argument(
+        "--rotate", type=bool, default=False, help="turn square images by multiples of 90 degrees at random in training"
+    )
+    group.add_argument(
         "--shift", type=NonNegativeInt, default=0, metavar="PIXELS",
         help="move images at random by up to so many pixels in training",
     )  # fmt: skip

@@ -135,10 +135,18 @@ def test_a_conditional_model_needs_labels(tmp_path, capsys):
     fails(capsys, ["train", f"--data={data}", "--model=cvae", *OPTIONS], "bare.npy has no labels", "subfolder")
 
 
-@pytest.mark.parametrize(("option", "words"), [("--flip=true", "--flip mirrors"), ("--shift=1", "--shift moves")])
-def test_vectors_are_neither_mirrored_nor_moved(tmp_path, capsys, option, words):
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [("--flip=true", "--flip mirrors"), ("--rotate=true", "--rotate turns"), ("--shift=1", "--shift moves")],
+)
+def test_vectors_are_neither_mirrored_nor_turned_nor_moved(tmp_path, capsys, option, words):
     data = save_images(tmp_path / "x.npy", shape=(6,))
     fails(capsys, ["train", f"--data={data}", option, *OPTIONS], f"{words} images", "(6,)")
+
+
+def test_images_that_are_not_square_are_not_turned(tmp_path, capsys):
+    data = save_images(tmp_path / "x.npy", shape=(3, 4, 6))
+    fails(capsys, ["train", f"--data={data}", "--rotate=true", *OPTIONS], "--rotate turns square images", "4x6 pixels")
 
 
 def test_values_that_the_likelihood_has_no_probability_for_are_refused(tmp_path, capsys):

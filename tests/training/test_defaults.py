@@ -80,9 +80,9 @@ def test_statistics_are_those_of_numpy():
     assert statistics_of(_samples(x.clip(0.2, 0.9))).low == 0.0
 
 
-def _started(config, x):
+def _started(config, x, **orientations):
     model = config.build(0)
-    start_from(model, config, statistics_of(_samples(x)), _samples(x))
+    start_from(model, config, statistics_of(_samples(x)), _samples(x), **orientations)
     return model
 
 
@@ -117,6 +117,27 @@ def test_a_convolutional_model_starts_from_principal_components():
     torch.testing.assert_close(posterior.mu.var(0), torch.ones(4), rtol=0, atol=0.05)
     assert (posterior.logvar < 0).all()
     assert model.likelihood.logvar.item() == pytest.approx(math.log(error), abs=1e-3)
+
+
+def test_the_components_are_those_of_mirrored_and_turned_images():
+    """Of images that vary in one corner alone, the four orientations of that corner."""
+    x = np.zeros((160, 3, 16, 16), dtype=np.float32)
+    x[:, :, :4, :8] = np.random.default_rng(0).normal(size=(160, 1, 1, 1))
+    config = ModelConfig("conv", "gaussian", (3, 16, 16), latent_dim=(8,), channels=(8, 16), linear=16)
+    given = torch.from_numpy(x)
+    errors = {}
+    for flip in (False, True):
+        for rotate in (False, True):
+            model = _started(config, x, flip=flip, rotate=rotate)
+            for turned in (given, given.flip(-1), given.rot90(1, (2, 3)), given.rot90(3, (2, 3)).flip(-1)):
+                errors.setdefault((flip, rotate), []).append((model.reconstruct(turned) - turned).square().mean())
+    small = {which: [error < 1e-3 for error in found] for which, found in errors.items()}
+    assert small == {
+        (False, False): [True, False, False, False],
+        (True, False): [True, True, False, False],
+        (False, True): [True, False, True, False],
+        (True, True): [True, True, True, True],
+    }
 
 
 def test_fewer_rows_than_latents_leave_the_others_unused():

@@ -132,6 +132,22 @@ def test_half_of_the_images_are_mirrored_in_training_and_none_in_validation(tmp_
     assert torch.equal(part, module._augmented(x, Batch(x, None, 0, 200, 200), 0)[50:])
 
 
+def test_images_are_turned_by_quarters_in_training(tmp_path):
+    torch.manual_seed(0)
+    shape = (2, 4, 4)
+    model = Recording(MLPEncoder(shape, 8, 3), MLPDecoder(3, 8, shape), Bernoulli())
+    x = torch.rand(400, *shape)
+    module = VAEModule(model, rotate=True)
+    _fit(module, tmp_path, DataLoader(TensorDataset(x), batch_size=400))
+    turns = [torch.rot90(x, quarters, (2, 3)) for quarters in range(4)]
+    first, second = ([(came == one).flatten(1).all(1) for one in turns] for came, _ in model.calls)
+    assert torch.stack(first).sum(0).eq(1).all()
+    assert all(70 <= one.sum() <= 130 for one in first)
+    assert not torch.equal(first[0], second[0])
+    part = module._augmented(x[50:], Batch(x[50:], None, 50, 400, 350), 0)
+    assert torch.equal(part, module._augmented(x, Batch(x, None, 0, 400, 400), 0)[50:])
+
+
 def test_images_are_moved_by_up_to_so_many_pixels(tmp_path):
     torch.manual_seed(0)
     shape = (2, 4, 5)
@@ -302,9 +318,10 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
             source.train.x[30] = 1e30
             return source
 
-    vae = VAE(MLPEncoder(16, 8, 3), MLPDecoder(3, 8, 16), Gaussian())
-    with pytest.raises(TrainingError, match=r"the loss is no longer a finite number.*\n.*--learning-rate"):
-        _fit(VAEModule(vae), tmp_path, Diverging(batch_size=20))
+    for options, advice in (({}, "--learning-rate"), ({"precision": "16-true"}, "--precision bf16-true")):
+        vae = VAE(MLPEncoder(16, 8, 3), MLPDecoder(3, 8, 16), Gaussian())
+        with pytest.raises(TrainingError, match=rf"the loss is no longer a finite number.*\n.*{advice}"):
+            _fit(VAEModule(vae), tmp_path, Diverging(batch_size=20), **options)
 
 
 def test_a_weight_that_is_no_number_is_not_saved(tmp_path):

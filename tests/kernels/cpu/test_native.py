@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,27 +84,33 @@ def test_what_is_not_installed_is_named(monkeypatch):
         c_compiler()
 
 
+# Most faults make results wrong; the others need sanitizers, which take longer.
+WAYS_TO_NOTICE = ((), ADDRESS_AND_UNDEFINED)
+
+
 @pytest.fixture(scope="module")
-def ways_to_notice(tmp_path_factory) -> list[FaultyBuilds]:
-    """Most faults make results wrong; the others need sanitizers, which take longer."""
+def builds(tmp_path_factory) -> Callable[..., FaultyBuilds]:
+    """Those of some flags, made when they are first asked for."""
     compiler = or_skip(c_compiler)
     if not supports(compiler, *ADDRESS_AND_UNDEFINED):
         pytest.skip(f"{compiler[0]} does not come with AddressSanitizer and UndefinedBehaviorSanitizer")
-    sanitized = tmp_path_factory.mktemp("sanitized"), compiler, *ADDRESS_AND_UNDEFINED, "-O0", "-w"
-    return [FaultyBuilds(tmp_path_factory.mktemp("plain"), compiler, "-O0", "-w"), FaultyBuilds(*sanitized)]
+    return functools.cache(
+        lambda *flags: FaultyBuilds(tmp_path_factory.mktemp("builds"), compiler, *flags, "-O0", "-w")
+    )
 
 
 @pytest.mark.slow
-def test_the_driver_finds_no_fault_where_there_is_none(ways_to_notice):
-    for way in ways_to_notice:
-        result = check([way.link(way.objects)], ("1500",), **OPTIONS)
-        assert result.returncode == 0, result.stdout
+@pytest.mark.parametrize("flags", WAYS_TO_NOTICE, ids=["plain", "sanitized"])
+def test_the_driver_finds_no_fault_where_there_is_none(builds, flags):
+    way = builds(*flags)
+    result = check([way.link(way.objects)], ("1500",), **OPTIONS)
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-def test_the_driver_notices(tmp_path, ways_to_notice, fault: Fault):
+def test_the_driver_notices(tmp_path, builds, fault: Fault):
     kernels = shutil.copytree(KERNELS, tmp_path / "cpu", ignore=shutil.ignore_patterns("*.so"))
     fault.plant(kernels)
-    programs = (way.with_fault(kernels, fault.file) for way in ways_to_notice)
+    programs = (builds(*flags).with_fault(kernels, fault.file) for flags in WAYS_TO_NOTICE)
     assert any(check([program], ("1500",), **OPTIONS).returncode != 0 for program in programs)

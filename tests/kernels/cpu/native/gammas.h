@@ -19,6 +19,7 @@ static approximate lgamma_of(approximate y) { return function_of(y, lgamma(y.val
 static approximate lgamma_of_counts(double x, double theta) {
     double rise = lgamma(theta + x) - lgamma(theta), factorial = lgamma(x + 1.0);
     double size = x * (fabs(log(theta + x)) + 2.0) + factorial + (theta < 4.0 ? fabs(log(theta)) + 8.0 : 0.0);
+    if (x < 1.0) size += 1.0; /* no count; the kernel takes x + 1 for it, and terms of about 1 cancel */
     return (approximate){rise - factorial, 4 * ROUNDING * size};
 }
 

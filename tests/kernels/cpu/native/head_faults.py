@@ -28,7 +28,7 @@ SOFTMAX = (
     Fault("head.h", "s->slope += sum_lanes", "s->slope = sum_lanes"),
     Fault("head.h", "s->slope = 0.0;", ""),
     Fault("head.h", "s.shares = s.slopes + c->event", "s.shares = s.slopes"),
-    Fault("head.h", "2 * first * c->event", "first * c->event"),
+    Fault("head.h", "c->head.scratch + 2 * first * c->event", "c->head.scratch"),
     Fault("run.h", "2 * c->units * c->event + BEHIND_A_SUM", "c->units * c->event + BEHIND_A_SUM"),
     Fault("run.h", "2 * c->units * c->event + BEHIND_A_SUM", "2 * c->event + BEHIND_A_SUM"),
     Fault("run.h", "c->event + BEHIND_A_SUM", "c->event"),
