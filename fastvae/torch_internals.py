@@ -103,7 +103,7 @@ def fast_apply(function: type[Function]) -> Callable[..., Any]:
     Autograd finds ``backward`` by a method of the class's ``_backward_cls`` then, which is given ``backward`` itself.
     Without the name it takes one or two microseconds more.
     """
-    made = getattr(function, "_backward_cls", None)
+    made: Any = getattr(function, "_backward_cls", None)
     if hasattr(made, "apply"):
         made.apply = function.backward
     return super(Function, function).apply  # type: ignore[misc]

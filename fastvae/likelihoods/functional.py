@@ -384,7 +384,7 @@ def _check_inputs(x: Tensor, parameters: Parameters) -> None:
             raise ValueError(f"x is on {x.device}, {name} is on {given.device}; expected the same device")
 
 
-_DEFAULTS = ("sample", False, None)
+_DEFAULTS: tuple[str, bool, Tensor | None] = ("sample", False, None)
 
 
 def _check_options(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -216,6 +216,8 @@ def test_every_coordinate_is_in_exactly_one_tile_of_one_program(work):
     assert tile.mask_rows or work.rows % tile.rows == 0
 
 
+# The gradient of a prior that the batch shares, of an event with more tiles than a grid's second axis has programs.
+@example(work=Work(2, 2**26, torch.float32, 1024, shares_row=True, reduce_rows=True))
 @given(work=works)
 def test_grids_and_tiles_are_what_a_gpu_accepts(work):
     if work.rows * work.event > 2**40:  # terabytes
