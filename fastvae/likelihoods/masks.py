@@ -75,7 +75,11 @@ def observed_part(
 def zero_without_data(log_prob: Tensor, mask: Tensor, reduction: str) -> Tensor:
     """log p of `observed_part`, reduced, and exactly 0 where nothing was observed: there a Bernoulli leaves -9e-27 an
     entry, which is less than the rounding of anything observed."""
-    seen = mask if reduction == "none" else mask.flatten(1).any(1) if reduction == "sample" else mask.any()
+    seen = mask
+    if reduction == "sample" and mask.dim() > 1:
+        seen = mask.flatten(1).any(1)
+    elif reduction in ("sum", "batchmean"):
+        seen = mask.any()
     return torch.where(seen, log_prob, torch.zeros((), dtype=log_prob.dtype, device=log_prob.device))
 
 

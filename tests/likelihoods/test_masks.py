@@ -96,6 +96,12 @@ def test_a_missing_entry_has_no_part_in_a_clamped_scale():
         torch.testing.assert_close(given.grad, other.grad)
 
 
+def test_data_without_event_dimensions_have_masks():
+    logits, x, mask = torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("nan")]), torch.tensor([True, False])
+    expected = torch.stack([L.bernoulli_log_prob(logits[:1], x[:1])[0], torch.tensor(0.0)])
+    assert torch.equal(L.bernoulli_log_prob(logits, x, mask=mask), expected)
+
+
 def test_several_draws_share_the_mask():
     log_prob, x, _, mask = _case("gaussian")
     draws = torch.randn(6, *SHAPE)
