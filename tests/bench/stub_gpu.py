@@ -17,7 +17,7 @@ import torch
 from bench import gpu, gpu_meter, host
 from bench.timing import interleaved_medians
 
-COMPUTING = ("noise", "latent_forward", "latent_backward", "likelihood_forward", "likelihood_backward")
+COMPUTING = ("noise", "latent_forward", "latent_backward", "likelihood_forward", "likelihood_backward", "head")
 
 
 class StubMeter(gpu_meter.GpuMeter):
