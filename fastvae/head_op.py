@@ -8,11 +8,12 @@ gradients. The gradients of log p by everything are sums over the chunks,
 
     d h = sum_i g_i W_i        d W_i = g_i^T h        d b_i = sum over rows of g_i        (g_i: gradient of a_i)
 
-A row of a 1x1 convolution is an image: h (rows, C, positions), and a_i = W_i h + b_i at each position.
+They are computed on the way forward (``ahead``) where the gradient of log p is expected to be the same for all rows: 1,
+or on the fast path that of minus a mean, as most losses have it; backward multiplies by what is missing. Where rows
+turn out to have different gradients, or were expected to, backward computes the outputs again: one product more of
+three.
 
-computed on the way forward (``ahead``) where the gradient of log p is expected to be the same for all rows: 1, or on
-the fast path that of minus a mean, as most losses have it; backward multiplies by what is missing. Where rows turn out
-to have different gradients, or were expected to, backward computes the outputs again: one product more of three.
+A row of a 1x1 convolution is an image: h (rows, C, positions), and a_i = W_i h + b_i at each position.
 """
 
 from __future__ import annotations
