@@ -5,7 +5,7 @@ python -m bench head [NAME ...] [--results FOLDER]
 Forward and backward of the mean of log p(x|z), with the gradients of hidden units, layers and dispersions; between the
 two, the fused likelihood after ``F.linear``. iwae: a whole training step of the 784-400-20 VAE with 50 draws.
 
-Beside them what no fusing can save: the matrix products of fastvae's step alone, chunk by chunk, and its kernel alone.
+Beside them what no fusing can save: the last layers' matrix products alone, chunk by chunk, and the kernel alone.
 """
 
 from __future__ import annotations
@@ -122,17 +122,17 @@ def _counts(head: Head) -> dict[str, Step]:
 
 
 def parts_of(head: Head) -> dict[str, Step]:
-    """The products and the kernel of fastvae's step, each alone; of an iwae neither."""
-    specs = {"bernoulli": HeadSpec("bernoulli"), "zero_inflated": HeadSpec(_INFLATED, "softmax", "given", "identity")}
-    if head.kind not in specs:
-        return {}
-    spec = specs[head.kind]
+    """The last layers' products and the kernel in fastvae's step, each alone."""
+    if head.kind == "iwae":
+        head = Head("bernoulli", DRAWS * head.rows, head.hidden, head.outputs)
+    counts = head.kind == "zero_inflated"
+    spec = HeadSpec(_INFLATED, "softmax", "given", "identity") if counts else HeadSpec(head.kind)
     count = spec.activations.count("softmax") + spec.activations.count("identity")
     hidden, weights = torch.randn(head.rows, head.hidden), torch.randn(count, head.outputs, head.hidden)
     of_hidden, of_weights = torch.zeros_like(hidden), torch.zeros_like(weights)
     size = rows_of_chunk(head.rows, 4 * head.outputs * count, hidden.device)
     outputs, theta = torch.zeros(count, size, head.outputs), torch.ones(head.outputs)
-    x, library = _data(head) if head.kind == "zero_inflated" else (torch.ones(head.rows, head.outputs), None)
+    x, library = _data(head) if counts else (torch.ones(head.rows, head.outputs), None)
 
     def products() -> None:
         for h, to in zip(hidden.split(size), of_hidden.split(size), strict=True):
