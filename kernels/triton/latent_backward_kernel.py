@@ -127,7 +127,7 @@ def latent_backward_kernel(
     seed = tl.load(seed_ptr) if NOISE else 0
     if KL == MEAN or (KL == SUMS and not REDUCE_ROWS):  # the same for all tiles
         rows_here = tile_at(begin, REDUCE_ROWS, WIDE, ROWS, COLUMNS)[0]
-        grad_kl = load_row_gradient(grad_kl_ptr, grad_kl_strides, rows_here, rows, KL)
+        grad_kl = load_row_gradient(grad_kl_ptr, grad_kl_strides, rows_here, rows, MASK_ROWS, KL)
     mu_columns = tl.zeros((ROWS, COLUMNS), tl.float32)
     scale_columns = tl.zeros((ROWS, COLUMNS), tl.float32)
     for step in tl.range(begin, end, 1 if REDUCE_ROWS else COLUMNS, loop_unroll_factor=UNROLL):
@@ -162,7 +162,7 @@ def latent_backward_kernel(
             if KL == ELEMENTWISE:
                 grad_kl = load_tile(grad_kl_ptr, grad_kl_strides, row, column, inner, inside, UNIT, TWO_DIMS, PTX_LEVEL)
             if KL == SUMS and REDUCE_ROWS:
-                grad_kl = load_row_gradient(grad_kl_ptr, grad_kl_strides, row, rows, KL)
+                grad_kl = load_row_gradient(grad_kl_ptr, grad_kl_strides, row, rows, MASK_ROWS, KL)
             ratio, expm1 = ratio_of(std, log_ratio, inverse, SCALE, PTX_LEVEL)
             of_kl = grad_kl
             if FREE_BITS:

@@ -34,6 +34,12 @@ LOG_2_PI: tl.constexpr = tl.constexpr(1.8378770664093453)
 
 
 @triton.jit
+def halves(tile):
+    """The first and the last columns of a tile."""
+    return tl.split(tl.permute(tl.reshape(tile, (tile.shape[0], 2, tile.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit
 def add_both(a, b, more_a, more_b):
     return a + more_a, b + more_b
 
@@ -103,13 +109,16 @@ def latent_forward_kernel(
         adds_up(SCALE) and CLAMP == "none" and not WITH_PRIOR
     )
     PLAIN_SUMS: tl.constexpr = KL == SUMS and ZERO_OUTSIDE and not (FREE_BITS or KL_MEAN or REDUCE_ROWS)
+    # Half as many registers hold the sums if one half of a tile is added after the other. Only of tiles of which each
+    # of a program's 128 threads has columns in both halves: nothing moves between threads then.
+    IN_HALVES: tl.constexpr = PLAIN_SUMS and PTX_LEVEL > 0 and COLUMNS >= 2 * 128 * VEC
     first_draw = tl.program_id(2) * draws_a_program if SEVERAL_DRAWS else 0
     end_of_draws = tl.minimum(first_draw + draws_a_program, draws) if SEVERAL_DRAWS else 1
     begin, end = share(rows, event_units, tiles_a_program, REDUCE_ROWS, UNIT, WIDE, ROWS, COLUMNS, ONE_TILE)
     event = event_size(event_units, UNIT, WIDE)
     seed = tl.load(seed_ptr) if WITH_Z else 0
-    large = tl.zeros((ROWS, COLUMNS), tl.float32)
-    small = tl.zeros((ROWS, COLUMNS), tl.float32)
+    large = tl.zeros((ROWS, COLUMNS // 2 if IN_HALVES else COLUMNS), tl.float32)
+    small = large
     sums_of_columns = tl.zeros((ROWS, COLUMNS), tl.float32)
     for step in tl.range(begin, end, 1 if REDUCE_ROWS else COLUMNS, loop_unroll_factor=UNROLL):
         row, first = tile_at(step, REDUCE_ROWS, WIDE, ROWS, COLUMNS)
@@ -137,7 +146,14 @@ def latent_forward_kernel(
         scaled = difference * inverse if WITH_PRIOR else difference
         if KL != NOT_WANTED or KL_MEAN:
             ratio, expm1 = ratio_of(std, log_ratio, inverse, SCALE, PTX_LEVEL)
-        if PLAIN_SUMS:
+        if IN_HALVES:
+            mu_0, mu_1 = halves(scaled)
+            logvar_0, logvar_1 = halves(log_ratio)
+            ratio_0, ratio_1 = halves(ratio)
+            expm1_0, expm1_1 = halves(expm1)
+            large, small = kl_terms(large, small, mu_0, logvar_0, ratio_0, expm1_0, PTX_LEVEL)
+            large, small = kl_terms(large, small, mu_1, logvar_1, ratio_1, expm1_1, PTX_LEVEL)
+        elif PLAIN_SUMS:
             large, small = kl_terms(large, small, scaled, log_ratio, ratio, expm1, PTX_LEVEL)
         elif KL != NOT_WANTED or KL_MEAN:
             kl = kl_of(scaled, log_ratio, ratio, expm1, PTX_LEVEL)
@@ -173,6 +189,6 @@ def latent_forward_kernel(
                     tl.store(log_q_ptr + sum_at, -0.5 * sum_q, mask=row < rows)
                     tl.store(log_p_ptr + sum_at, -0.5 * sum_p, mask=row < rows)
     if KL == SUMS and not REDUCE_ROWS:
-        store_row_sums(kl_ptr, (large + 0.5 * small) * 0.5, rows, begin, WIDE, ROWS, COLUMNS)
+        store_row_sums(kl_ptr, (large + 0.5 * small) * 0.5, rows, begin, MASK_ROWS, WIDE, ROWS, COLUMNS)
     if KL_MEAN:
         store_column_sums(kl_columns_ptr, sums_of_columns, event_units, UNIT, WIDE, COLUMNS)

@@ -253,7 +253,11 @@ def _plan_backward(
     shape, num_samples = scale.shape, scalars.num_samples
     extents = _extents(inputs)
     reduced = tuple([wants_prior and extent in (SHARED.value, ONE.value) for extent in extents])
-    tiling = tiling_of(_work(inputs, spec, scalars)._replace(reduce_rows=any(reduced)))
+    work = _work(inputs, spec, scalars)._replace(reduce_rows=any(reduced))
+    # Noise, moments and gradients of float32 at once: smaller tiles take two thirds of the registers.
+    if grad_z is not None and work.dtype.itemsize == 4 and work.event >= launch.TILE_ELEMENTS:
+        work = work._replace(tile_elements=TILE_ELEMENTS)
+    tiling = tiling_of(work)
     of_prior = _prior_buffers(inputs, tiling, reduced) if wants_prior else [None, None]
     finish = [
         is_sum and sums is not None and prior is not None and not are_finished(sums, prior)

@@ -66,7 +66,7 @@ def likelihood_backward_kernel(
     event = event_size(event_units, UNIT, WIDE)
     if GRAD == MEAN or (GRAD == SUMS and not REDUCE_ROWS):  # the same for all tiles
         rows_here = tile_at(begin, REDUCE_ROWS, WIDE, ROWS, COLUMNS)[0]
-        grad = load_row_gradient(grad_ptr, grad_strides, rows_here, rows, GRAD)
+        grad = load_row_gradient(grad_ptr, grad_strides, rows_here, rows, MASK_ROWS, GRAD)
     second_sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     third_sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     for step in tl.range(begin, end, 1 if REDUCE_ROWS else COLUMNS, loop_unroll_factor=UNROLL):
@@ -81,7 +81,7 @@ def likelihood_backward_kernel(
         if GRAD == ELEMENTWISE:
             grad = load_tile(grad_ptr, grad_strides, row, column, inner, inside, UNIT, TWO_DIMS, PTX_LEVEL)
         if GRAD == SUMS and REDUCE_ROWS:
-            grad = load_row_gradient(grad_ptr, grad_strides, row, rows, GRAD)
+            grad = load_row_gradient(grad_ptr, grad_strides, row, rows, MASK_ROWS, GRAD)
         of_first, of_second, of_third = slopes(x, first, second, third, low, high, KIND, CLAMP, PTX_LEVEL)
         store_gradient(
             grad_first_ptr, grad * of_first, 0.0, grad_first_strides, row, column, inner, inside, False, UNIT, TWO_DIMS

@@ -63,4 +63,4 @@ def likelihood_forward_kernel(
         else:
             sums += zero_outside(values, inside)
     if OUT == SUMS:
-        store_row_sums(out_ptr, sums, rows, begin, WIDE, ROWS, COLUMNS)
+        store_row_sums(out_ptr, sums, rows, begin, MASK_ROWS, WIDE, ROWS, COLUMNS)

@@ -43,7 +43,7 @@ def mixture_backward_kernel(
     begin, end = share(rows, event_units, tiles_a_program, False, UNIT, WIDE, ROWS, COLUMNS, ONE_TILE)
     if GRAD != ELEMENTWISE:
         rows_here = tile_at(begin, False, WIDE, ROWS, COLUMNS)[0]
-        grad = load_row_gradient(grad_ptr, grad_strides, rows_here, rows, GRAD)
+        grad = load_row_gradient(grad_ptr, grad_strides, rows_here, rows, MASK_ROWS, GRAD)
     for step in tl.range(begin, end, COLUMNS, loop_unroll_factor=UNROLL):
         row, first_column = tile_at(step, False, WIDE, ROWS, COLUMNS)
         column = first_column + tl.arange(0, COLUMNS)[None, :]

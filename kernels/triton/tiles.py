@@ -144,21 +144,25 @@ def zero_outside(values, inside):
 
 
 @triton.jit
-def load_row_gradient(pointer, strides, row, rows, GRAD: tl.constexpr):
+def load_row_gradient(pointer, strides, row, rows, MASK_ROWS: tl.constexpr, GRAD: tl.constexpr):
     """The gradient of each row's sum; with MEAN, of the mean of these sums."""
     if GRAD == MEAN:
         gradient = tl.load(pointer) / rows.to(tl.float32)
-    else:
+    elif MASK_ROWS:
         gradient = tl.load(pointer + row * strides[1], mask=row < rows, other=0.0)
+    else:
+        gradient = tl.load(pointer + row * strides[1])
     return gradient
 
 
 @triton.jit
-def store_row_sums(pointer, sums, rows, begin, WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def store_row_sums(
+    pointer, sums, rows, begin, MASK_ROWS: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
     """The sum of each row over the program's columns, into (rows, programs a row)."""
     row, _ = tile_at(begin, False, WIDE, ROWS, COLUMNS)
     at = pointer + row * tl.num_programs(1) + tl.program_id(1)
-    tl.store(at, tl.sum(sums, axis=1, keep_dims=True), mask=row < rows)
+    tl.store(at, tl.sum(sums, axis=1, keep_dims=True), mask=mask_of(row, rows, None, MASK_ROWS))
 
 
 @triton.jit
