@@ -160,7 +160,8 @@ def backward_of_latent(
         return tuple(gradients_of_latent(grads, inputs, run))
     if grad_kl_mean is not None:
         grads = grads._replace(kl=_with_mean(grads, inputs, spec), kl_mean=None)
-        spec = _of_elements(spec)
+        free_bits = "coordinate" if spec.kernel_free_bits else "none"  # as the kernel has them
+        spec = spec._replace(reduction="none", free_bits=free_bits, free_bits_over_batch=False)
         run = run._replace(spec=spec)
     elif grad_kl is None and grad_log_q is None and grad_log_p is None and _has_z_alone(run):
         return _backward_of_z(grads, inputs, run, wants_prior, direct)
@@ -187,12 +188,6 @@ def _backward_of_z(
     if not wants_prior or prior_mu is None or prior_scale is None:
         return grads.z, of_scale, None, None
     return grads.z, of_scale, torch.zeros_like(prior_mu), torch.zeros_like(prior_scale)
-
-
-def _of_elements(spec: LatentSpec) -> LatentSpec:
-    """The same with a KL for each coordinate, and free bits as the kernel has them."""
-    free_bits = "coordinate" if spec.kernel_free_bits else "none"
-    return spec._replace(reduction="none", free_bits=free_bits, free_bits_over_batch=False)
 
 
 def _with_mean(grads: LatentOutputs, inputs: LatentInputs, spec: LatentSpec) -> Tensor:

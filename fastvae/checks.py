@@ -36,10 +36,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def check_tensor(name: str, tensor: Tensor) -> None:
     """A dense floating-point tensor with a batch dimension."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
-    check_dtype(name, tensor.dtype)
     check_dense(name, tensor)
+    check_dtype(name, tensor.dtype)
     if tensor.dim() == 0:
         raise ValueError(f"{name} is 0-d, expected shape (batch, *event)")
 

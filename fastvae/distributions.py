@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints, kl_divergence
+from typing_extensions import Unpack
 
-from .autograd import run_latent
-from .checks import (
-    check_dtype,
-    check_flag,
-    check_moments,
-    check_posterior,
-    check_values,
-    is_integer,
-    seed_tensor,
-)
+from .checks import check_dtype, check_flag, check_moments, check_posterior, check_values, is_integer
 from .diffusers_interface import Generators, Mode, are_generators, draw_each, seed_from
 from .divergences import Diagonal, Parameters, align, compute_tensor, in_rows, kl_to_standard, parameters_of, scale_of
-from .draw_options import GaussianOptions, SeedOptions, check_names
-from .functional import reparameterize, sample_and_kl, sample_and_kl_packed
+from .draw_options import GaussianOptions, LatentOverload, SeedOptions, check_names
+from .functional import NO_PRIOR, latent_op, sample_and_kl, sample_and_kl_packed
 from .kernels.reference.latents import LOG_2_PI
 from .latent_options import DrawOptions, ScaleOptions, defaults_of, described_latent, shows_options
-from .size_checks import check_row_offset
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from .draw_options import LatentOverload
 
 __all__ = ["DiagonalGaussian"]
 
@@ -236,14 +222,9 @@ class DiagonalGaussian(Diagonal):
             return self._first.new_empty(shape)
         rows = in_rows(self._parameters(), len(self.event_shape))
         options: DrawOptions = {**self._options, "num_samples": num_samples, "temperature": temperature}
-        if rows.moments is None:
-            z = reparameterize(rows.mu, rows.scale, **seed, **options)
-        else:
-            moments = rows.moments
-            described = described_latent("reparameterize", moments.dim(), options, rows.dim)
-            row_offset = check_row_offset(seed.get("row_offset", 0))
-            drawn = seed_tensor(seed.get("seed"), seed.get("generator"), moments.device)
-            z = run_latent(moments, None, (), drawn, described, row_offset)[0]  # type: ignore[assignment]
+        draw = seed.get("seed"), seed.get("generator"), seed.get("row_offset", 0)
+        mu, scale, packed_dim = rows.tensors
+        z: Tensor = latent_op("reparameterize", mu, scale, NO_PRIOR, draw, options, packed_dim)[0]
         return z if z.shape == shape else z.reshape(shape)
 
     def sample(

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, register_kl
 
-from .autograd import run_latent
-from .checks import check_prior
-from .functional import gaussian_kl
+from .functional import NO_DRAW, latent_op
 from .kernels.layout import compute_dtype
 from .kernels.reference.latents import Scale, resolve_scale
 from .latent_options import ScaleOptions, described_latent
@@ -31,14 +29,10 @@ class Parameters(NamedTuple):
     moments: Tensor | None = None  # the tensor that packs mu and scale along ``dim``
     dim: int = -1  # negative, so that it is valid for any batch shape
 
-
-class Aligned(NamedTuple):
-    """Posterior and prior as the fused ops take them: (rows, *event), in one parameterisation."""
-
-    posterior: Parameters
-    prior_mu: Tensor
-    prior_scale: Tensor
-    batch_shape: torch.Size
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor | None, int | None]:
+        """As `latent_op` takes them: mu, scale and None; or the moments, None and their dimension."""
+        return (self.mu, self.scale, None) if self.moments is None else (self.moments, None, self.dim)
 
 
 class Diagonal(Distribution):
@@ -85,8 +79,11 @@ def _as_rows(tensor: Tensor, event_dims: int) -> Tensor:
     return tensor.reshape(math.prod(tensor.shape[:batch_dims]), *tensor.shape[batch_dims:])
 
 
-def align(q: Parameters, p: Parameters) -> Aligned:
-    """Convert to one shape, dtype and parameterisation; a Normal takes the other's event shape."""
+def align(q: Parameters, p: Parameters) -> tuple[Parameters, Tensor, Tensor, torch.Size]:
+    """q and the mu and scale of p as the fused ops take them, (rows, *event) in one dtype and parameterisation.
+
+    And their batch shape. A Normal takes the other's event shape.
+    """
     event = _common_event(q, p)
     try:
         shape = torch.broadcast_shapes(q.mu.shape, p.mu.shape, event)
@@ -103,7 +100,7 @@ def align(q: Parameters, p: Parameters) -> Aligned:
     if q.mu.shape != shape:
         q = q._replace(mu=q.mu.expand(shape), scale=q.scale.expand(shape), moments=None)
     prior_mu, prior_scale = (_prior_rows(tensor, shape, event) for tensor in (p.mu, p.scale))
-    return Aligned(in_rows(q, len(event)), prior_mu, prior_scale, shape[: len(shape) - len(event)])
+    return in_rows(q, len(event)), prior_mu, prior_scale, shape[: len(shape) - len(event)]
 
 
 @register_kl(Diagonal, Diagonal)
@@ -113,8 +110,8 @@ def align(q: Parameters, p: Parameters) -> Aligned:
 @register_kl(Independent, Diagonal)
 def _kl_between(q: Distribution, p: Distribution) -> Tensor:
     """KL(q || p) in nats, of the broadcast batch shape."""
-    aligned = align(parameters_of(q), parameters_of(p))
-    return _kl_of_rows(aligned.posterior, aligned.prior_mu, aligned.prior_scale).reshape(aligned.batch_shape)
+    posterior, prior_mu, prior_scale, batch_shape = align(parameters_of(q), parameters_of(p))
+    return _kl_of_rows(posterior, prior_mu, prior_scale).reshape(batch_shape)
 
 
 def kl_to_standard(q: Parameters) -> Tensor:
@@ -125,15 +122,9 @@ def kl_to_standard(q: Parameters) -> Tensor:
 
 
 def _kl_of_rows(q: Parameters, prior_mu: Tensor | None, prior_scale: Tensor | None) -> Tensor:
-    if q.moments is None:
-        kl = gaussian_kl(q.mu, q.scale, prior_mu, prior_scale, **q.options)
-        assert isinstance(kl, Tensor)  # per_coordinate is False
-        return kl
-    described = described_latent("gaussian_kl", q.mu.dim(), q.options, q.dim)
-    prior = check_prior(prior_mu, prior_scale, q.mu, described.spec)
-    of_packed = run_latent(q.moments, None, prior, None, described)[1]
-    assert of_packed is not None
-    return of_packed
+    mu, scale, packed_dim = q.tensors
+    kl: Tensor = latent_op("gaussian_kl", mu, scale, (prior_mu, prior_scale), NO_DRAW, q.options, packed_dim)[1]
+    return kl
 
 
 def _common_event(q: Parameters, p: Parameters) -> torch.Size:

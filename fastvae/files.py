@@ -78,7 +78,6 @@ def save_figure(figure: Figure, path: Path, description: str = "") -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     # An explicit Agg canvas, instead of matplotlib.use("Agg"), leaves matplotlib's global backend unchanged.
+    metadata = {"Description": description} if description else None
     with whole_file(path) as unfinished:
-        FigureCanvasAgg(figure).print_figure(
-            unfinished, dpi=150, metadata={"Description": description} if description else None
-        )
+        FigureCanvasAgg(figure).print_figure(unfinished, dpi=150, metadata=metadata)

@@ -24,24 +24,17 @@ What the ops share:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, overload
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from . import ops
 from .autograd import run_latent
-from .checks import (
-    check_all_values,
-    check_dtype,
-    check_moments,
-    check_posterior,
-    check_prior,
-    check_shape,
-    check_values,
-    seed_tensor,
-)
+from .checks import check_all_values, check_dtype, check_moments, check_posterior, check_prior, check_shape, seed_tensor
+from .draw_options import GaussianKLOverload, LatentOverload
 from .fast_path import are_alike
 from .kernels import backend
 from .kernels.layout import split_packed
@@ -56,14 +49,9 @@ from .latent_options import (
 )
 from .size_checks import check_count, check_row_offset
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from .draw_options import GaussianKLOverload, LatentOverload
-
 __all__ = [
-    "PriorValue", "gaussian_kl", "noise", "reparameterize", "sample_and_kl", "sample_and_kl_packed",
-    "sample_and_log_prob",
+    "NO_DRAW", "NO_PRIOR", "PriorValue", "gaussian_kl", "latent_op", "noise", "reparameterize", "sample_and_kl",
+    "sample_and_kl_packed", "sample_and_log_prob",
 ]  # fmt: skip
 
 PriorValue = Tensor | float | None
@@ -147,17 +135,8 @@ def sample_and_kl(
     >>> fastvae.sample_and_kl(mu, logvar, 1.0, 0.0, num_samples=3, free_bits=2.0)[1]  # a prior of mean 1; 20 x 2 nats
     tensor([40., 40., 40., 40.])
     """
-    alike = are_alike(mu, logvar)
-    if not alike:
-        mu, logvar = check_posterior(mu, logvar)
-    described = described_latent("sample_and_kl", mu.dim(), options)
-    row_offset = check_row_offset(row_offset)
-    prior = check_prior(prior_mu, prior_logvar, mu, described.spec)
-    if described.check:
-        check_all_values(mu, logvar, prior, described.spec)
-    seed = seed_tensor(seed, generator, mu.device, alike)
-    outputs = run_latent(mu, logvar, prior, seed, described, row_offset, alike)
-    return outputs if described.kernel_does_all else finish(outputs, described, mu)  # type: ignore[return-value]
+    draw = seed, generator, row_offset
+    return latent_op("sample_and_kl", mu, logvar, (prior_mu, prior_logvar), draw, options)
 
 
 @overload
@@ -213,19 +192,8 @@ def sample_and_kl_packed(
     >>> z.shape, kl.shape
     (torch.Size([2, 4, 4, 4]), torch.Size([2]))
     """
-    dim = check_moments(moments, dim)
-    described = described_latent("sample_and_kl", moments.dim(), options, dim)
-    row_offset = check_row_offset(row_offset)
-    prior: tuple[Tensor, ...] = ()
-    if described.check or prior_mu is not None or prior_logvar is not None or described.spec.residual:
-        mu, logvar = split_packed(moments, dim)
-        prior = check_prior(prior_mu, prior_logvar, mu, described.spec)
-        if described.check:
-            check_all_values(mu, logvar, prior, described.spec)
-    alike = are_alike(moments)
-    seed = seed_tensor(seed, generator, moments.device, alike)
-    outputs = run_latent(moments, None, prior, seed, described, row_offset, alike)
-    return outputs if described.kernel_does_all else finish(outputs, described, moments)  # type: ignore[return-value]
+    dim, draw = check_moments(moments, dim), (seed, generator, row_offset)
+    return latent_op("sample_and_kl", moments, None, (prior_mu, prior_logvar), draw, options, dim)
 
 
 @shows_options(LogProbOptions)
@@ -263,15 +231,9 @@ def sample_and_log_prob(
     >>> z.shape, torch.equal(log_q, log_p)
     (torch.Size([50, 4, 20]), True)
     """
-    mu, logvar = check_posterior(mu, logvar)
-    described = described_latent("sample_and_log_prob", mu.dim(), options)
-    row_offset = check_row_offset(row_offset)
-    prior = check_prior(prior_mu, prior_logvar, mu, described.spec)
-    if described.check:
-        check_all_values(mu, logvar, prior, described.spec)
-    seed = seed_tensor(seed, generator, mu.device)
-    z, _, _, log_q, log_p = run_latent(mu, logvar, prior, seed, described, row_offset)
-    return z, log_q, log_p  # type: ignore[return-value]
+    draw = seed, generator, row_offset
+    z, _, _, log_q, log_p = latent_op("sample_and_log_prob", mu, logvar, (prior_mu, prior_logvar), draw, options)
+    return z, log_q, log_p
 
 
 @shows_options(DrawOptions)
@@ -297,15 +259,7 @@ def reparameterize(
     >>> torch.equal(z, fastvae.sample_and_kl(mu, logvar, seed=0)[0])
     True
     """
-    alike = are_alike(mu, logvar)
-    if not alike:
-        mu, logvar = check_posterior(mu, logvar)
-    described = described_latent("reparameterize", mu.dim(), options)
-    row_offset = check_row_offset(row_offset)
-    if described.check:
-        check_values(mu, logvar, described.spec)
-    seed = seed_tensor(seed, generator, mu.device, alike)
-    return run_latent(mu, logvar, (), seed, described, row_offset, alike)[0]  # type: ignore[return-value]
+    return latent_op("reparameterize", mu, logvar, NO_PRIOR, (seed, generator, row_offset), options)[0]
 
 
 @overload
@@ -354,18 +308,52 @@ def gaussian_kl(
     >>> fastvae.gaussian_kl(torch.tensor([[1.0, 2.0]]), torch.ones(1, 2), torch.tensor([1.0, 2.0]), torch.ones(2))
     tensor([0.])
     """
-    alike = are_alike(mu, logvar)
-    if not alike:
+    outputs = latent_op("gaussian_kl", mu, logvar, (prior_mu, prior_logvar), NO_DRAW, options)
+    return outputs[1] if len(outputs) == 2 else outputs[1:]
+
+
+NO_PRIOR = (None, None)
+NO_DRAW = (None, None, 0)
+
+
+def latent_op(
+    op: str,
+    mu: Tensor,
+    logvar: Any,
+    prior: tuple[PriorValue, PriorValue],
+    draw: tuple[int | Tensor | None, torch.Generator | None, int],
+    options: Mapping[str, Any],
+    packed_dim: int | None = None,
+) -> tuple[Any, ...]:
+    """What each of the functions above does: check the arguments, run the op, finish the KL.
+
+    Args:
+        op: the name of the function; `sample_and_kl` of the packed one, too.
+        mu, logvar: two tensors; or the one that packs both along ``packed_dim``, checked, and None.
+        prior: prior_mu and prior_logvar.
+        draw: seed, generator and row_offset, which `gaussian_kl` does not use.
+
+    Returns:
+        z and the KL, None where the op has none, and with ``per_coordinate`` the third; of `sample_and_log_prob` the
+        five `LatentOutputs`.
+    """
+    alike = are_alike(mu, logvar) if packed_dim is None else are_alike(mu)
+    if packed_dim is None and not alike:
         mu, logvar = check_posterior(mu, logvar)
-    described = described_latent("gaussian_kl", mu.dim(), options)
-    prior = check_prior(prior_mu, prior_logvar, mu, described.spec)
-    if described.check:
-        check_all_values(mu, logvar, prior, described.spec)
-    outputs = run_latent(mu, logvar, prior, None, described, 0, alike)
-    if described.kernel_does_all:
-        return outputs[1]  # type: ignore[return-value]
-    _, *kl = finish(outputs, described, mu)
-    return (kl[0], kl[1]) if described.spec.per_coordinate else kl[0]
+    described = described_latent(op, mu.dim(), options, packed_dim)
+    spec = described.spec
+    seed, generator, row_offset = draw
+    row_offset = check_row_offset(row_offset)
+    prior_mu, prior_logvar = prior
+    of_prior: tuple[Tensor, ...] = ()
+    if prior_mu is not None or prior_logvar is not None or described.check or spec.residual:
+        own_mu, scale = (mu, logvar) if spec.packed_dim is None else split_packed(mu, spec.packed_dim)
+        of_prior = check_prior(prior_mu, prior_logvar, own_mu, spec)
+        if described.check:
+            check_all_values(own_mu, scale, of_prior, spec)
+    drawn_from = seed_tensor(seed, generator, mu.device, alike) if spec.sample else None
+    outputs = run_latent(mu, logvar, of_prior, drawn_from, described, row_offset, alike)
+    return outputs if described.kernel_does_all else finish(outputs, described, mu)
 
 
 def noise(

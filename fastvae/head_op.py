@@ -28,6 +28,7 @@ from torch.autograd import Function
 
 from . import ops
 from .autograd import is_differentiated
+from .double_backward import gradients_of
 from .kernels.head_spec import HeadSpec, decode_head_spec, rows_of_chunk
 from .kernels.layout import likelihood_dtype
 from .kernels.likelihood_spec import MIXTURE, Bounds, channels_of_mixture
@@ -79,7 +80,7 @@ class HeadFunction(Function):
         if run.direct:
             inputs = HeadInputs.of(tensors)
             expected = _expected(inputs.hidden.shape[0])
-            log_prob, ahead = in_chunks(inputs, _bits(wants), run.spec, run.bounds, run.backend, expected)
+            log_prob, ahead = in_chunks(inputs, wants, run.spec, run.bounds, run.backend, expected)
         else:
             log_prob, *ahead = torch.ops.fastvae.head.default(*op_arguments(tensors, wants, run))
         ctx.save_for_backward(*tensors, *ahead)
@@ -123,11 +124,7 @@ def times(ahead: Sequence[Tensor], factor: Tensor | float) -> Sequence[Tensor]:
 
 def op_arguments(tensors: Sequence[Tensor | None], wants: Sequence[bool], run: HeadRun) -> tuple[Any, ...]:
     """Of the registered ops, after the gradient."""
-    return *ops._packed(tensors), _bits(wants), run.spec.encode(), *ops._floats(run.bounds), run.backend
-
-
-def _bits(wants: Sequence[bool]) -> int:
-    return sum([1 << i for i, wanted in enumerate(wants) if wanted])
+    return *ops._packed(tensors), list(wants), run.spec.encode(), *ops._floats(run.bounds), run.backend
 
 
 def _inputs(tensors: Sequence[Tensor], bits: int, spec: HeadSpec) -> HeadInputs:
@@ -162,14 +159,11 @@ def _fake_head(tensors, bits, wants, spec, floats, traced, backend):
 
 def _fake_head_backward(grad, ahead, tensors, bits, wants, spec, floats, traced, backend):
     given = ops._unpacked(tensors, bits, 3 + 2 * len(decode_head_spec(spec).activations))
-    return [torch.empty_like(one, memory_format=torch.contiguous_format) for one in _of_bits(given, wants)]
+    wanted = [one for one, want in zip(given, wants, strict=True) if want]
+    return [torch.empty_like(one, memory_format=torch.contiguous_format) for one in wanted]
 
 
-def _of_bits(values: Sequence[Any], bits: int) -> list[Any]:
-    return [value for i, value in enumerate(values) if bits >> i & 1]
-
-
-_HEAD = f"Tensor[] tensors, int bits, int wants, str spec, {ops._NUMBERS}"
+_HEAD = f"Tensor[] tensors, int bits, bool[] wants, str spec, {ops._NUMBERS}"
 ops._define(f"head({_HEAD}) -> Tensor[]", _head, _fake_head)
 ops._define(f"head_backward(Tensor grad, Tensor[] ahead, {_HEAD}) -> Tensor[]", _head_backward, _fake_head_backward)
 
@@ -221,13 +215,13 @@ def _part(tensor: Tensor, rows: slice) -> Tensor:
 
 def in_chunks(
     inputs: HeadInputs,
-    wants: int,
+    wants: Sequence[bool],
     spec: HeadSpec,
     bounds: Bounds,
     backend: str,
     grad: Tensor | float | Callable[[Tensor], Tensor] = 1.0,
 ) -> tuple[Tensor, list[Tensor]]:
-    """log p of each row, and the gradients of the tensors whose bits are in ``wants``.
+    """log p of each row, and the gradients of the tensors that are wanted.
 
     ``grad``: that of log p, of each row or one for all; or, where all rows are one chunk, what gives it from log p.
     """
@@ -237,15 +231,16 @@ def in_chunks(
     if library is not None:
         inputs = inputs._replace(library=library.to(single).contiguous())
     of_rows = grad.to(single).contiguous() if isinstance(grad, Tensor) else None
-    if isinstance(grad, float) and wants and grad != 1.0:
+    differentiated = any(wants)
+    if isinstance(grad, float) and differentiated and grad != 1.0:
         of_rows = torch.full(hidden.shape[:1], grad, dtype=single, device=hidden.device)
     tensors = (hidden, x, library, *[one for layer in layers for one in layer])
-    wanted = [one is not None and wants >> i & 1 != 0 for i, one in enumerate(tensors)]
+    wanted = [one is not None and want for one, want in zip(tensors, wants, strict=True)]
     sums: list[Tensor | None] = [None] * len(tensors)
     if wanted[0]:
         sums[0] = torch.empty_like(hidden, memory_format=torch.contiguous_format)
     layered = [how != "given" for how in spec.activations]
-    of_kernel = tuple([wants != 0 if layer else wanted[3 + 2 * i] for i, layer in enumerate(layered)])
+    of_kernel = tuple([differentiated if layer else wanted[3 + 2 * i] for i, layer in enumerate(layered)])
     widths = _widths(inputs, spec)
     bytes_a_row = sum(widths) * hidden.element_size()
     first_layer = layered.index(True)
@@ -272,7 +267,7 @@ def in_chunks(
             here = grad(kernels.head(x_here, tuple(parameters), library_here, None, spec, bounds, unwanted).log_prob)
         found = kernels.head(x_here, tuple(parameters), library_here, here, spec, bounds, of_kernel)
         log_prob.append(found.log_prob)
-        if not wants:
+        if not differentiated:
             continue
         if found.library is not None:
             of_library.append(found.library)
@@ -358,13 +353,7 @@ def recorded_gradients(
     grad: Tensor, tensors: Sequence[Tensor | None], wants: Sequence[bool], run: HeadRun
 ) -> list[Tensor | None]:
     """The same gradients in plain PyTorch, with all outputs at once; part of a graph where autograd records."""
-    record = torch.is_grad_enabled()
-    with torch.enable_grad():
-        own = [one.view_as(one) if one is not None and want else one for one, want in zip(tensors, wants, strict=True)]
-        log_prob = head_formula(own, run)
-    wanted = [one for one, want in zip(own, wants, strict=True) if want and one is not None]
-    found = iter(torch.autograd.grad(log_prob, wanted, grad.to(log_prob.dtype), create_graph=record))
-    return [next(found) if want else None for want in wants]
+    return gradients_of(lambda own: [head_formula(own, run)], tensors, wants, (grad,))
 
 
 def _outputs(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .kernels.latent_spec import LatentSpec
 from .kernels.reference.bounds import at_least
 from .latent_options import DescribedLatent, is_one
 
@@ -34,7 +33,11 @@ def finish_kl(kl: Tensor | None, kl_mean: Tensor | None, described: DescribedLat
     spec, free_bits = described.spec, described.scalars.free_bits
     if spec.free_bits_over_batch:
         assert kl_mean is not None
-        kl = _free_bits_over_batch(kl_mean, spec, free_bits)
+        if spec.free_bits == "channel":
+            kl_mean = kl_mean.flatten(1).sum(1)
+        elif spec.free_bits == "latent":
+            kl_mean = kl_mean.sum()
+        kl = at_least(kl_mean, free_bits).sum()
         if spec.reduction == "sum":
             kl = kl * batch
     elif spec.free_bits in ("channel", "latent"):
@@ -48,11 +51,3 @@ def finish_kl(kl: Tensor | None, kl_mean: Tensor | None, described: DescribedLat
     if described.capacity is not None:
         kl = (kl - described.capacity).abs()
     return kl if is_one(described.beta) else described.beta * kl
-
-
-def _free_bits_over_batch(kl_mean: Tensor, spec: LatentSpec, free_bits: float) -> Tensor:
-    if spec.free_bits == "channel":
-        kl_mean = kl_mean.flatten(1).sum(1)
-    elif spec.free_bits == "latent":
-        kl_mean = kl_mean.sum()
-    return at_least(kl_mean, free_bits).sum()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, get_args, get_type_hints
 
 from .checks import check_clamp, check_flag, check_number, check_reduction
 from .kernels.latent_spec import LOG_SCALES, SCALES, LatentScalars, LatentSpec
@@ -27,8 +27,7 @@ Reduction = Literal["none", "sample", "sum", "batchmean"]
 Group = Literal["coordinate", "channel", "latent"]
 Average = Literal["sample", "batch"]
 
-GROUPS = ("coordinate", "channel", "latent")
-AVERAGES = ("sample", "batch")
+GROUPS, AVERAGES = get_args(Group), get_args(Average)
 
 
 # Annotated with the defaults. `fastvae.functional` says what each means.
@@ -177,7 +176,8 @@ def _check_options(op: str, rank: int, packed_dim: int | None, /, **options: Any
     )
     spec = spec._replace(**use.wants)
     frees_in_kernel = spec.free_bits == "none" or spec.kernel_free_bits
-    kernel_does_all = frees_in_kernel and not spec.per_coordinate and capacity is None and is_one(beta)
+    whole_kl = frees_in_kernel and not spec.per_coordinate and capacity is None and is_one(beta)
+    kernel_does_all = spec.reduction is None or whole_kl
     return DescribedLatent(spec, scalars, beta, capacity, given["check"], kernel_does_all)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from .checks import check_flag, check_number, check_tensor, seed_tensor
 from .deprecated import renamed
@@ -30,8 +31,6 @@ from .torch_internals import exportable
 from .wrapped_models import model_method, through_wrappers
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     from .nn.model import LogWeights
 
 __all__ = [

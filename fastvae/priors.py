@@ -11,25 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from . import functional
 from .checks import check_dtype, check_number, check_posterior, seed_tensor
-from .draw_options import Generator, Seed, SeedAndKLOptions, SeedOptions, check_names
+from .draw_options import Generator, PriorOverload, Seed, SeedAndKLOptions, SeedOptions, check_names
 from .kernels.layout import likelihood_dtype
 from .kernels.reference.latents import LOG_2_PI
 from .kl_options import finish_kl
 from .latent_options import described_latent, shows_options
 from .returned import check_returned
 from .size_checks import check_count, check_num_samples, latent_shape_of, positive_sizes
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from .draw_options import PriorOverload
 
 __all__ = ["GaussianMixture", "LearnedGaussian", "Prior", "StandardNormal", "VampPrior", "normal_log_prob"]
 

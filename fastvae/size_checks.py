@@ -10,8 +10,8 @@ from torch import nn
 from .checks import int_of, is_integer
 
 __all__ = [
-    "check_count", "check_num_samples", "check_row_offset", "event_shape", "latent_shape_of", "positive_size",
-    "positive_sizes",
+    "check_count", "check_num_samples", "check_row_offset", "event_shape", "image_shape", "latent_shape_of",
+    "positive_size", "positive_sizes",
 ]  # fmt: skip
 
 
@@ -48,6 +48,13 @@ def event_shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
     sizes = positive_sizes(name, shape)
     if not sizes:
         raise ValueError(f"{name} is {shape!r}, expected at least one size")
+    return sizes
+
+
+def image_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    sizes = event_shape(name, shape)
+    if len(sizes) != 3:
+        raise ValueError(f"{name} is {shape!r}, expected (C, H, W)")
     return sizes
 
 

@@ -9,8 +9,7 @@ is an operator of fastvae then, and has a rule for vmap: with ``randomness="diff
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,131 +24,87 @@ from .torch_internals import any_is_batched, only_grad_is_active
 __all__ = ["transformed_latent", "transformed_likelihood"]
 
 Tensors = Sequence[Tensor | None]
-Formula = Callable[[Tensors, Tensors], Tensors]
+Formula = Callable[[Tensors, Sequence[object]], Tensors]
 LatentBackward = Callable[..., Tensors]  # `fastvae.autograd.backward_of_latent`
 
 
 def transformed_latent(inputs: LatentInputs, run: LatentRun, backward: LatentBackward) -> tuple[Tensor | None, ...]:
     """As `fastvae.autograd.run_latent`; kernels compute gradients by ``backward``."""
+
+    def formula(tensors: Tensors, wanted: Sequence[object]) -> Tensors:
+        return latent_formula(latent_inputs(tensors), run, wanted)
+
+    def gradients(grads: Tensors, tensors: Tensors, wants: Sequence[bool]) -> Tensors:
+        of_outputs, own = latent_outputs(grads), latent_inputs(tensors)
+        if any_is_batched(grads):  # or, where PyTorch does not tell, may be
+            return _vjp(formula, tensors, wants, grads)
+        wants_prior = own.prior_mu is not None and any(wants[2:4])
+        found = backward(of_outputs, own, run, wants_prior)
+        # The gradient of z may be that of mu: autograd wants a view of what is returned as it came.
+        return *[one.view_as(one) if one is not None and one is of_outputs.z else one for one in found], None
+
     if only_grad_is_active():
-        outputs = _Kernel.apply(_Latent(run, backward), *inputs)
+        kernels = _Kernels(lambda tensors: ops.latent(latent_inputs(tensors), run), formula, gradients)
+        outputs = _Differentiated.apply(kernels, *inputs)
     else:
         spec = run.spec
         wanted = (spec.sample, spec.kernel_reduction is not None, spec.kl_mean, spec.log_probs, spec.log_probs)
-        outputs = latent_formula(inputs, run, [want or None for want in wanted])
+        outputs = formula(inputs, [want or None for want in wanted])
     return outputs[:2] if outputs[2] is None and outputs[3] is None else outputs
 
 
 def transformed_likelihood(x: Tensor, parameters: tuple[Tensor, ...], run: LikelihoodRun) -> Tensor:
     """log p(x|z), reduced."""
-    if only_grad_is_active():
-        return _Kernel.apply(_Likelihood(run), x, *parameters)[0]
-    return likelihood_formula(x, parameters, run.spec, run.bounds)
+
+    def formula(tensors: Any, wanted: Sequence[object]) -> Tensors:
+        return (likelihood_formula(tensors[0], tensors[1:], run.spec, run.bounds),)
+
+    def gradients(grads: Any, tensors: Any, wants: Sequence[bool]) -> Tensors:
+        if wants[0]:  # kernels have no gradient of x
+            return _vjp(formula, tensors, wants, grads)
+        x, *parameters = tensors
+        return None, *ops.likelihood_backward(grads[0], x, tuple(parameters), run, tuple(wants[1:]))
+
+    if not only_grad_is_active():
+        return likelihood_formula(x, parameters, run.spec, run.bounds)
+    kernels = _Kernels(lambda tensors: (ops.likelihood(tensors[0], tuple(tensors[1:]), run),), formula, gradients)
+    return _Differentiated.apply(kernels, x, *parameters)[0]
 
 
-class _Call(Protocol):
-    """A computation by kernels."""
+class _Kernels(NamedTuple):
+    """A computation by kernels: what `_Differentiated` needs of it."""
 
-    def values(self, tensors: Tensors) -> Tensors: ...
-
-    def formula(self, tensors: Tensors, grads: Tensors) -> Tensors:
-        """The same values in plain PyTorch, where their gradient is not None."""
-        ...
-
-    def gradients(self, grads: Tensors, tensors: Tensors, wants: Sequence[bool]) -> Tensors:
-        """Of ``tensors``, differentiable in turn."""
-        return _vjp(self.formula, tensors, wants, grads)
+    values: Callable[[Any], Tensors]
+    formula: Formula
+    """The same values of the tensors in plain PyTorch; those may be left out for which the second has None."""
+    gradients: Callable[[Tensors, Tensors, Sequence[bool]], Tensors] | None = None
+    """From the gradients of the values, the tensors, and which of these want one; by kernels, if there are any."""
 
 
-class _Kernel(Function):
-    """A `_Call` as torch.func.grad takes it."""
+class _Differentiated(Function):
+    """The values of `_Kernels`, as torch.func.grad takes them."""
 
     @staticmethod
-    def forward(call: _Call, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(call.values(tensors))
+    def forward(kernels: _Kernels, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(kernels.values(tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
-        ctx.call, *tensors = inputs
+        ctx.kernels, *tensors = inputs
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, *ctx.call.gradients(grads, ctx.saved_tensors, ctx.needs_input_grad[1:])
-
-
-@dataclass(frozen=True)
-class _Latent(_Call):
-    """The five outputs, from the five inputs."""
-
-    run: LatentRun
-    backward: LatentBackward
-
-    def values(self, tensors: Tensors) -> Tensors:
-        return ops.latent(latent_inputs(tensors), self.run)
-
-    def formula(self, tensors: Tensors, grads: Tensors) -> Tensors:
-        return latent_formula(latent_inputs(tensors), self.run, grads)
-
-    def gradients(self, grads: Tensors, tensors: Tensors, wants: Sequence[bool]) -> Tensors:
-        if only_grad_is_active():
-            return _Kernel.apply(_LatentGradients(self, tuple(wants)), *grads, *tensors)
-        return super().gradients(grads, tensors, wants)
-
-
-@dataclass(frozen=True)
-class _LatentGradients(_Call):
-    """Those of the inputs, from the five gradients of the outputs and the inputs."""
-
-    of: _Latent
-    wants: tuple[bool, ...]
-
-    def values(self, tensors: Tensors) -> Tensors:
-        grads, inputs = latent_outputs(tensors[:5]), latent_inputs(tensors[5:])
-        if any_is_batched(grads):  # or, where PyTorch does not tell, may be
-            return self.formula(tensors, ())
-        wants_prior = inputs[2] is not None and any(self.wants[2:4])
-        found = self.of.backward(grads, inputs, self.of.run, wants_prior)
-        # The gradient of z may be that of mu: autograd wants a view of what is returned as it came.
-        return *[one.view_as(one) if one is not None and one is grads.z else one for one in found], None
-
-    def formula(self, tensors: Tensors, grads: Tensors) -> Tensors:
-        return _vjp(self.of.formula, tensors[5:], self.wants, tensors[:5])
-
-
-@dataclass(frozen=True)
-class _Likelihood(_Call):
-    """log p, from x and the parameters."""
-
-    run: LikelihoodRun
-
-    def values(self, tensors: Any) -> Tensors:
-        x, *parameters = tensors
-        return (ops.likelihood(x, tuple(parameters), self.run),)
-
-    def formula(self, tensors: Any, grads: Tensors) -> Tensors:
-        return (likelihood_formula(tensors[0], tensors[1:], self.run.spec, self.run.bounds),)
-
-    def gradients(self, grads: Tensors, tensors: Tensors, wants: Sequence[bool]) -> Tensors:
-        if only_grad_is_active() and not wants[0]:
-            return _Kernel.apply(_LikelihoodGradients(self, tuple(wants)), *grads, *tensors)
-        return super().gradients(grads, tensors, wants)
-
-
-@dataclass(frozen=True)
-class _LikelihoodGradients(_Call):
-    """Those of the parameters, from the gradient of log p, x and the parameters."""
-
-    of: _Likelihood
-    wants: tuple[bool, ...]
-
-    def values(self, tensors: Any) -> Tensors:
-        grad, x, *parameters = tensors
-        return None, *ops.likelihood_backward(grad, x, tuple(parameters), self.of.run, self.wants[1:])
-
-    def formula(self, tensors: Tensors, grads: Tensors) -> Tensors:
-        return _vjp(self.of.formula, tensors[1:], self.wants, tensors[:1])
+        _, formula, gradients = ctx.kernels
+        tensors, wants, count = ctx.saved_tensors, ctx.needs_input_grad[1:], len(grads)
+        if gradients is None or not only_grad_is_active():
+            return None, *_vjp(formula, tensors, wants, grads)
+        first_derivatives = _Kernels(
+            lambda given: gradients(given[:count], given[count:], wants),
+            lambda given, wanted: _vjp(formula, given[count:], wants, given[:count]),
+        )
+        return None, *_Differentiated.apply(first_derivatives, *grads, *tensors)
 
 
 def _vjp(formula: Formula, tensors: Tensors, wants: Sequence[bool], grads: Tensors) -> list[Tensor | None]:

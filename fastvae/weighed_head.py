@@ -66,10 +66,9 @@ def _weighed(
     inputs = HeadInputs.of(tensors)
     hidden, x, library, _ = inputs
     draws, batch = log_ratio.shape
-    bits = sum([1 << i for i, wanted in enumerate(wants) if wanted])
     size = rows_at_once(inputs, run, draws)
     if size >= batch:
-        return in_chunks(inputs, bits, run.spec, run.bounds, run.backend, _weights_given(log_ratio))
+        return in_chunks(inputs, wants, run.spec, run.bounds, run.backend, _weights_given(log_ratio))
     log_prob = torch.empty(draws, batch, dtype=log_ratio.dtype, device=hidden.device)
     of_hidden = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device) if wants[0] else None
     of_library = None if library is None or not wants[2] else torch.empty_like(library)
@@ -79,7 +78,7 @@ def _weighed(
         ratio = log_ratio[:, rows]
         own = hidden.unflatten(0, (draws, batch))[:, rows].flatten(0, 1)
         part = inputs._replace(hidden=own, x=x[rows], library=None if library is None else library[rows])
-        values, found = in_chunks(part, bits, run.spec, run.bounds, run.backend, _weights_given(ratio))
+        values, found = in_chunks(part, wants, run.spec, run.bounds, run.backend, _weights_given(ratio))
         log_prob[:, rows] = values.view(ratio.shape)
         if of_hidden is not None:
             of_hidden.unflatten(0, (draws, batch))[:, rows] = found.pop(0).unflatten(0, (draws, -1))

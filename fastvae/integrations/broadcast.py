@@ -29,7 +29,7 @@ def log_prob(kind: str, x: Tensor, parameters: tuple[Tensor, ...], noticed: Tens
     if x.dim() == 2 and first.shape == x.shape and all(one.shape in (x.shape, x.shape[1:]) for one in parameters):
         return run_likelihood(x, parameters, spec, NO_BOUNDS, noticed)
     shape = torch.broadcast_shapes(x.shape, *[one.shape for one in parameters])
-    x, others = x.expand(shape), [_with_rank(one, len(shape)) for one in parameters[1:]]
+    x, others = x.expand(shape), [one.reshape((1,) * (len(shape) - one.dim()) + one.shape) for one in parameters[1:]]
     first = first.expand(shape)
     repeats = len(shape) > 2 and x.stride(0) == 0 and x.stride(1) != 0
     if repeats:
@@ -39,10 +39,6 @@ def log_prob(kind: str, x: Tensor, parameters: tuple[Tensor, ...], noticed: Tens
     each = run_likelihood(_merged(x, rows), (_merged(first, rows), *fitted), spec, NO_BOUNDS, noticed)
     each = each if rows == 1 else each.unflatten(0, first.shape[:rows])
     return each.transpose(0, 1) if repeats else each
-
-
-def _with_rank(tensor: Tensor, rank: int) -> Tensor:
-    return tensor.reshape((1,) * (rank - tensor.dim()) + tensor.shape)
 
 
 def _dims_in_one(x: Tensor, first: Tensor, *others: Tensor) -> int:

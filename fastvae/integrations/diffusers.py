@@ -68,7 +68,8 @@ def fused_distribution(original: Any) -> Any:
 
         def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
             setting = setting_of("diffusers")
-            if setting is None or deterministic or not _is_supported(parameters):
+            packed = parameters.dim() > 1 and parameters.shape[1] % 2 == 0 and parameters.numel() > 0
+            if setting is None or deterministic or not (packed and is_supported(parameters)):
                 super().__init__(parameters, deterministic)
                 return
             self.__dict__.update(
@@ -110,7 +111,9 @@ def fused_distribution(original: Any) -> Any:
                 generator = generator[0] if len(generator) == 1 else generator[:batch]
             elif not isinstance(generator, (torch.Generator, NoneType)):
                 return super().sample(generator)
-            if isinstance(generator, list) or not self._draws_with_kl():
+            # A draw that requires grad computes the KL in the same pass.
+            with_grad = self._with_grad and torch.is_grad_enabled() and self.parameters.requires_grad
+            if isinstance(generator, list) or not (with_grad and self._is_summed_over_all()):
                 return self._gaussian().sample(generator)
             seed = seed_from(generator, self.parameters.device)
             z, self.__dict__["_kl"] = sample_and_kl_packed(self._wide_parameters(), clamp=CLAMP, seed=seed)
@@ -148,16 +151,6 @@ def fused_distribution(original: Any) -> Any:
             whole_event = self._setting is not None and self._setting.whole_event
             return whole_event or self.parameters.dim() == 1 + len(DIMS)
 
-        def _draws_with_kl(self) -> bool:
-            """A draw that requires grad computes the KL in the same pass."""
-            with_grad = self._with_grad and torch.is_grad_enabled() and self.parameters.requires_grad
-            return with_grad and self._is_summed_over_all()
-
     DiagonalGaussianDistribution.__module__ = original.__module__
     DiagonalGaussianDistribution.__qualname__ = original.__qualname__
     return DiagonalGaussianDistribution
-
-
-def _is_supported(parameters: Tensor) -> bool:
-    packed = parameters.dim() > 1 and parameters.shape[1] % 2 == 0 and parameters.numel() > 0
-    return packed and is_supported(parameters)

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from ..fast_path import PLAIN_TENSORS, are_alike
+from ..fast_path import PLAIN_TENSORS
 from ..functional import gaussian_kl
-from ..kernels.backend import has_kernels, reason_unavailable
+from ..kernels.backend import reason_unavailable
 from ..latent_options import Reduction
-from ..torch_internals import is_transformed
 from .patching import setting_of
 from .rsample import draw as drawn
-from .rsample import draw_and_kl
-from .support import fast_path_kernels, formula_dtype
+from .support import are_supported, fast_path_kernels, formula_dtype
 
 __all__ = ["draw_if_patched", "init", "kl", "kl_independent"]
 
@@ -33,14 +31,10 @@ __all__ = ["draw_if_patched", "init", "kl", "kl_independent"]
 _VALID, _STANDARD = 1, 2
 
 
-def _no_fast_inspection(loc: Tensor, scale: Tensor) -> int:
-    return -1
-
-
 # Both flags in one pass; -1 for tensors that the C extension does not read.
-_inspect_fast = (
-    _no_fast_inspection if reason_unavailable("cpu") else importlib.import_module("fastvae.kernels.cpu").look_at_normal
-)
+_inspect_fast: Callable[[Tensor, Tensor], int] = lambda loc, scale: -1  # noqa: E731
+if not reason_unavailable("cpu"):
+    _inspect_fast = importlib.import_module("fastvae.kernels.cpu").look_at_normal
 
 
 class _Cache:
@@ -67,7 +61,7 @@ def init(normal: Normal, loc: Tensor, scale: Tensor, validate: bool) -> bool:
 
     Validates by minimum and maximum in one pass, where torch makes a mask and reduces it; NaN propagates to both.
     """
-    if not _is_supported(loc, scale):
+    if not are_supported(loc, scale):
         return False
     flags = 0
     if validate:
@@ -86,7 +80,7 @@ def draw(normal: Normal, sample_shape: Sequence[int]) -> Tensor | None:
     """loc + scale eps, (*sample_shape, *batch_shape), differentiable; eps is the stream of `fastvae.noise`."""
     loc, scale = normal.loc, normal.scale
     kernels = fast_path_kernels(loc, scale)
-    if kernels is None and not _is_supported(loc, scale):
+    if kernels is None and not are_supported(loc, scale):
         return None
     if type(sample_shape) is not torch.Size:
         sample_shape = torch.Size(sample_shape)
@@ -94,11 +88,10 @@ def draw(normal: Normal, sample_shape: Sequence[int]) -> Tensor | None:
         draws = math.prod(sample_shape)
         if not draws:
             return None
-        z = drawn(loc, scale, kernels, draws)
+        z, _ = drawn(loc, scale, kernels, draws)
         return z if len(sample_shape) == 1 else z.reshape(sample_shape + loc.shape)
-    if loc.is_leaf and scale.is_leaf:
-        return drawn(loc, scale, kernels)  # leaves are not an encoder's output, so a KL will hardly be asked for
-    z, elementwise = draw_and_kl(loc, scale, kernels)
+    # Leaves are not an encoder's output, so a KL will hardly be asked for.
+    z, elementwise = drawn(loc, scale, kernels, with_kl=not (loc.is_leaf and scale.is_leaf))
     if elementwise is not None:
         vars(normal)["_fastvae_cache"] = _Cache(normal, kl=elementwise)
     return z
@@ -136,7 +129,7 @@ def kl_independent(p: Independent, q: Independent) -> Tensor | None:
 
 def _kl_between(p: Normal, q: Normal, reduction: Reduction) -> Tensor | None:
     loc, scale = _expanded_to_prior(p, q)
-    if not (_is_supported(loc, scale) and _is_supported_prior(q.loc, loc) and _is_supported_prior(q.scale, loc)):
+    if not (are_supported(loc, scale) and _is_supported_prior(q.loc, loc) and _is_supported_prior(q.scale, loc)):
         return None
     result = gaussian_kl(loc, scale, q.loc, q.scale, scale="std", reduction=reduction)
     assert isinstance(result, Tensor)  # per_coordinate is False
@@ -158,23 +151,6 @@ def _expanded_to_prior(p: Normal, q: Normal) -> tuple[Tensor, Tensor]:
 def _to_formula_dtype(result: Tensor, loc: Tensor) -> Tensor:
     dtype = formula_dtype(loc)
     return result if result.dtype is dtype else result.to(dtype)
-
-
-def _is_supported(loc: Tensor, scale: Tensor) -> bool:
-    if is_transformed():
-        return False
-    if are_alike(loc, scale):
-        return has_kernels(loc.device, loc.dtype)
-    return (
-        type(loc) in PLAIN_TENSORS
-        and type(scale) in PLAIN_TENSORS
-        and has_kernels(loc.device, loc.dtype)
-        and loc.shape == scale.shape
-        and loc.dtype == scale.dtype
-        and loc.dim() > 0
-        and loc.numel() > 0
-        and loc.device == scale.device
-    )
 
 
 def _is_supported_prior(parameter: Tensor, loc: Tensor) -> bool:

@@ -28,7 +28,7 @@ from ..checks import seed_tensor
 from ..functional import gaussian_kl, noise
 from .monkeypatch import MonkeyPatch
 from .patching import setting_of
-from .support import is_supported
+from .support import are_supported
 
 __all__ = ["MANY_DRAWS", "ONE_DRAW", "SAMPLING", "install"]
 
@@ -85,14 +85,7 @@ def _loss_function(name: str, original: Callable[..., Any]) -> Callable[..., Any
 
 
 def _is_supported(mu: Tensor, scale: Tensor) -> bool:
-    return (
-        mu.shape == scale.shape
-        and mu.dtype == scale.dtype == torch.float32
-        and mu.dim() > 1
-        and mu.numel() > 0
-        and mu.device == scale.device
-        and is_supported(mu)
-    )
+    return mu.dtype == torch.float32 and mu.dim() > 1 and are_supported(mu, scale)
 
 
 # The losses of each model: functions of the model, the reconstruction error and the KL of each sample (of each draw in

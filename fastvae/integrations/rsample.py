@@ -24,7 +24,7 @@ from ..kernels.latent_spec import LatentInputs, LatentOutputs, LatentScalars, La
 from ..ops import LatentRun, latent_run
 from ..torch_internals import fast_apply, has_saved_tensor_hooks, is_graph_kept
 
-__all__ = ["draw", "draw_and_kl"]
+__all__ = ["draw"]
 
 _DRAW_ALONE = LatentSpec(scale="std", reduction=None)
 _DRAW_AND_KL = LatentSpec(scale="std", reduction="none")
@@ -35,40 +35,33 @@ _NAMES = {_DRAW: "draw", _KL: "KL", _DRAW | _KL: "draw and the KL"}
 _is_grad_enabled = torch.is_grad_enabled
 
 
-def draw(loc: Tensor, scale: Tensor, kernels: ModuleType | None, draws: int | None = None) -> Tensor:
-    """loc + scale eps; with ``draws`` that many, stacked in front. ``kernels``: those that `support` has found."""
-    if not _is_recorded(loc, scale):
-        return reparameterize(loc, scale, scale="std", num_samples=draws)
-    scalars = _SCALARS if draws is None else LatentScalars(num_samples=draws)
-    return _record(loc, scale, kernels, _DRAW_ALONE, scalars)[0]
+def draw(
+    loc: Tensor, scale: Tensor, kernels: ModuleType | None, draws: int | None = None, *, with_kl: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """loc + scale eps, and on request the KL of each coordinate to N(0, 1), in nats.
 
+    The KL is None, too, where there is no backward that both would share.
 
-def draw_and_kl(loc: Tensor, scale: Tensor, kernels: ModuleType | None) -> tuple[Tensor, Tensor | None]:
-    """A draw, and the KL of each coordinate to N(0, 1), in nats; None without a backward that both would share."""
-    if not _is_recorded(loc, scale):
-        return reparameterize(loc, scale, scale="std"), None
-    z, kl = _record(loc, scale, kernels, _DRAW_AND_KL, _SCALARS)
-    return z, kl
-
-
-def _is_recorded(loc: Tensor, scale: Tensor) -> bool:
-    """Whether there is a backward to keep things for, and no hook offloads or recomputes what autograd saves."""
-    return (
+    Args:
+        kernels: those that `support` has found.
+        draws: how many, stacked in front.
+    """
+    recorded = (
         _is_grad_enabled()
         and (loc.requires_grad or scale.requires_grad)
         and not (loc.is_inference() or scale.is_inference())
-        and not has_saved_tensor_hooks(True)
+        and not has_saved_tensor_hooks(True)  # which offload or recompute what autograd saves
     )
-
-
-def _record(
-    loc: Tensor, scale: Tensor, kernels: ModuleType | None, spec: LatentSpec, scalars: LatentScalars
-) -> tuple[Tensor, ...]:
+    if not recorded:
+        return reparameterize(loc, scale, scale="std", num_samples=draws), None
     backend = selected.requested
     seed = seed_tensor(None, None, loc.device, alike=kernels is not None)
     if kernels is None:
         kernels = direct_kernels(backend, loc, scale)
-    return _apply(loc, scale, seed, latent_run((spec, scalars, backend, kernels)))
+    scalars = _SCALARS if draws is None else _SCALARS._replace(num_samples=draws)
+    run = latent_run((_DRAW_AND_KL if with_kl else _DRAW_ALONE, scalars, backend, kernels))
+    outputs = _apply(loc, scale, seed, run)
+    return outputs if with_kl else (outputs[0], None)
 
 
 class _Draw(Function):

@@ -15,6 +15,7 @@ kernels.
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any, Final
@@ -51,11 +52,11 @@ def install(monkeypatch: MonkeyPatch) -> None:
 
     for module in (_base_components, _multivae):
         monkeypatch.setattr(module, "Normal", FusedNormal)
-    for name, fused in (("log_nb_positive", _log_nb), ("log_zinb_positive", _log_zinb)):
-        monkeypatch.rebind(counts, name, fused(getattr(counts, name)))
+    for name, kind in (("log_nb_positive", _NB), ("log_zinb_positive", _ZINB)):
+        monkeypatch.rebind(counts, name, _log_positive(kind, getattr(counts, name)))
     for owner, name, fused in (
-        (counts.NegativeBinomial, "log_prob", _log_prob_of_nb),
-        (counts.ZeroInflatedNegativeBinomial, "log_prob", _log_prob_of_zinb),
+        (counts.NegativeBinomial, "log_prob", functools.partial(_log_prob, _NB)),
+        (counts.ZeroInflatedNegativeBinomial, "log_prob", functools.partial(_log_prob, _ZINB)),
         (_peakvae.PEAKVAE, "get_reconstruction_loss", _loss_of_peakvi),
         (_multivae.MULTIVAE, "get_reconstruction_loss_accessibility", _loss_of_multivi),
     ):
@@ -81,47 +82,33 @@ def _kl(p: FusedNormal, q: Normal) -> Tensor:
     return torch_kl._KL_REGISTRY[Normal, Normal](p, q) if result is None else result
 
 
-def _log_nb(original: Callable[..., Any]) -> Callable[..., Any]:
+def _log_positive(kind: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """log_nb_positive or log_zinb_positive, by the names of scvi-tools."""
+    signature = inspect.signature(original)
+
     @functools.wraps(original)
-    def log_nb_positive(
-        x: Any, mu: Any, theta: Any, eps: float = EPS, log_fn: Any = torch.log, lgamma_fn: Any = torch.lgamma
-    ) -> Any:
-        if _are_defaults(eps, log_fn, lgamma_fn):
-            log_prob = _fused(_NB, x, mu, theta)
+    def log_positive(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        *tensors, eps, log_fn, lgamma_fn = given.args
+        if eps == EPS and log_fn is torch.log and lgamma_fn is torch.lgamma:
+            log_prob = _fused(kind, *tensors)
             if log_prob is not None:
                 return log_prob
-        return original(x, mu, theta, eps=eps, log_fn=log_fn, lgamma_fn=lgamma_fn)
+        return original(*args, **kwargs)
 
-    return log_nb_positive
-
-
-def _log_zinb(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def log_zinb_positive(
-        x: Any, mu: Any, theta: Any, pi: Any, eps: float = EPS, log_fn: Any = torch.log, lgamma_fn: Any = torch.lgamma
-    ) -> Any:
-        if _are_defaults(eps, log_fn, lgamma_fn):
-            log_prob = _fused(_ZINB, x, mu, theta, pi)
-            if log_prob is not None:
-                return log_prob
-        return original(x, mu, theta, pi, eps=eps, log_fn=log_fn, lgamma_fn=lgamma_fn)
-
-    return log_zinb_positive
+    return log_positive
 
 
-def _log_prob_of_nb(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _log_prob(kind: Density, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """log_prob of (zero-inflated) negative binomials."""
+
     @functools.wraps(original)
     def log_prob(self: Any, value: Any) -> Tensor:
-        log_prob = _log_prob_and_warning(self, _NB, value, self._validate_args, self.mu, self.theta)
-        return original(self, value) if log_prob is None else log_prob
-
-    return log_prob
-
-
-def _log_prob_of_zinb(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    @functools.wraps(original)
-    def log_prob(self: Any, value: Any) -> Tensor:
-        log_prob = _log_prob_and_warning(self, _ZINB, value, True, self.mu, self.theta, self.zi_logits)
+        if kind == _ZINB:
+            log_prob = _log_prob_and_warning(self, kind, value, True, self.mu, self.theta, self.zi_logits)
+        else:
+            log_prob = _log_prob_and_warning(self, kind, value, self._validate_args, self.mu, self.theta)
         return original(self, value) if log_prob is None else log_prob
 
     return log_prob
@@ -140,7 +127,8 @@ def _log_prob_and_warning(
     mu, theta, *logits = parameters
     head = head_of(kind, value, mu, _before_expand(theta), *logits)
     if head is not None:
-        log_prob: Tensor | None = LogProb.of(head, mu.shape, lambda: _elementwise(kind, value, *parameters))
+        # What a head supports, the likelihood does.
+        log_prob: Any = LogProb.of(head, mu.shape, lambda: _fused(kind, value, *parameters))  # type: ignore
         outside = validate and not are_counts(value)
     else:
         noticed = _nothing_noticed(mu) if validate and isinstance(mu, Tensor) else None
@@ -165,12 +153,6 @@ def _fused(kind: str, x: Any, mu: Any, theta: Any, *others: Any, noticed: Tensor
         return None
     log_prob = broadcast_log_prob(kind, x, (mu, theta, *others), noticed)
     return log_prob.to(functools.reduce(torch.promote_types, [one.dtype for one in (x, mu, theta, *others)]))
-
-
-def _elementwise(kind: str, *tensors: Any) -> Tensor:
-    log_prob = _fused(kind, *tensors)
-    assert log_prob is not None  # what a head supports, the likelihood does
-    return log_prob
 
 
 def _nothing_noticed(like: Tensor) -> Tensor:
@@ -212,10 +194,6 @@ def _binary_cross_entropy(x: Any, p: Any, d: Any, f: Any) -> Tensor | None:
     noticed = _nothing_noticed(p) if p.is_cpu else None
     log_prob = run_likelihood(x, (p, d, f), LikelihoodSpec("scaled_bernoulli", "sample"), NO_BOUNDS, noticed)
     return None if noticed is not None and noticed.item() else -log_prob
-
-
-def _are_defaults(eps: float, log_fn: Any, lgamma_fn: Any) -> bool:
-    return eps == EPS and log_fn is torch.log and lgamma_fn is torch.lgamma
 
 
 def _is_supported(x: Any, *parameters: Any) -> bool:

@@ -85,15 +85,13 @@ def head_of(density: Density, x: Any, mu: Any, theta: Any, *logits: Any) -> Head
             if one.layer.activation != activation or one.factor is not None:
                 return None
             parameters.append(one.layer)
-        elif activation == "exp" and type(one) in (Tensor, nn.Parameter) and _is_shared(one, x):
+        elif activation == "exp" and type(one) in (Tensor, nn.Parameter) and one.dtype == torch.float32:
+            if one.device != x.device or one.shape not in (x.shape[1:], (1, *x.shape[1:])):  # not shared by the cells
+                return None
             parameters.append(one)
         else:
             return None
     return Head(density, mu.hidden, tuple(parameters), x, mu.factor.squeeze(-1))
-
-
-def _is_shared(theta: Tensor, x: Tensor) -> bool:
-    return theta.dtype == torch.float32 and theta.device == x.device and theta.shape in (x.shape[1:], (1, *x.shape[1:]))
 
 
 class LogProb(Deferred):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ..checks import check_generator, check_tensor
 from ..kernels.head_spec import Activation, Density
@@ -16,9 +17,6 @@ from ..kernels.layout import compute_dtype
 from ..latent_options import shows_options
 from .functional import LikelihoodOptions
 from .head import Linear
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 __all__ = [
     "FusedLikelihood", "HeadTerms", "Likelihood", "Parameters", "check_parts", "check_positive", "head_terms",
@@ -50,6 +48,7 @@ class FusedLikelihood(nn.Module):
     """The base class of the modules here. A subclass defines ``_log_prob``, ``_mean`` and ``_draw`` of `parts`."""
 
     takes_draws = True
+    _density: Density  # of each class's own, not inherited: a user's subclass may be another density
     _differentiable = False  # whether draws are, with respect to the parameters
     _log_prob: Callable[..., Tensor]
     _mean: Callable[..., Tensor]
@@ -62,7 +61,11 @@ class FusedLikelihood(nn.Module):
     @shows_options(LikelihoodOptions)
     def log_prob(self, parameters: Parameters, x: Tensor, **options: Unpack[LikelihoodOptions]) -> Tensor:
         """log p(x|z) in nats, (B,); arguments, dtypes and errors as in `fastvae.likelihoods.functional`."""
-        return self._log_prob(*self.parts(parameters), x, **options)
+        return self._log_prob(*self._parts_given(parameters, x, options.get("mask")), x, **options)
+
+    def _parts_given(self, parameters: Parameters, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """`parts` of a density that depends on more of x than the value of each coordinate."""
+        return self.parts(parameters)
 
     def mean(self, parameters: Parameters) -> Tensor:
         """E[x|z], in the shape and dtype of the decoder's output, the first tensor if there are several."""
@@ -80,6 +83,9 @@ class FusedLikelihood(nn.Module):
         dtype = compute_dtype(parts[0].dtype)  # bfloat16 would round a probability of 0.999 to 1
         wide = [(part if self._differentiable else part.detach()).to(dtype) for part in parts]
         return self._draw(*wide, generator).to(parts[0].dtype)
+
+    def _head_terms(self, x: Tensor) -> HeadTerms:
+        return HeadTerms(self._density, ("identity",))
 
 
 class HeadTerms(NamedTuple):
@@ -109,9 +115,10 @@ class HeadTerms(NamedTuple):
 
 
 def head_terms(likelihood: Likelihood, x: Tensor) -> HeadTerms | None:
-    """None for a likelihood that does not say what it is; a subclass may be another density, and has to say it anew."""
-    own, *inherited = [getattr(one, "_head_terms", None) for one in type(likelihood).__mro__]
-    return None if own is None or own in inherited else own(likelihood, x)
+    """None for a likelihood whose class does not say which density it is."""
+    if isinstance(likelihood, FusedLikelihood) and "_density" in vars(type(likelihood)):
+        return likelihood._head_terms(x)
+    return None
 
 
 def mean_given(likelihood: Likelihood, parameters: Parameters, x: Tensor | None) -> Tensor:

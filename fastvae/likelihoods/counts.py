@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_dense
-from ..kernels.head_spec import Activation, Density
+from ..kernels.head_spec import Activation
 from ..kernels.layout import compute_dtype
 from ..kernels.likelihood_spec import EPS
-from ..latent_options import shows_options
 from ..size_checks import positive_sizes
 from ..torch_internals import standard_gamma
 from .base import FusedLikelihood, HeadTerms, Parameters, check_parts, check_positive
-from .functional import (
-    LikelihoodOptions,
-    negative_binomial_log_prob,
-    poisson_log_prob,
-    zero_inflated_negative_binomial_log_prob,
-)
+from .functional import negative_binomial_log_prob, poisson_log_prob, zero_inflated_negative_binomial_log_prob
 from .masks import check_mask
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 __all__ = ["NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial"]
 
@@ -45,12 +35,9 @@ class _Counts(FusedLikelihood):
         """Whether means depend on the library size."""
         return self.library_size is not None
 
-    @shows_options(LikelihoodOptions)
-    def log_prob(self, parameters: Parameters, x: Tensor, **options: Unpack[LikelihoodOptions]) -> Tensor:
-        """log p(x|z) in nats, (B,); arguments, dtypes and errors as in `fastvae.likelihoods.functional`."""
-        mask = options.get("mask")
+    def _parts_given(self, parameters: Parameters, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         observed = check_mask(mask, x, x.shape) if self.takes_library and mask is not None else None
-        return self._log_prob(*self._with_library(self.parts(parameters), x, observed), x, **options)
+        return self._with_library(self.parts(parameters), x, observed)
 
     def mean(self, parameters: Parameters, x: Tensor | None = None) -> Tensor:
         """E[x|z], in the shape and dtype of the decoder's first output; with a library size, that of ``x`` if given."""
@@ -75,11 +62,14 @@ class _Counts(FusedLikelihood):
     def _from_log_mean(self, log_mean: Tensor) -> Tensor:
         return torch.exp(log_mean)
 
-    def _terms_of(self, density: Density, x: Tensor, *others: Activation | Tensor) -> HeadTerms:
+    def _beside_mean(self) -> tuple[Activation | Tensor, ...]:
+        return ()
+
+    def _head_terms(self, x: Tensor) -> HeadTerms:
         if self.library_size is None:
-            return HeadTerms(density, ("identity", *others))
+            return HeadTerms(self._density, ("identity", *self._beside_mean()))
         sizes = x.to(compute_dtype(x.dtype)).flatten(1).sum(1).clamp_min(EPS)
-        return HeadTerms(density, ("softmax", *others), sizes)
+        return HeadTerms(self._density, ("softmax", *self._beside_mean()), sizes)
 
     @staticmethod
     def _log_mean(logits: Tensor, size: Tensor, x: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -118,10 +108,8 @@ class Poisson(_Counts):
     tensor([-3., -3.])
     """
 
+    _density = "poisson"
     _log_prob = staticmethod(poisson_log_prob)
-
-    def _head_terms(self, x: Tensor) -> HeadTerms:
-        return self._terms_of("poisson", x)
 
     def _from_log_mean(self, log_mean: Tensor) -> Tensor:
         return log_mean
@@ -152,8 +140,9 @@ class _OverdispersedCounts(_Counts):
         mean, *rest = check_parts(parameters, ("mean", *self._others))
         return mean, torch.exp(self.log_theta), *rest
 
-    def _theta(self) -> Activation | Tensor:
-        return "identity" if self.log_theta is None else torch.exp(self.log_theta)
+    def _beside_mean(self) -> tuple[Activation | Tensor, ...]:
+        others: list[Activation] = ["identity" for _ in self._others]
+        return "identity" if self.log_theta is None else torch.exp(self.log_theta), *others
 
     def _negative_binomial(self, mean: Tensor, theta: Tensor, generator: torch.Generator | None) -> Tensor:
         """Poisson counts whose rate is Gamma distributed with this mean."""
@@ -186,10 +175,8 @@ class NegativeBinomial(_OverdispersedCounts):
     tensor([-2.0794, -2.0794])
     """
 
+    _density = "negative_binomial"
     _log_prob = staticmethod(negative_binomial_log_prob)
-
-    def _head_terms(self, x: Tensor) -> HeadTerms:
-        return self._terms_of("negative_binomial", x, self._theta())
 
     def _mean(self, mean: Tensor, theta: Tensor) -> Tensor:
         return mean
@@ -210,11 +197,9 @@ class ZeroInflatedNegativeBinomial(_OverdispersedCounts):
     tensor([0.5000, 0.5000, 0.5000])
     """
 
+    _density = "zero_inflated_negative_binomial"
     _others = ("zero_logits",)
     _log_prob = staticmethod(zero_inflated_negative_binomial_log_prob)
-
-    def _head_terms(self, x: Tensor) -> HeadTerms:
-        return self._terms_of("zero_inflated_negative_binomial", x, self._theta(), "identity")
 
     def _mean(self, mean: Tensor, theta: Tensor, zero_logits: Tensor) -> Tensor:
         return mean * torch.sigmoid(-zero_logits)

@@ -25,28 +25,19 @@ support the tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import Annotated, TypedDict
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..autograd import run_likelihood
 from ..checks import check_clamp, check_dense, check_flag, check_reduction, check_tensor, fit_to_rows, refuse_first
 from ..fast_path import are_alike
-from ..kernels.likelihood_spec import (
-    MIXTURE,
-    NO_BOUNDS,
-    Bounds,
-    LikelihoodSpec,
-    channels_of_mixture,
-    likelihood_spec,
-)
+from ..kernels.likelihood_spec import MIXTURE, NO_BOUNDS, Bounds, channels_of_mixture, likelihood_spec
 from ..latent_options import Reduction, shows_options
 from ..size_checks import check_count
 from .masks import check_mask, observed_part, reduce_observed, zero_without_data
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 __all__ = [
     "INTEGERS", "LOWEST_LOG_SCALE", "LikelihoodOptions", "Rule", "bernoulli_log_prob",
@@ -277,7 +268,7 @@ def discretized_logistic_mixture_log_prob(
         highest = 1.0 if x.is_floating_point() else 255
         refuse_first("x", x, ~((x >= 0) & (x <= highest)), f"0 to {highest:g}")
     over = reduction if mask is None else "none"
-    spec, bounds = LikelihoodSpec(MIXTURE, over, components=int(components)), Bounds(low=LOWEST_LOG_SCALE)
+    spec, bounds = likelihood_spec((MIXTURE, over, False, int(components))), Bounds(low=LOWEST_LOG_SCALE)
     if draws:
         rows = parameters.flatten(0, 1)
         x = x.expand(parameters.shape[0], *x.shape).flatten(0, 1)

@@ -37,6 +37,8 @@ class DiscretizedLogisticMixture(FusedLikelihood):
     torch.Size([2])
     """
 
+    _density = MIXTURE
+
     def __init__(self, components: int = 10, channels: int = 3) -> None:
         super().__init__()
         check_count("components", components, 1)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..checks import check_dense
 from ..kernels.likelihood_spec import KINDS
+from ..kernels.reference.latents import reduce_kl
 from ..torch_internals import any_is_batched, is_transformed
 
 __all__ = ["check_mask", "observed_part", "reduce_observed", "zero_without_data"]
@@ -122,11 +123,4 @@ def _bits(number: float, dtype: torch.dtype) -> tuple[torch.dtype, int]:
 def reduce_observed(log_prob: Tensor, mask: Tensor, reduction: str, draws: bool) -> Tensor:
     """log p of each entry, (B, ...) or with draws (K, B, ...), reduced over those that the mask has."""
     kept = torch.where(mask, log_prob, torch.zeros((), dtype=log_prob.dtype, device=log_prob.device))
-    if reduction == "none":
-        return kept
-    first = 2 if draws else 1
-    rows = kept.flatten(first).sum(first) if kept.dim() > first else kept
-    if reduction == "sample":
-        return rows
-    total = rows.sum()
-    return total if reduction == "sum" else total / len(rows)
+    return reduce_kl(kept, "channel" if draws and reduction == "sample" else reduction)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ..checks import check_dense
 from .base import Likelihood, Parameters, mean_given, sample_given
 from .functional import LikelihoodOptions
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 __all__ = ["MissingAsNaN"]
 

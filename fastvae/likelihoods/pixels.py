@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.reference.likelihoods import normalizer_gradient
-from .base import FusedLikelihood, HeadTerms
+from .base import FusedLikelihood
 from .functional import bernoulli_log_prob, continuous_bernoulli_log_prob
 
 __all__ = ["Bernoulli", "ContinuousBernoulli"]
@@ -24,10 +24,8 @@ class Bernoulli(FusedLikelihood):
     tensor([-2.0794, -2.0794])
     """
 
+    _density = "bernoulli"
     _log_prob = staticmethod(bernoulli_log_prob)
-
-    def _head_terms(self, x: Tensor) -> HeadTerms:
-        return HeadTerms("bernoulli", ("identity",))
 
     def _mean(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits)
@@ -48,10 +46,8 @@ class ContinuousBernoulli(FusedLikelihood):
     tensor([[0.0500, 0.5000, 0.9500]])
     """
 
+    _density = "continuous_bernoulli"
     _log_prob = staticmethod(continuous_bernoulli_log_prob)
-
-    def _head_terms(self, x: Tensor) -> HeadTerms:
-        return HeadTerms("continuous_bernoulli", ("identity",))
 
     def _mean(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits) - normalizer_gradient(logits)

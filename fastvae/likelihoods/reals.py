@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_clamp, check_flag
-from ..kernels.head_spec import Activation, Density
+from ..kernels.head_spec import Activation
 from .base import FusedLikelihood, HeadTerms, Parameters, check_parts, check_positive
 from .functional import gaussian_log_prob, laplace_log_prob, log_normal_log_prob
 
@@ -25,8 +25,10 @@ class _LocationScale(FusedLikelihood):
     scale_name: str
     _function: Callable[..., Tensor]
 
-    def __init__(self, start: float | None, learned: bool, clamp: Sequence[float] | None) -> None:
+    def __init__(self, name: str, value: float | None, learned: bool, clamp: Sequence[float] | None) -> None:
+        """``value``: whose logarithm is the log scale, or None; errors call it ``name``."""
         super().__init__()
+        start = None if value is None else torch.tensor(math.log(check_positive(name, value)))
         if start is None and learned:
             raise ValueError(f"learned is True with a {self.scale_name} from the decoder, expected False")
         if start is not None and clamp is not None:
@@ -35,9 +37,9 @@ class _LocationScale(FusedLikelihood):
         self.learned = learned
         self.from_decoder = start is None
         if start is not None and check_flag("learned", learned):
-            self.register_parameter(self.scale_name, nn.Parameter(torch.tensor(start)))
+            self.register_parameter(self.scale_name, nn.Parameter(start))
         elif start is not None:
-            self.register_buffer(self.scale_name, torch.tensor(start))
+            self.register_buffer(self.scale_name, start)
 
     def parts(self, parameters: Parameters) -> tuple[Tensor, ...]:
         if self.from_decoder:
@@ -47,9 +49,9 @@ class _LocationScale(FusedLikelihood):
     def _log_prob(self, mean: Tensor, scale: Tensor, x: Tensor, **options: Any) -> Tensor:
         return self._function(mean, scale, x, clamp=self.clamp, **options)
 
-    def _terms_of(self, density: Density) -> HeadTerms:
+    def _head_terms(self, x: Tensor) -> HeadTerms:
         scale: Activation | Tensor = "identity" if self.from_decoder else getattr(self, self.scale_name)
-        return HeadTerms(density, ("identity", scale), clamp=self.clamp)
+        return HeadTerms(self._density, ("identity", scale), clamp=self.clamp)
 
     def _mean(self, mean: Tensor, scale: Tensor) -> Tensor:
         return mean
@@ -61,7 +63,23 @@ class _LocationScale(FusedLikelihood):
         return f"from_decoder=True, clamp={self.clamp}" if self.from_decoder else f"learned={self.learned}"
 
 
-class Gaussian(_LocationScale):
+class _Normal(_LocationScale):
+    """The log scale is a log variance."""
+
+    logvar: Tensor
+    scale_name = "logvar"
+
+    def __init__(
+        self, variance: float | None = 1.0, learned: bool = False, *, clamp: Sequence[float] | None = None
+    ) -> None:
+        super().__init__("variance", variance, learned, clamp)
+
+    def _draw(self, mean: Tensor, logvar: Tensor, generator: torch.Generator | None) -> Tensor:
+        eps = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        return mean + torch.exp(0.5 * self._clamped(logvar)) * eps
+
+
+class Gaussian(_Normal):
     """Real-valued data with the decoder's mean f and variance s^2; log p(x|z) is `gaussian_log_prob`, summed.
 
     (Doersch, arXiv 1606.05908, section 2.) With a number for ``variance``, the decoder's output is f, and all
@@ -81,21 +99,8 @@ class Gaussian(_LocationScale):
     tensor([-2.7568, -2.7568])
     """
 
-    logvar: Tensor
-    scale_name = "logvar"
+    _density = "gaussian"
     _function = staticmethod(gaussian_log_prob)
-
-    def _head_terms(self, x: Tensor) -> HeadTerms:
-        return self._terms_of("gaussian")
-
-    def __init__(
-        self, variance: float | None = 1.0, learned: bool = False, *, clamp: Sequence[float] | None = None
-    ) -> None:
-        super().__init__(None if variance is None else math.log(check_positive("variance", variance)), learned, clamp)
-
-    def _draw(self, mean: Tensor, logvar: Tensor, generator: torch.Generator | None) -> Tensor:
-        eps = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-        return mean + torch.exp(0.5 * self._clamped(logvar)) * eps
 
 
 class Laplace(_LocationScale):
@@ -112,15 +117,13 @@ class Laplace(_LocationScale):
 
     logscale: Tensor
     scale_name = "logscale"
+    _density = "laplace"
     _function = staticmethod(laplace_log_prob)
-
-    def _head_terms(self, x: Tensor) -> HeadTerms:
-        return self._terms_of("laplace")
 
     def __init__(
         self, scale: float | None = 1.0, learned: bool = False, *, clamp: Sequence[float] | None = None
     ) -> None:
-        super().__init__(None if scale is None else math.log(check_positive("scale", scale)), learned, clamp)
+        super().__init__("scale", scale, learned, clamp)
 
     def _draw(self, mean: Tensor, logscale: Tensor, generator: torch.Generator | None) -> Tensor:
         u = torch.rand(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device) - 0.5
@@ -129,7 +132,7 @@ class Laplace(_LocationScale):
         return mean + torch.exp(self._clamped(logscale)) * drawn
 
 
-class LogNormal(_LocationScale):
+class LogNormal(_Normal):
     """Positive data: log x has the decoder's mean m and variance s^2; log p(x|z) is `log_normal_log_prob`, summed.
 
     ``variance`` s^2, of log x, ``learned`` and ``clamp`` as for `Gaussian`; with None the decoder's output is the pair
@@ -141,21 +144,12 @@ class LogNormal(_LocationScale):
     tensor([-1.7171, -1.7171])
     """
 
-    logvar: Tensor
-    location_name, scale_name = "mu", "logvar"
+    location_name = "mu"
+    _density = "log_normal"
     _function = staticmethod(log_normal_log_prob)
-
-    def _head_terms(self, x: Tensor) -> HeadTerms:
-        return self._terms_of("log_normal")
-
-    def __init__(
-        self, variance: float | None = 1.0, learned: bool = False, *, clamp: Sequence[float] | None = None
-    ) -> None:
-        super().__init__(None if variance is None else math.log(check_positive("variance", variance)), learned, clamp)
 
     def _mean(self, mu: Tensor, logvar: Tensor) -> Tensor:
         return torch.exp(mu + 0.5 * torch.exp(self._clamped(logvar)))
 
     def _draw(self, mu: Tensor, logvar: Tensor, generator: torch.Generator | None) -> Tensor:
-        eps = torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device=mu.device)
-        return torch.exp(mu + torch.exp(0.5 * self._clamped(logvar)) * eps)
+        return torch.exp(super()._draw(mu, logvar, generator))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 from torch import Tensor
+from typing_extensions import Unpack
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from ..draw_options import ForwardOverload
+from ..draw_options import ForwardOverload
 
 __all__ = ["ModelForward", "like", "of_model"]
 

@@ -73,11 +73,10 @@ class ConditionalVAE(VAE):
                 "prior is a VampPrior of the model's encoder, which needs a condition, and pseudo-inputs have none;"
                 " expected another prior"
             )
-        if prior is None or isinstance(prior, Prior):
-            super().__init__(encoder, decoder, likelihood, prior=prior, latent_shape=latent_shape)
-        else:
+        own = prior if isinstance(prior, Prior) else None
+        super().__init__(encoder, decoder, likelihood, prior=own, latent_shape=latent_shape)
+        if own is not prior:
             check_module("prior", prior)
-            super().__init__(encoder, decoder, likelihood, latent_shape=latent_shape)
             self.prior = prior
         if num_classes is not None:
             check_count("num_classes", num_classes, 1)
@@ -103,8 +102,7 @@ class ConditionalVAE(VAE):
         if self.prior is None or isinstance(self.prior, Prior):
             return super()._prior(condition)
         assert condition is not None  # _check_condition requires it
-        mu, logvar, _ = encode("prior", self.prior, condition)
-        return mu, logvar
+        return encode("prior", self.prior, condition)[:2]
 
     def _decoder_input_from_prior(
         self, n: int, seed: Tensor, condition: Tensor | None, temperature: Sequence[float] = ()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from ..size_checks import event_shape, positive_size, positive_sizes
+from ..size_checks import image_shape, positive_size, positive_sizes
 from .inputs import Decoder, Encoder, check_condition_dim
 
 __all__ = ["ConvDecoder", "ConvEncoder"]
@@ -113,9 +113,7 @@ def _geometry(
     widths = positive_sizes("channels", channels)
     if not widths:
         raise ValueError(f"channels is {channels!r}, expected at least one size")
-    sizes = event_shape(name, shape)
-    if len(sizes) != 3:
-        raise ValueError(f"{name} is {shape!r}, expected (C, H, W)")
+    sizes = image_shape(name, shape)
     _, height, width = sizes
     factor = 2 ** len(widths)
     if height % factor or width % factor:

@@ -23,10 +23,8 @@ from ..likelihoods.base import HeadTerms, Parameters, head_terms
 from ..likelihoods.head import Linear, linear_log_prob
 from ..size_checks import event_shape, positive_size
 from ..torch_internals import has_hooks
+from . import calls
 from .weighed_rows import Trunk, weighed_rows
-
-if TYPE_CHECKING:
-    from . import calls
 
 __all__ = ["LayersToHead", "LikelihoodHead", "Score", "can_fuse", "scorer", "takes_score"]
 

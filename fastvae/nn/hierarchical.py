@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ..checks import check_tensor, seed_tensor
 from ..distributions import DiagonalGaussian
@@ -38,9 +39,6 @@ from .decoding import decode, log_prob_of_draws
 from .levels import Level, check_levels, draws_of, level_seeds, mlp_levels, rows_of
 from .model import LatentVariableModel, LogWeights, check_module
 from .posterior import Gaussian, Posterior, draw_with_kl
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 __all__ = ["HierarchicalOutput", "HierarchicalVAE", "ScoredHierarchicalOutput"]
 

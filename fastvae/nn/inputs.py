@@ -1,4 +1,4 @@
-"""What `MLPEncoder` and `ConvEncoder` share, and their decoders: shape checks, and concatenation with a condition."""
+"""What the encoders of this package share, and the decoders: shape checks, and concatenation with a condition."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from ..checks import check_tensor
 from ..size_checks import positive_size
-
-if TYPE_CHECKING:
-    from . import calls
+from . import calls
 
 __all__ = ["Decoder", "Encoder", "check_condition_dim", "check_rows"]
 
@@ -21,9 +19,12 @@ class Encoder(nn.Module):
 
     packs_moments = True
     input_shape: tuple[int, ...]
-    condition_dim: int
+    condition_dim: int = 0
     layers: nn.Sequential
     _flattens = False
+
+    def _moments(self, x: Tensor) -> Tensor:
+        return self.layers(x)
 
     @overload
     def forward(
@@ -49,7 +50,7 @@ class Encoder(nn.Module):
         """
         check_rows("x", x, self.input_shape)
         x = x.flatten(1) if self._flattens else x
-        moments = self.layers(join_condition(x, condition, self.condition_dim))
+        moments = self._moments(join_condition(x, condition, self.condition_dim))
         if packed:
             return moments
         mu, logvar = moments.chunk(2, dim=1)
@@ -63,8 +64,11 @@ class Encoder(nn.Module):
 
 class Decoder(nn.Module):
     latent_shape: tuple[int, ...]
-    condition_dim: int
+    condition_dim: int = 0
     layers: nn.Sequential
+
+    def _output(self, z: Tensor) -> Tensor:
+        return self.layers(z)
 
     def forward(self, z: Tensor, condition: Tensor | None = None, *, score: Any = None) -> Tensor:
         """The likelihood's parameters, (B, *output_shape), in the module's dtype, of z (B, *latent_shape).
@@ -76,7 +80,7 @@ class Decoder(nn.Module):
         """
         check_rows("z", z, self.latent_shape)
         joined = join_condition(z, condition, self.condition_dim)
-        return self.layers(joined) if score is None else self.layers(joined, score)
+        return self._output(joined) if score is None else self.layers(joined, score)
 
     if TYPE_CHECKING:
 

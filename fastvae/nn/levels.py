@@ -55,8 +55,7 @@ class Level(nn.Module):
     def prior_given(self, state: Tensor | None) -> Gaussian | None:
         if state is None or self.prior is None:
             return None
-        mu, logvar, _ = encode("prior", self.prior, state)
-        return mu, logvar
+        return encode("prior", self.prior, state)[:2]
 
     def state_below(self, z: Tensor, state: Tensor | None) -> Tensor:
         return self.merge(z) if state is None else self.merge(z, state)

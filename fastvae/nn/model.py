@@ -11,10 +11,11 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ..checks import check_number, check_tensor, seed_tensor
 from ..draw_options import Condition, Generator, ModelAndKLOptions, ModelOptions, Seed, check_names
@@ -25,9 +26,6 @@ from ..size_checks import check_count
 from ..torch_internals import exportable
 from .decoding import decode, log_prob, log_prob_of_shared_draws
 from .head import can_fuse, scorer
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 __all__ = ["ELBOTerms", "LatentVariableModel", "LogWeights", "LossTerms", "check_module"]
 
@@ -81,10 +79,9 @@ class LatentVariableModel(nn.Module):
 
     # What a subclass defines, besides forward
 
-    if TYPE_CHECKING:
-        encode: Callable[..., Any]
-        decode: Callable[..., Tensor]
-        log_weights: Callable[..., LogWeights]
+    encode: Callable[..., Any]
+    decode: Callable[..., Tensor]
+    log_weights: Callable[..., LogWeights]
 
     @property
     def _num_levels(self) -> int:

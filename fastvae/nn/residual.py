@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..size_checks import event_shape, positive_size, positive_sizes
-from .inputs import check_rows
-
-if TYPE_CHECKING:
-    from . import calls
+from ..size_checks import image_shape, positive_size, positive_sizes
+from . import calls
+from .inputs import Decoder, Encoder
 
 __all__ = ["ResidualBlock", "ResidualDecoder", "ResidualEncoder", "residual_sizes"]
 
@@ -60,7 +58,7 @@ class _WithLinearPart(nn.Module):
         layer.bias.copy_(bias)
 
 
-class ResidualEncoder(_WithLinearPart):
+class ResidualEncoder(Encoder, _WithLinearPart):
     """q(z|x) of images: patches to channels, then residual blocks at each resolution with stride 2 in between.
 
     Args:
@@ -83,8 +81,6 @@ class ResidualEncoder(_WithLinearPart):
     torch.Size([8, 20])
     """
 
-    packs_moments = True
-
     def __init__(
         self,
         input_shape: Sequence[int],
@@ -96,7 +92,7 @@ class ResidualEncoder(_WithLinearPart):
         linear: int | None = None,
     ) -> None:
         super().__init__()
-        self.input_shape = _image_shape("input_shape", input_shape)
+        self.input_shape = image_shape("input_shape", input_shape)
         self.latent_dim = positive_size("latent_dim", latent_dim)
         widths = positive_sizes("channels", channels)
         height, width, self._padding = _smallest(self.input_shape, widths, positive_size("patch", patch))
@@ -119,38 +115,13 @@ class ResidualEncoder(_WithLinearPart):
             self.linear = nn.Sequential(nn.AdaptiveAvgPool2d(small[1:]), nn.Flatten(), into)
             _zero(layers[-1])
 
-    @overload
-    def forward(self, x: Tensor, *, packed: Literal[False] = False) -> tuple[Tensor, Tensor]: ...
-
-    @overload
-    def forward(self, x: Tensor, *, packed: Literal[True]) -> Tensor: ...
-
-    @overload
-    def forward(self, x: Tensor, *, packed: bool) -> Tensor | tuple[Tensor, Tensor]: ...
-
-    def forward(self, x: Tensor, *, packed: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """mu and logvar, (B, latent_dim) each, in the module's dtype, of x (B, C, H, W).
-
-        Args:
-            packed: give both as the one tensor that they are the halves of, (B, 2 latent_dim).
-        """
-        check_rows("x", x, self.input_shape)
+    def _moments(self, x: Tensor) -> Tensor:
         below, right = self._padding
         moments = self.layers(F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x)
-        if self.linear is not None:
-            moments = moments + self.linear(x)
-        if packed:
-            return moments
-        mu, logvar = moments.chunk(2, dim=1)
-        return mu, logvar
-
-    if TYPE_CHECKING:
-
-        @calls.like(forward)
-        def __call__(self) -> Any: ...
+        return moments if self.linear is None else moments + self.linear(x)
 
 
-class ResidualDecoder(_WithLinearPart):
+class ResidualDecoder(Decoder, _WithLinearPart):
     """The parameters of p(x|z) of images: the way of `ResidualEncoder` back, each step up by nearest neighbours.
 
     Args:
@@ -182,7 +153,8 @@ class ResidualDecoder(_WithLinearPart):
     ) -> None:
         super().__init__()
         self.latent_dim = positive_size("latent_dim", latent_dim)
-        self.output_shape = _image_shape("output_shape", output_shape)
+        self.latent_shape = (self.latent_dim,)
+        self.output_shape = image_shape("output_shape", output_shape)
         widths = positive_sizes("channels", channels)
         height, width, _ = _smallest(self.output_shape, widths, positive_size("patch", patch))
         layers: list[nn.Module] = [
@@ -208,17 +180,10 @@ class ResidualDecoder(_WithLinearPart):
             )  # fmt: skip
             _zero(last)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """The likelihood's parameters, (B, *output_shape), in the module's dtype, of z (B, latent_dim)."""
-        check_rows("z", z, (self.latent_dim,))
+    def _output(self, z: Tensor) -> Tensor:
         _, height, width = self.output_shape
         images = self.layers(z)[:, :, :height, :width]
         return images if self.linear is None else images + self.linear(z)
-
-    if TYPE_CHECKING:
-
-        @calls.like(forward)
-        def __call__(self) -> Any: ...
 
 
 def residual_sizes(height: int, width: int, base: int = 64) -> tuple[int, tuple[int, ...]]:
@@ -246,13 +211,6 @@ def _zero(layer: Any) -> None:
 
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels // _GROUP if channels % _GROUP == 0 else 1, channels)
-
-
-def _image_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    sizes = event_shape(name, shape)
-    if len(sizes) != 3:
-        raise ValueError(f"{name} is {shape!r}, expected (C, H, W)")
-    return sizes
 
 
 def _smallest(shape: tuple[int, ...], widths: tuple[int, ...], patch: int) -> tuple[int, int, tuple[int, int]]:

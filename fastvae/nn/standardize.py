@@ -14,13 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..likelihoods import Linear
+from . import calls
 from .head import ConvLikelihoodHead, Score, takes_score
 from .model import check_module
 
-if TYPE_CHECKING:
-    from . import calls
-
-__all__ = ["StandardizedDecoder", "StandardizedEncoder"]
+__all__ = ["StandardizedDecoder", "StandardizedEncoder", "copy_interface"]
 
 
 class _Standardized(nn.Module):
@@ -53,6 +51,13 @@ class _Standardized(nn.Module):
         return f"shape={tuple(self.mean.shape)}"
 
 
+def copy_interface(wrapper: Any, encoder: nn.Module) -> None:
+    """Give a wrapper what the models look for in an encoder."""
+    wrapper.packs_moments = getattr(encoder, "packs_moments", False)
+    wrapper.latent_shape = getattr(encoder, "latent_shape", None)
+    wrapper.latent_dim = getattr(encoder, "latent_dim", None)
+
+
 class StandardizedEncoder(_Standardized):
     """``network((x - mean) / std)``, for an encoder or the first of the modules that lead up to one.
 
@@ -71,10 +76,7 @@ class StandardizedEncoder(_Standardized):
 
     def __init__(self, network: nn.Module, shape: Sequence[int]) -> None:
         super().__init__(network, shape)
-        # What the models look for in an encoder.
-        self.packs_moments = getattr(network, "packs_moments", False)
-        self.latent_shape = getattr(network, "latent_shape", None)
-        self.latent_dim = getattr(network, "latent_dim", None)
+        copy_interface(self, network)
 
     def forward(self, x: Tensor, *others: Any, **options: Any) -> Any:
         return self.network((x - self.mean) / self.std, *others, **options)

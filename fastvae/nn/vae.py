@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ..checks import check_tensor
 from ..draw_options import Condition, LogWeightOptions, SeedAndKLOptions, check_kl_names, check_names
@@ -25,9 +26,6 @@ from . import calls
 from .decoding import decode, log_prob_of_draws
 from .model import LatentVariableModel, LogWeights, check_module
 from .posterior import EncoderOutput, Gaussian, Posterior, draw_with_kl, draw_with_log_prob, encode
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 __all__ = ["VAE", "ScoredVAEOutput", "VAEOutput"]
 

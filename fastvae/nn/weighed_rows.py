@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from ..autograd import is_differentiated
+from ..double_backward import gradients_of
 from ..fast_path import are_direct
 from ..head_op import times
 from ..kernels.head_spec import rows_of_chunk
@@ -96,12 +97,15 @@ class _WeighedRows(Function):
         sums: list[Tensor] = []
         for first in range(0, batch, size):
             rows = slice(first, min(first + size, batch))
-            own = _leaves((h[:, rows].flatten(0, 1), *tensors[1:]), wants)
+            of_x = h[:, rows].flatten(0, 1), *tensors[1:]
+            own: list[Any] = [
+                one if one is None else one.detach().requires_grad_(want) for one, want in zip(of_x, wants, strict=True)
+            ]
             with torch.enable_grad():
                 found = of_rows(own[0], own[1:], rows).view(draws, -1)
                 loss = -torch.logsumexp(found + log_ratio[:, rows], 0).sum()
             log_prob[:, rows] = found.detach()
-            grads = list(torch.autograd.grad(loss, _wanted(own, wants)))
+            grads = list(torch.autograd.grad(loss, [one for one, want in zip(own, wants, strict=True) if want]))
             if of_h is not None:
                 of_h[:, rows] = grads.pop(0).unflatten(0, (draws, -1))
             sums = [one.add_(more) for one, more in zip(sums, grads, strict=True)] if sums else grads
@@ -117,21 +121,8 @@ class _WeighedRows(Function):
         tensors, ahead = saved[: len(wants)], saved[len(wants) :]
         scale = None if is_differentiated((grad,)) else scale_of(grad, log_prob, log_ratio)
         if scale is None:
-            record = torch.is_grad_enabled()
-            with torch.enable_grad():
-                own = [one.view_as(one) if want else one for one, want in zip(tensors, wants, strict=True)]
-                own = own if record else _leaves(own, wants)
-                log_prob = ctx.of_rows(own[0], own[1:], slice(0, log_ratio.shape[1]))
-            found: Sequence[Tensor] = torch.autograd.grad(log_prob, _wanted(own, wants), grad, create_graph=record)
-        else:
-            found = times(ahead, -scale)
-        rest = iter(found)
+            every = slice(0, log_ratio.shape[1])
+            found = gradients_of(lambda own: [ctx.of_rows(own[0], own[1:], every)], tensors, wants, (grad,))
+            return None, None, None, *found
+        rest = iter(times(ahead, -scale))
         return None, None, None, *[next(rest) if want else None for want in wants]
-
-
-def _leaves(tensors: Sequence[Any], wants: Sequence[bool]) -> list[Any]:
-    return [one if one is None else one.detach().requires_grad_(want) for one, want in zip(tensors, wants, strict=True)]
-
-
-def _wanted(tensors: Sequence[Any], wants: Sequence[bool]) -> list[Any]:
-    return [one for one, want in zip(tensors, wants, strict=True) if want]

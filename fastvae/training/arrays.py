@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from .errors import TrainingError
 from .layouts import Layout, arrange
+from .samples import Read
 
 __all__ = ["ENDINGS", "NPZ_KEYS", "bits_of", "joined", "read_arrays"]
 
@@ -22,20 +22,7 @@ _BEGINNINGS = {".npy": b"\x93NUMPY", ".npz": b"PK"}
 _CHECKED_AT_ONCE = 2**24
 
 
-class FromFile(NamedTuple):
-    """What a file holds, channels in front."""
-
-    x: np.ndarray
-    labels: np.ndarray | None
-    conditions: np.ndarray | None
-    layout: Layout
-    scale: float
-    """What the values are to be multiplied by."""
-    value_range: tuple[float, float]
-    """Of all values, scaled, NaN left out."""
-
-
-def read_arrays(path: Path, *, counts: bool, layout: str, missing: bool, condition: tuple[str, ...]) -> FromFile:
+def read_arrays(path: Path, *, counts: bool, layout: str, missing: bool, condition: tuple[str, ...]) -> Read:
     """x, labels and conditions of a .npy or .npz file.
 
     Args:
@@ -61,7 +48,7 @@ def read_arrays(path: Path, *, counts: bool, layout: str, missing: bool, conditi
     low, high = _range_of(x, str(path), counts, missing)
     if counts:
         x, read = (x, Layout("values")) if layout == "auto" else arrange(x, str(path), layout, False)
-        return FromFile(x, labels, given, read._replace(alpha=False), 1.0, (low, high))
+        return Read(x, labels, read._replace(alpha=False), (low, high), given, 1.0)
     scale, said = 1.0, None
     if x.dtype == np.uint8:
         scale = 1 / 255
@@ -72,7 +59,7 @@ def read_arrays(path: Path, *, counts: bool, layout: str, missing: bool, conditi
     x, read = arrange(x, str(path), layout, levels or (low >= 0 and high <= 1))
     if said is not None:
         read = read._replace(note=said if read.note is None else f"{said}; {read.note}")
-    return FromFile(x, labels, given, read, scale, (low, high))
+    return Read(x, labels, read, (low, high), given, scale)
 
 
 def bits_of(highest: float) -> int:

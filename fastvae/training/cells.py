@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .arrays import joined
-from .errors import TrainingError
-
-if TYPE_CHECKING:
-    import h5py
+from .errors import TrainingError, imported
+from .layouts import Layout
+from .samples import Read
 
 __all__ = ["read_cells"]
 
@@ -25,63 +24,73 @@ _IN_MEMORY = 2**30
 _CHECKED_AT_ONCE = 2**24
 
 
-class Cells(NamedTuple):
-    """What a file of cells holds."""
-
-    x: StoredRows
-    labels: np.ndarray | None
-    conditions: np.ndarray | None
-    value_range: tuple[float, float]
-    notes: tuple[str, ...]
-
-
 class StoredRows:
     """Rows of a matrix in an HDF5 file, dense, or sparse (CSR, CSC): (N, genes), given as dense float32.
 
     Args:
         path: of the file.
         key: of the matrix in it.
+
+    Raises:
+        TrainingError: the matrix is stored in another way, or is none of cells and genes.
     """
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, path: str, key: str) -> None:
-        self.path, self.key = path, key
-        self._file: h5py.File | None = None
+    def __init__(self, path: Path, key: str) -> None:
+        import h5py
+
+        with h5py.File(path, "r") as file:
+            encoding = file[key].attrs.get("encoding-type", "array")
+            if encoding not in ("array", "csr_matrix", "csc_matrix"):
+                raise TrainingError(f"{path} holds {key} as {encoding}, expected csr_matrix, csc_matrix or array")
+            shape = file[key].shape if encoding == "array" else file[key].attrs["shape"]
+            if len(shape) != 2 or 0 in shape:
+                raise TrainingError(f"{path} has {key} of shape {tuple(shape)}, expected (cells, genes)")
+        self.path, self.key, self.shape = str(path.absolute()), key, tuple(map(int, shape))
+        self._opened: Any = None
         self._opened_in = -1
-        self._held: dict[str, np.ndarray] = {}  # parts that are in memory
+        self._held: Any = None  # the matrix, if it is in memory
         stored = self._stored()
-        self.sparse = not hasattr(stored, "dtype")
-        if self.sparse:
-            self.shape = tuple(int(size) for size in stored.attrs["shape"])
-            if stored.attrs["encoding-type"] == "csc_matrix":
-                self._held |= _by_rows(stored, self.shape)
-                return
-            self._held["indptr"] = stored["indptr"][:].astype(np.int64)
-            if sum(stored[name].size * stored[name].dtype.itemsize for name in ("data", "indices")) <= _IN_MEMORY:
-                self._held |= {name: stored[name][:] for name in ("data", "indices")}
-        else:
-            self.shape = tuple(stored.shape)
-            if stored.size * stored.dtype.itemsize <= _IN_MEMORY:
-                self._held["dense"] = stored[:]
+        self.sparse = encoding != "array"
+        parts = [stored.group[name] for name in ("data", "indices")] if self.sparse else [stored]
+        if self.sparse and stored.format == "csc":
+            self._held = stored.to_memory().tocsr()
+        elif sum(part.nbytes for part in parts) <= _IN_MEMORY:
+            self._held = stored.to_memory() if self.sparse else stored[:]
+        elif self.sparse:
+            self._starts = stored.group["indptr"][:]
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         numbers = np.arange(len(self))[rows]
+        if self._held is not None:
+            picked = self._held[numbers].astype(np.float32)
+        else:
+            each, back = np.unique(numbers, return_inverse=True)  # HDF5 takes increasing rows
+            picked = self._read(each).astype(np.float32)[back]
+        return picked.toarray() if self.sparse else picked
+
+    def _read(self, rows: np.ndarray) -> Any:
+        """From the disk. Of a sparse matrix by its parts: AnnData's own way takes milliseconds before it begins."""
+        stored = self._stored()
         if not self.sparse:
-            return self._dense(numbers)
-        out = np.zeros((len(numbers), self.shape[1]), dtype=np.float32)
-        data, indices, indptr = (self._part(name) for name in ("data", "indices", "indptr"))
-        for place in np.argsort(numbers):  # in the order of the file
-            start, stop = indptr[numbers[place]], indptr[numbers[place] + 1]
-            np.add.at(out[place], indices[start:stop], data[start:stop])
-        return out
+            return stored[rows]
+        from scipy.sparse import csr_matrix
+
+        places = [slice(*self._starts[row : row + 2]) for row in rows]
+        parts = (stored.group["data"], stored.group["indices"])
+        data, indices = (np.concatenate([part[:0], *[part[place] for place in places]]) for part in parts)
+        starts = np.cumsum([0, *[place.stop - place.start for place in places]])
+        return csr_matrix((data, indices, starts), shape=(len(rows), self.shape[1]))
 
     def values(self, limit: int | None = None) -> Any:
         """The stored values in pieces, all or about the first so many; of a sparse matrix those that are not zero."""
-        stored = self._part("data") if self.sparse else self._held.get("dense", self._stored())
+        stored = self._stored() if self._held is None else self._held
+        if self.sparse:
+            stored = stored.group["data"] if self._held is None else stored.data
         width = 1 if self.sparse else self.shape[1]
         step = max(1, min(_CHECKED_AT_ONCE, limit or _CHECKED_AT_ONCE) // width)
         for start in range(0, step if limit else stored.shape[0], step):
@@ -89,26 +98,21 @@ class StoredRows:
 
     def __getstate__(self) -> dict[str, Any]:
         """For worker processes: each opens the file itself."""
-        return self.__dict__ | {"_file": None, "_opened_in": -1}
-
-    def _dense(self, numbers: np.ndarray) -> np.ndarray:
-        if "dense" in self._held:
-            return self._held["dense"][numbers].astype(np.float32)
-        each, back = np.unique(numbers, return_inverse=True)  # HDF5 takes increasing rows
-        return self._stored()[each].astype(np.float32)[back]
-
-    def _part(self, name: str) -> Any:
-        return self._held[name] if name in self._held else self._stored()[name]
+        return self.__dict__ | {"_opened": None, "_opened_in": -1}
 
     def _stored(self) -> Any:
+        """The matrix on the disk: h5py's Dataset, or AnnData's sparse one."""
         import h5py
+        from anndata.io import sparse_dataset
 
-        if self._file is None or self._opened_in != os.getpid():  # a handle is not for use after a fork
-            self._file, self._opened_in = h5py.File(self.path, "r"), os.getpid()
-        return self._file[self.key]
+        if self._opened is None or self._opened_in != os.getpid():  # a handle is not for use after a fork
+            matrix = h5py.File(self.path, "r")[self.key]
+            self._opened = matrix if hasattr(matrix, "dtype") else sparse_dataset(matrix)
+            self._opened_in = os.getpid()
+        return self._opened
 
 
-def read_cells(path: Path, counts: bool, condition: tuple[str, ...], label: str | None, layer: str | None) -> Cells:
+def read_cells(path: Path, counts: bool, condition: tuple[str, ...], label: str | None, layer: str | None) -> Read:
     """The counts of an .h5ad file, its labels, and its conditions.
 
     Args:
@@ -121,11 +125,9 @@ def read_cells(path: Path, counts: bool, condition: tuple[str, ...], label: str 
     """
     if not path.is_file():
         raise TrainingError(f"{path} does not exist")
-    try:
-        import h5py
-        from anndata.io import read_elem
-    except ImportError as error:
-        raise TrainingError(f'cells are read by anndata ({error}): pip install "fastvae-kernels[cells]"') from None
+    read_elem = imported("anndata.io", "cells are read by anndata", '"fastvae-kernels[cells]"').read_elem
+    import h5py  # which anndata requires
+
     try:
         with h5py.File(path, "r") as file:
             obs = read_elem(file["obs"])
@@ -139,41 +141,19 @@ def read_cells(path: Path, counts: bool, condition: tuple[str, ...], label: str 
         raise TrainingError(f"--layer is {name!r}: {path} has {', '.join(keys) or 'no matrix'}")
     if layer is None and name != "X":
         notes.append(f"counts are those of {keys[name]}: X does not hold whole numbers")
-    x = _stored(path, keys[name])
+    x = StoredRows(path, keys[name])
     value_range = _checked(x, f"{path} ({keys[name]})", counts)
     if label is None:
         label = next((usual for usual in USUAL_LABELS if usual in obs and usual not in condition), None)
         notes += [] if label is None else [f"labels are the column {label}"]
     labels = None if label is None else _column(obs, "--label", label, path)
     conditions = joined([_column(obs, "--condition", name, path) for name in condition], condition, len(obs))
-    return Cells(x, labels, conditions, value_range, tuple(notes))
-
-
-def _stored(path: Path, key: str) -> StoredRows:
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        encoding = file[key].attrs.get("encoding-type", "array")
-        if encoding not in ("array", "csr_matrix", "csc_matrix"):
-            raise TrainingError(f"{path} holds {key} as {encoding}, expected csr_matrix, csc_matrix or array")
-        shape = file[key].shape if encoding == "array" else file[key].attrs["shape"]
-        if len(shape) != 2 or 0 in shape:
-            raise TrainingError(f"{path} has {key} of shape {tuple(shape)}, expected (cells, genes)")
-    return StoredRows(str(path.absolute()), key)
-
-
-def _by_rows(stored: Any, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """The parts of a matrix that is stored by columns (CSC) as one stored by rows (CSR)."""
-    from scipy import sparse
-
-    parts = tuple(stored[name][:] for name in ("data", "indices", "indptr"))
-    matrix = sparse.csc_matrix(parts, shape=shape).tocsr()
-    return {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr.astype(np.int64)}
+    return Read(x, labels, Layout("values"), value_range, conditions, 1.0, tuple(notes))
 
 
 def _layer_of_counts(path: Path, keys: dict[str, str]) -> str:
     for name in ("X", "counts", "raw"):
-        if name in keys and all(_are_counts(part) for part in _stored(path, keys[name]).values(limit=100_000)):
+        if name in keys and all(_are_counts(part) for part in StoredRows(path, keys[name]).values(limit=100_000)):
             return name
     raise TrainingError(
         f"{path} has no counts in X, layers/counts or raw/X, expected whole numbers, 0 or more.\n"

@@ -14,7 +14,7 @@ from ..files import whole_file
 from .lightning import LightningModule, Trainer
 from .saved_run import BEST, FOLDER, LAST
 
-__all__ = ["WholeFiles", "checkpoint_callbacks", "last_checkpoint"]
+__all__ = ["WholeFiles", "checkpoint_callbacks"]
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -67,8 +67,3 @@ class _BetweenEpochs(ModelCheckpoint):
 
 class _AfterEpochs(ModelCheckpoint):
     """A class of its own, so that Lightning does not take it for one that a user adds."""
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    path = folder / FOLDER / f"{LAST}.ckpt"
-    return path if path.exists() else None

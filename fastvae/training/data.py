@@ -59,13 +59,11 @@ class VAEDataModule(LightningDataModule):
         **options: Any,
     ) -> None:
         super().__init__()
-        check_count("batch_size", batch_size, 1)
-        check_count("workers", workers, 0)
         self.data = data
-        self.batch_size = batch_size
+        self.batch_size = check_count("batch_size", batch_size, 1)
         self.conditional = check_flag("conditional", conditional)
         self.options = DataOptions(**options)
-        self.workers = workers
+        self.workers = check_count("workers", workers, 0)
         self.seed = check_seed(seed)
         self.source: Source | None = None
         self._batches = 0  # done when the run was saved

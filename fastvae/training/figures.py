@@ -16,8 +16,8 @@ from ..nn.model import LatentVariableModel
 from ..priors import Prior
 
 __all__ = [
-    "COLORS", "WALK", "curves", "displayable", "image_grid", "label", "new_figure", "reconstructions", "samples",
-    "sheet", "show", "traversals", "walk_latents",
+    "COLORS", "WALK", "are_images", "curves", "displayable", "image_grid", "label", "new_figure", "reconstructions",
+    "samples", "sheet", "show", "traversals", "walk_latents",
 ]  # fmt: skip
 
 try:
@@ -69,8 +69,14 @@ def sheet(images: Tensor, columns: int, gap: int = 2) -> Tensor:
     return cells.permute(0, 3, 1, 4, 2).reshape(rows * (height + gap), columns * (width + gap), channels)
 
 
+def are_images(shape: Sequence[int]) -> bool:
+    """Whether samples of this shape can be drawn, as grey images or in colour."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
 def displayable(images: Tensor, low: float, high: float) -> Tensor:
-    """Images whose values range from ``low`` to ``high``, mapped to [0, 1]; values outside are cut off."""
+    """Images whose values range from ``low``, as which NaN is shown, to ``high``, mapped to [0, 1]; cut off outside."""
+    images = images.nan_to_num(nan=low)
     if (low, high) == (0.0, 1.0):
         return images.clamp(0, 1)
     return ((images - low) / max(high - low, 1e-12)).clamp(0, 1)
@@ -241,18 +247,18 @@ def curves(history: Sequence[Mapping[str, float]]) -> dict[str, Figure]:
     return {name: figure for name, figure in drawn.items() if any(axis.lines for axis in figure.axes)}
 
 
-def _curve_figure() -> tuple[Figure, Axes]:
+def _curve_figure(title: str, y: str) -> tuple[Figure, Axes]:
     figure = new_figure(*_CURVE_SIZE)
     axis = figure.subplots()
+    label(axis, title, "epoch", y)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure, axis
 
 
 def _curve_of_bound(history: Sequence[Mapping[str, float]]) -> Figure:
-    figure, axis = _curve_figure()
+    figure, axis = _curve_figure("negative bound", "nats a sample")
     for color, (name, words) in zip(COLORS, _BOUNDS.items(), strict=False):
         _plot(axis, history, name, words, color, sign=-1)
-    label(axis, "negative bound", "epoch", "nats a sample")
     _cut_first_epochs(axis)
     if axis.lines:
         axis.legend(frameon=False)
@@ -260,9 +266,8 @@ def _curve_of_bound(history: Sequence[Mapping[str, float]]) -> Figure:
 
 
 def _curve_of_terms(history: Sequence[Mapping[str, float]]) -> Figure:
-    figure, axis = _curve_figure()
+    figure, axis = _curve_figure("terms, held out", "$-\\log\\,p(x|z)$ in nats")
     _plot(axis, history, "val_reconstruction", "reconstruction", COLORS[1], sign=-1)
-    label(axis, "terms, held out", "epoch", "$-\\log\\,p(x|z)$ in nats")
     _cut_first_epochs(axis)
     beside = axis.twinx()
     _plot(beside, history, "val_kl", "KL", COLORS[2])
@@ -271,14 +276,13 @@ def _curve_of_terms(history: Sequence[Mapping[str, float]]) -> Figure:
     if axis.lines or beside.lines:
         # Below the axes: with two scales, curves may be anywhere inside.
         below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
-        axis.legend(*_handles(axis, beside), frameon=False, **below)
+        axis.legend(handles=[*axis.lines, *beside.lines], frameon=False, **below)
     return figure
 
 
 def _curve_of_units(history: Sequence[Mapping[str, float]]) -> Figure:
-    figure, axis = _curve_figure()
+    figure, axis = _curve_figure("active units, held out", "latents")
     _plot(axis, history, "active_units", "active", COLORS[3])
-    label(axis, "active units, held out", "epoch", "latents")
     axis.set_ylim(bottom=0)
     axis.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
@@ -306,8 +310,3 @@ def _cut_first_epochs(axis: Axes) -> None:
     if len(values) >= 10:
         low, usual, high = values[0], values[int(0.8 * len(values))], values[-1]
         axis.set_ylim(low - 0.05 * (usual - low), min(high, usual + (usual - low)))
-
-
-def _handles(*axes: Axes) -> tuple[list[Any], list[str]]:
-    found = [axis.get_legend_handles_labels() for axis in axes]
-    return [handle for handles, _ in found for handle in handles], [word for _, words in found for word in words]

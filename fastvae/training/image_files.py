@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 
 from .arrays import bits_of
-from .errors import TrainingError
+from .errors import TrainingError, imported
+from .layouts import Layout
+from .samples import Read
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,19 +27,8 @@ _GREY_MODES = ("1", "L", "LA", *_SIXTEEN_BITS)
 _ORIENTATION = 0x0112  # of EXIF: from 5 on, width and height are exchanged
 
 
-class Folder(NamedTuple):
-    """What a folder of images holds."""
-
-    images: np.ndarray
-    """(N, C, H, W) uint8, in the order of their paths."""
-    labels: np.ndarray | None
-    """The name of each one's label."""
-    notes: tuple[str, ...]
-    """What a user should know of how they were read."""
-
-
-def read_folder(folder: Path, image_size: int | None, skip_unreadable: bool = False) -> Folder:
-    """All images below the folder, and their labels.
+def read_folder(folder: Path, image_size: int | None, skip_unreadable: bool = False) -> Read:
+    """All images below the folder, (N, C, H, W) uint8 in the order of their paths, and the names of their labels.
 
     The label of an image is the subfolder that it lies in; images beside subfolders mean that there are no labels.
     Files and folders whose names begin with a dot are passed over: programs leave copies there. Grey if all are grey,
@@ -54,57 +45,70 @@ def read_folder(folder: Path, image_size: int | None, skip_unreadable: bool = Fa
     paths = sorted(path for path in folder.rglob("*") if _is_image(path, folder))
     if not paths:
         raise TrainingError(f"{folder} has no images ({', '.join(SUFFIXES)})")
-    _check_pillow()
-    unreadable: dict[Path, str] = {}
+    imported("PIL", "images are read by Pillow", '"fastvae-kernels[train]"')
+    unreadable: dict[str, str] = {}
     headers = _headers(paths, unreadable)
-    readable = [path for path in paths if path not in unreadable]
-    if readable:
-        size = _one_size(headers, str(folder), image_size)
-        grey = all(header.mode in _GREY_MODES for header in headers.values())
-        bits, notes = _bits_of_files([path for path in readable if headers[path].mode in _SIXTEEN_BITS], unreadable)
-        images = _stack_files(readable, str(folder), image_size, size, grey, bits, unreadable)
+    if headers:
+        if image_size is None:
+            _check_sizes(headers, str(folder))
+        bits, notes = _bits_of_files([path for path in headers if headers[path].mode in _SIXTEEN_BITS], unreadable)
+        named = ((str(path), path) for path in headers)
+        images = stack_one_by_one(named, len(headers), str(folder), image_size, bits, unreadable)
     if unreadable:
         _check_unreadable(unreadable, len(paths), skip_unreadable, str(folder))
         notes = (*notes, f"left out, as they cannot be read: {_listed(unreadable)}")
-        images = images[[path not in unreadable for path in readable]]
-    parts = [path.relative_to(folder).parts for path in paths if path not in unreadable]
+        images = images[[str(path) not in unreadable for path in headers]]
+    parts = [path.relative_to(folder).parts for path in paths if str(path) not in unreadable]
     labels = np.array([of_path[0] for of_path in parts]) if all(len(of_path) > 1 for of_path in parts) else None
-    return Folder(images, labels, notes)
+    return Read(images, labels, Layout("image"), (0.0, 1.0), notes=notes)
 
 
-def _check_unreadable(unreadable: dict[Path, str], count: int, skip: bool, where: str) -> None:
+def _check_unreadable(unreadable: dict[str, str], count: int, skip: bool, where: str) -> None:
     if skip and len(unreadable) < count:
         return
     if len(unreadable) == count:
         raise TrainingError(f"none of the {count} images of {where} can be read: {_listed(unreadable)}")
     (first, why), more = next(iter(unreadable.items())), len(unreadable) - 1
-    others = f" Nor can {more} other{'s' * (more > 1)}: {', '.join(map(str, list(unreadable)[1:]))}." if more else ""
+    others = f" Nor can {more} other{'s' * (more > 1)}: {', '.join(list(unreadable)[1:])}." if more else ""
     raise TrainingError(
         f"{first} cannot be read as an image: {why}.{others}\nRepair or remove what is named, or leave it out by"
         " --skip-unreadable true"
     )
 
 
-def _listed(unreadable: dict[Path, str]) -> str:
-    return "; ".join(f"{path} ({why})" for path, why in unreadable.items())
+def _listed(unreadable: dict[str, str]) -> str:
+    return "; ".join(f"{name} ({why})" for name, why in unreadable.items())
 
 
 def stack_one_by_one(
-    images: Iterable[tuple[str, Image.Image]], count: int, where: str, image_size: int | None
+    images: Iterable[tuple[str, Path | Image.Image]],
+    count: int,
+    where: str,
+    image_size: int | None,
+    bits: int = 16,
+    unreadable: dict[str, str] | None = None,
 ) -> np.ndarray:
     """(N, C, H, W) uint8 of ``count`` named images, of which one at a time is held at its own size.
 
+    Args:
+        bits: of images of 16.
+        unreadable: names of images that cannot be read, with the reason; more are added, and their rows have no values.
+
     Raises:
-        TrainingError: as `read_folder`, of the first that cannot be read.
+        TrainingError: as `read_folder`; without ``unreadable``, of the first that cannot be read.
     """
-    _check_pillow()
-    stacked, first = np.empty((0, 0, 0, 0), dtype=np.uint8), ""
+    stacked, first = np.empty((count, 0, 0, 0), dtype=np.uint8), ""
     for row, (name, image) in enumerate(_with_bar(images, count)):
+        if unreadable and name in unreadable:
+            continue
         try:
-            levels = _levels(image, image.mode in _GREY_MODES, image_size)
+            levels = _levels(image, image_size, bits)
         except Exception as error:
-            raise TrainingError(f"{name} cannot be read as an image: {_why(error)}") from None
-        if row == 0:
+            if unreadable is None:
+                raise TrainingError(f"{name} cannot be read as an image: {_why(error)}") from None
+            unreadable[name] = _why(error)
+            continue
+        if not stacked.size:
             _check_memory(count * levels.size, where)
             stacked, first = np.empty((count, *levels.shape), dtype=np.uint8), name
         if levels.shape[1:] != stacked.shape[2:]:
@@ -129,7 +133,7 @@ class _Header(NamedTuple):
     mode: str
 
 
-def _headers(paths: Sequence[Path], unreadable: dict[Path, str]) -> dict[Path, _Header]:
+def _headers(paths: Sequence[Path], unreadable: dict[str, str]) -> dict[Path, _Header]:
     """Size and mode of those that can be read; why not, of the others. Nothing is decoded."""
     from PIL import Image
 
@@ -143,22 +147,19 @@ def _headers(paths: Sequence[Path], unreadable: dict[Path, str]) -> dict[Path, _
                     width, height = height, width
                 headers[path] = _Header(width, height, opened.mode)
         except Exception as error:  # Pillow's are of many kinds, which depend on the format
-            unreadable[path] = _why(error)
+            unreadable[str(path)] = _why(error)
     return headers
 
 
-def _one_size(headers: dict[Path, _Header], where: str, image_size: int | None) -> tuple[int, int]:
-    """Width and height of all, as they will be."""
+def _check_sizes(headers: dict[Path, _Header], where: str) -> None:
+    """Before any image is decoded, which takes long."""
     (first, header), *others = headers.items()
-    if image_size is not None:
-        return image_size, image_size
     for path, other in others:
         if other[:2] != header[:2]:
             raise _different_sizes(where, str(first), header[:2], str(path), other[:2])
-    return header.width, header.height
 
 
-def _bits_of_files(paths: Sequence[Path], unreadable: dict[Path, str]) -> tuple[int, tuple[str, ...]]:
+def _bits_of_files(paths: Sequence[Path], unreadable: dict[str, str]) -> tuple[int, tuple[str, ...]]:
     """How many bits the levels of 16-bit files have, and a note if there are fewer than 16."""
     from PIL import Image
 
@@ -170,44 +171,18 @@ def _bits_of_files(paths: Sequence[Path], unreadable: dict[Path, str]) -> tuple[
             highest = max(highest, int(values.max()))
             widened = widened and not (values % 257).any()  # 8 bits, made 16 by repeating them
         except Exception as error:
-            unreadable[path] = _why(error)
+            unreadable[str(path)] = _why(error)
     bits = 16 if widened else bits_of(highest)
     note = f"files of 16 bits have levels up to {highest}, read as {bits} bits"
     return bits, () if bits == 16 else (note,)
 
 
-def _stack_files(
-    paths: Sequence[Path],
-    where: str,
-    image_size: int | None,
-    size: tuple[int, int],
-    grey: bool,
-    bits: int,
-    unreadable: dict[Path, str],
-) -> np.ndarray:
-    """(len(paths), C, H, W), without values where one turns out not to be readable."""
-    shape = (1 if grey else 3, size[1], size[0])
-    _check_memory(len(paths) * int(np.prod(shape)), where)
-    stacked = np.empty((len(paths), *shape), dtype=np.uint8)
-    for row, path in enumerate(_with_bar(paths, len(paths))):
-        if path in unreadable:
-            continue
-        try:
-            levels = _levels(path, grey, image_size, bits)
-        except Exception as error:
-            unreadable[path] = _why(error)
-            continue
-        if levels.shape != shape:  # turned by a note that stands behind the pixels
-            raise _different_sizes(where, str(paths[0]), size, str(path), levels.shape[:0:-1])
-        stacked[row] = levels
-    return stacked
-
-
-def _levels(image: Path | Image.Image, grey: bool, image_size: int | None, bits: int = 16) -> np.ndarray:
-    """(C, H, W) uint8; ``bits`` are those of an image of 16."""
+def _levels(image: Path | Image.Image, image_size: int | None, bits: int) -> np.ndarray:
+    """(C, H, W) uint8, grey if it is; ``bits`` are those of an image of 16."""
     from PIL import Image, ImageOps
 
     with Image.open(image) if isinstance(image, Path) else image as opened:
+        grey = opened.mode in _GREY_MODES
         upright = ImageOps.exif_transpose(opened)
         if upright.mode in (*_SIXTEEN_BITS, "F"):  # Pillow would cut them off at 255
             upright = Image.fromarray(_eight_bits(np.asarray(upright), bits))
@@ -242,13 +217,6 @@ def _different_sizes(
         f"{where} has images of different sizes: {first} is {size[0]}x{size[1]}, {other} is"
         f" {other_size[0]}x{other_size[1]}.\n--image-size 64 crops all to their middle square and scales it to 64x64."
     )
-
-
-def _check_pillow() -> None:
-    try:
-        from PIL import Image  # noqa: F401
-    except ImportError as error:
-        raise TrainingError(f'images are read by Pillow ({error}): pip install "fastvae-kernels[train]"') from None
 
 
 def _check_memory(size: int, where: str) -> None:

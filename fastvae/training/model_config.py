@@ -30,6 +30,7 @@ from ..nn import (
 from ..nn.head import Score, takes_score
 from ..nn.levels import mlp_levels
 from ..nn.model import LatentVariableModel
+from ..nn.standardize import copy_interface
 from .errors import TrainingError
 
 __all__ = ["COUNTS", "LIKELIHOODS", "MODELS", "PRIORS", "ModelConfig"]
@@ -145,7 +146,7 @@ class ModelConfig:
         else:
             encoder = MLPEncoder(self.event_shape, self.hidden, latent_dim, condition_dim=self.num_classes)
             decoder = MLPDecoder(latent_dim, self.hidden[::-1], outputs, condition_dim=self.num_classes)
-        encoder, decoder = self._at_scale(encoder, (latent_dim,)), self._of_parameters(decoder)
+        encoder, decoder = self._at_scale(encoder), self._of_parameters(decoder)
         if self.num_classes is not None:
             return ConditionalVAE(encoder, decoder, likelihood, num_classes=self.num_classes)
         return VAE(encoder, decoder, likelihood, prior=self._prior(encoder, latent_dim))
@@ -155,19 +156,19 @@ class ModelConfig:
         (hidden,) = self.hidden
         dims = self.latent_dim * 2 if len(self.latent_dim) == 1 else self.latent_dim
         bottom_up, levels, _ = mlp_levels(self.event_shape, hidden, dims, nn.ReLU)
-        bottom_up[0] = self._at_scale(bottom_up[0], None)
+        bottom_up[0] = self._at_scale(bottom_up[0])
         decoder = self._of_parameters(MLPDecoder(hidden, hidden, self._outputs(likelihood)))
         return HierarchicalVAE(bottom_up, levels, decoder, likelihood)
 
-    def _at_scale(self, network: nn.Module, latent_shape: tuple[int, ...] | None) -> nn.Module:
+    def _at_scale(self, network: nn.Module) -> nn.Module:
         """The network that takes x, behind what brings the data to a scale of about 1."""
         if self.missing:
-            network = _Transformed(network, latent_shape, _zero_for_missing)
+            network = _Transformed(network, _zero_for_missing)
         if self.likelihood in COUNTS:  # they span orders of magnitude, as positive values do
-            return _Transformed(network, latent_shape, torch.log1p)
+            return _Transformed(network, torch.log1p)
         if self.standardize:
             network = StandardizedEncoder(network, self.statistics_shape)
-        return _Transformed(network, latent_shape, torch.log) if self.likelihood == "log-normal" else network
+        return _Transformed(network, torch.log) if self.likelihood == "log-normal" else network
 
     def _of_parameters(self, decoder: nn.Module) -> nn.Module:
         """The decoder, with its output at the scale of the likelihood's parameters."""
@@ -211,13 +212,10 @@ class ModelConfig:
 class _Transformed(nn.Module):
     """``encoder(transform(x))``."""
 
-    def __init__(
-        self, encoder: nn.Module, latent_shape: tuple[int, ...] | None, transform: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, encoder: nn.Module, transform: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.encoder = encoder
-        self.latent_shape = latent_shape
-        self.packs_moments = getattr(encoder, "packs_moments", False)
+        copy_interface(self, encoder)
         self._transform = transform
 
     def forward(self, x: Tensor, *others: Any, **options: Any) -> Any:

@@ -23,7 +23,7 @@ from .augment import mirrored, moved, turned
 from .batches import Batch, derived_seed
 from .errors import TrainingError
 from .lightning import LightningModule, logs_now
-from .optimizer import LearningRateFactor, bound_scale, can_fuse, parameter_groups, steps_of_run
+from .optimizer import LEAST_LOG_SCALE, LearningRateFactor, learned_scale, parameter_groups, steps_of_run
 
 __all__ = ["SCHEDULES", "VAEModule", "check_seed"]
 
@@ -101,13 +101,11 @@ class VAEModule(LightningModule):
         self.objective = objective
         self.learning_rate = float(learning_rate)
         self.schedule = schedule
-        check_count("warmup_steps", warmup_steps, 0)
-        self.warmup_steps = int(warmup_steps)
+        self.warmup_steps = check_count("warmup_steps", warmup_steps, 0)
         self.binarize = check_flag("binarize", binarize)
         self.flip = check_flag("flip", flip)
         self.rotate = check_flag("rotate", rotate)
-        check_count("shift", shift, 0)
-        self.shift = int(shift)
+        self.shift = check_count("shift", shift, 0)
         self.seed = int(check_seed(seed))
         self._takes_step = "step" in inspect.signature(objective).parameters
         self._trained: Tensor | None = None  # sums over this epoch: bound, rows
@@ -174,7 +172,9 @@ class VAEModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self.model, self.learning_rate)
-        optimizer = torch.optim.Adam(groups, lr=self.learning_rate, fused=can_fuse(self.trainer))
+        # Lightning refuses to clip the gradients of a fused optimizer under mixed precision.
+        fused = not self.trainer.gradient_clip_val or "mixed" not in str(self.trainer.precision)
+        optimizer = torch.optim.Adam(groups, lr=self.learning_rate, fused=fused)
         # The cosine ends at zero: the last epochs average out the noise of the draws, worth several nats.
         steps = steps_of_run(self.trainer) if self.schedule == "cosine" else None
         if steps is None and not self.warmup_steps:
@@ -196,7 +196,10 @@ class VAEModule(LightningModule):
             group["lr"] = group["rate"] * self.learning_rate * factor
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        bound_scale(self.model)
+        scale = learned_scale(self.model)
+        if scale is not None:
+            with torch.no_grad():
+                scale.clamp_(min=LEAST_LOG_SCALE)
 
     # Validation
 

@@ -6,14 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..nn.model import LatentVariableModel
 from .lightning import Trainer
 
 __all__ = [
-    "LEAST_LOG_SCALE", "LearningRateFactor", "bound_scale", "can_fuse", "learned_scale", "parameter_groups",
+    "LEAST_LOG_SCALE", "LearningRateFactor", "learned_scale", "parameter_groups",
     "steps_of_run",
 ]  # fmt: skip
 
@@ -56,18 +55,6 @@ def learned_scale(model: LatentVariableModel) -> nn.Parameter | None:
         if isinstance(scale, nn.Parameter) and scale.dim() == 0:
             return scale
     return None
-
-
-@torch.no_grad()
-def bound_scale(model: LatentVariableModel) -> None:
-    scale = learned_scale(model)
-    if scale is not None:
-        scale.clamp_(min=LEAST_LOG_SCALE)
-
-
-def can_fuse(trainer: Trainer) -> bool:
-    """Lightning refuses to clip the gradients of a fused optimizer under mixed precision."""
-    return not trainer.gradient_clip_val or "mixed" not in str(trainer.precision)
 
 
 def steps_of_run(trainer: Trainer) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from . import figures
 from .datasets import DATA_HELP
 from .encode import in_batches
 from .errors import TrainingError
-from .saved_model import PARTS, data_of, fitting, load_model, part_of, saved_model_parser
+from .saved_model import PARTS, load_model, output_path, rows_of, saved_model_parser
 from .statistics import value_range
 
 __all__ = ["reconstruct"]
@@ -22,12 +21,7 @@ __all__ = ["reconstruct"]
 
 @torch.no_grad()
 def reconstruct(arguments: Sequence[str]) -> None:
-    """Run ``fastvae reconstruct`` with these arguments.
-
-    Raises:
-        TrainingError, OSError: what is wrong, and what to do.
-        SystemExit: from the parser.
-    """
+    """Run ``fastvae reconstruct`` with these arguments; errors as of `fastvae.training.train.train`."""
     parser = saved_model_parser("reconstruct", "Data through the latents and back: E[x|z] at the mean of q(z|x).")
     parser.add_argument("--data", type=str | None, default=None, help=f"other data than those of training: {DATA_HELP}")
     parser.add_argument("--part", choices=PARTS, default="held-out", help="of the data")
@@ -37,15 +31,12 @@ def reconstruct(arguments: Sequence[str]) -> None:
         help="a .npy file (N, *shape), or for images a .png: rows of the data above rows of their reconstructions",
     )  # fmt: skip
     options = parser.parse_args(list(arguments))
-    output = Path(options.output)
-    if output.suffix not in (".npy", ".png"):
-        raise TrainingError(f"--output is {output}, expected a name that ends in .npy or .png")
+    output = output_path(options.output, ".npy", ".png")
     run, model = load_model(options.checkpoint, options.device)
     shape = run.recipe.event_shape
-    if output.suffix == ".png" and not (len(shape) == 3 and shape[0] in (1, 3)):
+    if output.suffix == ".png" and not figures.are_images(shape):
         raise TrainingError(f"the data have shape {shape}, no image: --output reconstructions.npy")
-    source = data_of(run, options.data)
-    samples = fitting(run, part_of(source, options.part), source, options.data or run.settings["data"])
+    samples, _ = rows_of(run, options.data, options.part)
     rows = options.rows or (40 if output.suffix == ".png" else None)
     if rows is not None:
         samples = samples.first(rows)
@@ -65,6 +56,6 @@ def reconstruct(arguments: Sequence[str]) -> None:
         pairs = [(x.cpu(), model.reconstruct(x, **given).float().cpu()) for x, given in batches]
         originals, came = (torch.cat(part) for part in zip(*pairs, strict=True))
         low, high = run.settings.get("value_range") or value_range(originals)
-        shown, made = (figures.displayable(images.nan_to_num(nan=low), low, high) for images in (originals, came))
+        shown, made = (figures.displayable(images, low, high) for images in (originals, came))
         save_figure(figures.reconstructions(shown, made), output)
     print(f"Wrote {output}: {len(samples):,} reconstructions of shape {'x'.join(map(str, shape))}")

@@ -58,10 +58,11 @@ def write_report(
         history: one row an epoch; about twenty are shown, including the first, the best and the last.
         commands: purpose and command line of each.
     """
+    cards = [f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in summary.items()]
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f'<div class="cards">{"".join(_card(name, value) for name, value in summary.items())}</div>',
-        _figures(pictures),
+        f'<div class="cards">{"".join(cards)}</div>',
+        f'<div class="figures">{"".join(_figure(picture, caption) for picture, caption in pictures)}</div>',
         "<h2>Epochs</h2>",
         _history(history),
         "<h2>Go on</h2>",
@@ -78,14 +79,6 @@ def write_report(
     )
     with whole_file(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
-
-
-def _card(name: str, value: str) -> str:
-    return f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>"
-
-
-def _figures(pictures: Sequence[tuple[Path, str]]) -> str:
-    return f'<div class="figures">{"".join(_figure(picture, caption) for picture, caption in pictures)}</div>'
 
 
 def _figure(picture: Path, caption: str) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint, Timer, TQDMProgressBar
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -20,6 +21,7 @@ from ..monitors import plot_kl_per_latent
 from ..nn import ConditionalVAE
 from . import data_figures, figures
 from .datasets import Source, fingerprint
+from .figures import are_images
 from .lightning import Callback, LightningModule, Trainer, logs_now
 from .model_config import ModelConfig
 from .module import VAEModule
@@ -72,6 +74,8 @@ class Speed(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since, self._rows = time.perf_counter(), 0
 
+    on_validation_end = on_train_start
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -80,9 +84,6 @@ class Speed(Callback):
             now = time.perf_counter()
             pl_module.log("samples_per_second", self._rows / (now - self._since), prog_bar=True, batch_size=1)
             self._since, self._rows = now, 0
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._since, self._rows = time.perf_counter(), 0
 
 
 class TimeLimit(Timer):
@@ -138,7 +139,7 @@ class Pictures(Checkpoint):
         self.folder = folder
         self.record = record
         self.every = every_epochs
-        self.shown = Shown.of(source)
+        self.source = source._replace(held_out=source.held_out.first(500))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last = trainer.current_epoch + 1 == trainer.max_epochs
@@ -158,65 +159,44 @@ class Pictures(Checkpoint):
         module.eval()
         try:
             value_range = self.record.settings.get("value_range")
-            drawn = draw(module, self.folder / "pictures", self.shown, self.record.history, value_range)
+            drawn = draw(module, self.folder / "pictures", self.source, self.record.history, value_range)
         finally:
             module.train(training)
         write_report(
             self.folder / "report.html", title=f"{self.record.settings['model']} on {self.record.settings['data']}",
             summary=_summary(self.record.history), settings=self.record.settings, pictures=drawn,
-            history=self.record.history, commands=_commands(self.folder, self.shown.are_images),
+            history=self.record.history, commands=_commands(self.folder, are_images(self.source.held_out.event_shape)),
         )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Shown:
-    """Held-out rows that figures are made of."""
-
-    x: Tensor
-    labels: Tensor | None
-    label_names: tuple[str, ...]
-    given: Tensor | None
-    """What a conditional model is given."""
-    kind: str
-    """As of a `Source`."""
-
-    @classmethod
-    def of(cls, source: Source) -> Shown:
-        """Up to 500 of them."""
-        held = source.held_out
-        rows = torch.arange(min(len(held), 500)).numpy()
-        labels, given = (
-            None if numbers is None else torch.from_numpy(numbers[rows]) for numbers in (held.labels, held.given)
-        )
-        return cls(held.rows(rows), labels, source.label_names or (), given, source.kind)
-
-    @property
-    def are_images(self) -> bool:
-        return self.x.dim() == 4 and self.x.shape[1] in (1, 3)
 
 
 @torch.no_grad()
 def draw(
     module: VAEModule,
     folder: Path,
-    shown: Shown,
+    source: Source,
     history: list[dict[str, float]],
     shown_range: Sequence[float] | None = None,
 ) -> list[tuple[Path, str]]:
-    """Write the pictures; their paths, with a caption each. ``shown_range`` is drawn as black to white."""
+    """Write pictures of the held-out rows; their paths, with a caption each.
+
+    ``shown_range`` is drawn as black to white.
+    """
     drawn: list[tuple[Any, str, str]] = [
         (figure, f"curve-{name}", _CURVES[name]) for name, figure in figures.curves(history).items()
     ]
     if module.kl_per_latent is not None:
         figure = plot_kl_per_latent(module.kl_per_latent)
         drawn.append((figure, "kl", "The KL of each latent on the held-out data: which of them carry anything"))
-    x = shown.x.to(next(module.parameters()))
-    conditional = isinstance(module.model, ConditionalVAE) and shown.given is not None
-    given: dict[str, Any] = {"condition": shown.given.to(x.device)} if conditional and shown.given is not None else {}
-    if shown.are_images:
+    held = source.held_out
+    x = held.rows(np.arange(len(held))).to(next(module.parameters()))
+    labels, classes = (None if numbers is None else torch.from_numpy(numbers) for numbers in (held.labels, held.given))
+    given: dict[str, Any] = {}
+    if isinstance(module.model, ConditionalVAE) and classes is not None:
+        given["condition"] = classes.to(x.device)
+    if are_images(held.event_shape):
         drawn += _of_images(module, x, given, shown_range or value_range(x))
     else:
-        drawn += data_figures.of_values(module.model, x, given, shown.kind, shown.labels, shown.label_names)
+        drawn += data_figures.of_values(module.model, x, given, source.kind, labels, source.label_names or ())
     paths = []
     for figure, name, caption in drawn:
         save_figure(figure, folder / f"{name}.png")
@@ -237,10 +217,7 @@ def _of_images(
     model = module.model
     conditional = getattr(model, "num_classes", None)
     low, high = shown_range
-
-    def eye(images: Tensor) -> Tensor:
-        return figures.displayable(images.nan_to_num(nan=low), low, high)
-
+    eye = functools.partial(figures.displayable, low=low, high=high)
     shown = x[:SHOWN]
     of_shown: dict[str, Any] = {name: value[:SHOWN] for name, value in given.items()}
     wanted: dict[str, Any] = (

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..files import whole_file
 from . import figures
 from .errors import TrainingError
-from .saved_model import class_number, load_model, saved_model_parser
+from .saved_model import class_number, load_model, output_path, saved_model_parser
 from .saved_run import SavedRun
 from .statistics import value_range
 
@@ -23,12 +23,7 @@ __all__ = ["sample"]
 
 
 def sample(arguments: Sequence[str]) -> None:
-    """Run ``fastvae sample`` with these arguments.
-
-    Raises:
-        TrainingError, OSError: what is wrong, and what to do.
-        SystemExit: from the parser.
-    """
+    """Run ``fastvae sample`` with these arguments; errors as of `fastvae.training.train.train`."""
     parser = saved_model_parser("sample", "New data from a trained model.")
     parser.add_argument("--n", type=PositiveInt, default=64, help="how many")
     parser.add_argument("--output", type=str, default="samples.png", help="a .png (a grid of images) or a .npy file")
@@ -42,12 +37,9 @@ def sample(arguments: Sequence[str]) -> None:
     parser.add_argument("--draw", type=bool, default=False, help="draw x from p(x|z); its mean if false")
     parser.add_argument("--seed", type=NonNegativeInt, default=0)
     options = parser.parse_args(list(arguments))
-    output = Path(options.output)
-    if output.suffix not in (".png", ".npy"):
-        raise TrainingError(f"--output is {output}, expected a name that ends in .png or .npy")
+    output = output_path(options.output, ".png", ".npy")
     run, model = load_model(options.checkpoint, options.device)
-    image = len(run.recipe.event_shape) == 3 and run.recipe.event_shape[0] in (1, 3)
-    if output.suffix == ".png" and not image:
+    if output.suffix == ".png" and not figures.are_images(run.recipe.event_shape):
         raise TrainingError(f"samples have shape {run.recipe.event_shape}, no image: --output samples.npy")
     condition = _labels(run, options.label, options.n, next(model.parameters()).device)
     with torch.no_grad():

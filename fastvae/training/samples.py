@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layouts import Layout
 from .memory_maps import by_path, opened
 
-__all__ = ["Images", "Rows", "Samples"]
+__all__ = ["Images", "Read", "Rows", "Samples"]
 
 
 class Rows(Protocol):
@@ -28,6 +29,22 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: Any) -> np.ndarray: ...
+
+
+class Read(NamedTuple):
+    """All that a file or a folder holds, before some rows are held out."""
+
+    x: Rows
+    """Channels in front."""
+    labels: np.ndarray | None
+    layout: Layout
+    value_range: tuple[float, float]
+    """Of all values, scaled, NaN left out."""
+    conditions: np.ndarray | None = None
+    scale: float | None = None
+    """As of `Samples`."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how it was read."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from .errors import TrainingError
 from .model_config import COUNTS
 from .saved_run import SavedRun, find_checkpoint, read_checkpoint
 
-__all__ = ["PARTS", "class_number", "data_of", "fitting", "load_model", "part_of", "saved_model_parser"]
+__all__ = ["PARTS", "class_number", "data_of", "fitting", "load_model", "output_path", "rows_of", "saved_model_parser"]
 
 
 def saved_model_parser(command: str, description: str) -> ArgumentParser:
@@ -41,6 +41,13 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise TrainingError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
     return device
+
+
+def output_path(given: str, *endings: str) -> Path:
+    output = Path(given)
+    if output.suffix not in endings:
+        raise TrainingError(f"--output is {output}, expected a name that ends in {' or '.join(endings)}")
+    return output
 
 
 def class_number(run: SavedRun, label: str) -> int:
@@ -96,6 +103,8 @@ def fitting(run: SavedRun, samples: Samples, source: Source, data: str) -> Sampl
 PARTS = ("all", "train", "held-out")
 
 
-def part_of(source: Source, part: str) -> Samples:
-    """All rows in the order of the data, or those to train on, or those held out."""
-    return whole(source) if part == "all" else source.train if part == "train" else source.held_out
+def rows_of(run: SavedRun, data: str | None, part: str) -> tuple[Samples, Source]:
+    """All rows in the order of the data, or those to train on, or those held out, as the model takes them."""
+    source = data_of(run, data)
+    rows = whole(source) if part == "all" else source.train if part == "train" else source.held_out
+    return fitting(run, rows, source, data or run.settings["data"]), source

@@ -106,7 +106,7 @@ def start_from(
     scale = learned_scale(model)
     if scale is None:
         return
-    rows = spread_rows(samples, _ROWS_OF_COMPONENTS)
+    rows = samples.rows(_spread(len(samples), _ROWS_OF_COMPONENTS))
     if config.linear is not None:
         assert isinstance(model, VAE)
         start_from_components(model, in_all_orientations(rows, flip, rotate))
@@ -175,12 +175,8 @@ def _of_logarithm(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     return mean.log() - 0.5 * variance, variance
 
 
-def spread_rows(samples: Samples, count: int) -> Tensor:
-    """At most so many rows, spread evenly over all."""
-    return samples.rows(_spread(len(samples), count))
-
-
 def _spread(rows: int, count: int) -> np.ndarray:
+    """At most so many row numbers, spread evenly over all."""
     return np.unique(np.linspace(0, rows - 1, min(rows, count)).astype(np.int64))
 
 

@@ -8,25 +8,15 @@ import inspect
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..files import locked
-from .errors import TrainingError
+from .errors import TrainingError, imported
+from .samples import Samples
 
 __all__ = ["download", "read_torchvision"]
-
-
-class Parts(NamedTuple):
-    """Images (N, C, H, W) uint8 and int64 labels, of both parts."""
-
-    x: np.ndarray
-    labels: np.ndarray
-    held_x: np.ndarray
-    held_labels: np.ndarray
-    names: tuple[str, ...]
-    """Of the labels 0 to K - 1."""
 
 
 def download(name: str, root: Path) -> None:
@@ -40,8 +30,8 @@ def download(name: str, root: Path) -> None:
             _part(name, root, train, download=True)
 
 
-def read_torchvision(name: str, root: Path, image_size: int | None) -> Parts:
-    """Both parts, as one array each.
+def read_torchvision(name: str, root: Path, image_size: int | None) -> tuple[Samples, Samples, tuple[str, ...]]:
+    """Both parts, images (N, C, H, W) uint8 with int64 labels, and the names of the labels 0 to K - 1.
 
     Raises:
         TrainingError: they cannot be read, or are not images of one size with labels.
@@ -62,15 +52,12 @@ def read_torchvision(name: str, root: Path, image_size: int | None) -> Parts:
     count = 1 + int(max(labels.max(), held_labels.max()))
     names = getattr(dataset, "classes", ())
     names = names if len(names) >= count else range(count)
-    return Parts(x, labels, held_x, held_labels, tuple(map(str, names)))
+    return Samples(x, labels), Samples(held_x, held_labels), tuple(map(str, names))
 
 
 def _part(name: str, root: Path, train: bool, *, download: bool) -> Any:
     """torchvision's own dataset: of those with ``train=``, and those with ``split=``."""
-    try:
-        from torchvision import datasets
-    except (ImportError, RuntimeError) as error:
-        raise TrainingError(f"torchvision:{name} needs torchvision ({error}): pip install torchvision") from None
+    datasets = imported("torchvision.datasets", f"torchvision:{name} needs torchvision", "torchvision")
     kind: Any = getattr(datasets, name, None)
     options = inspect.signature(kind).parameters if inspect.isclass(kind) else None
     if options is None:

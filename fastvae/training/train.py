@@ -21,16 +21,16 @@ from ..kernels.backend import backends
 from ..nn.residual import residual_sizes
 from ..objectives import ELBO, IWAE
 from ..schedules import linear_warmup
-from .checkpoints import WholeFiles, checkpoint_callbacks, last_checkpoint
+from .checkpoints import WholeFiles, checkpoint_callbacks
 from .data import VAEDataModule
-from .datasets import BUILT_IN, CELLS, DataOptions, Source, describe, fingerprint, median_library, value_range
+from .datasets import BUILT_IN, CELLS, DataOptions, Source, describe, fingerprint, median_library
 from .defaults import complete
 from .errors import TrainingError
 from .lightning import Trainer
 from .model_config import COUNTS, ModelConfig
 from .module import VAEModule
 from .run_folder import Lines, Pictures, ProgressBar, Record, Speed, TimeLimit
-from .saved_run import SavedRun, read_checkpoint
+from .saved_run import FOLDER, LAST, SavedRun, read_checkpoint
 from .statistics import start_from, statistics_of
 from .train_options import TrainCLI
 
@@ -74,7 +74,8 @@ def _run(cli: TrainCLI) -> None:
     _check_options(config)
     folder = _folder(config)
     _absolute(config)
-    checkpoint = last_checkpoint(folder) if config.resume is not None else None
+    last = folder / FOLDER / f"{LAST}.ckpt"
+    checkpoint = last if config.resume is not None and last.exists() else None
     resumed = None if checkpoint is None else read_checkpoint(checkpoint)
     try:
         data, model_config, module, shown = _built(config)
@@ -83,7 +84,7 @@ def _run(cli: TrainCLI) -> None:
     assert data.source is not None
     if resumed is not None:
         _check_resumed(resumed, model_config, config.batch_size, data.source)
-    settings = _settings(cli) | {
+    settings = {name: value for name, value in config.as_dict().items() if name not in ("trainer", "config")} | {
         "likelihood": model_config.likelihood, "binarize": module.binarize, "channels": list(model_config.channels),
         "value_range": shown,
     }  # fmt: skip
@@ -267,7 +268,8 @@ def _check_values(model_config: ModelConfig, source: Source, config: Any) -> Non
         raise TrainingError(f"--rotate turns square images, those of {data} have {shape[1]}x{shape[2]} pixels: --flip")
     if model_config.likelihood not in ("bernoulli", "continuous-bernoulli", "log-normal", "mixture"):
         return
-    low, high = value_range(source)
+    assert source.value_range is not None  # load_source looks at all values
+    low, high = source.value_range
     if model_config.likelihood == "log-normal":
         if low <= 0:
             raise TrainingError(
@@ -323,12 +325,6 @@ def _loggers(folder: Path) -> list[Logger]:
         return [csv]
 
 
-def _settings(cli: TrainCLI) -> dict[str, Any]:
-    """All options except the Trainer's, as plain values."""
-    config = cli.config.as_dict()
-    return {name: value for name, value in config.items() if name not in ("trainer", "config")}
-
-
 def _print_start(
     config: Any,
     model_config: ModelConfig,
@@ -339,21 +335,16 @@ def _print_start(
     checkpoint: Path | None,
 ) -> None:
     parameters = sum(weight.numel() for weight in module.model.parameters())
+    served = f"{trainer.strategy.root_device.type} float32"
+    backend = next(name for name, state in backends().items() if served in state["chosen_for"])
     print(f"{config.data}: {describe(source)}")
     for note in source.notes:
         print(f"{config.data}: {note}")
-    print(
-        f"{model_config.model}, {model_config.likelihood}, {parameters:,} parameters; latent ops: {_backend(trainer)}"
-    )
+    print(f"{model_config.model}, {model_config.likelihood}, {parameters:,} parameters; latent ops: {backend}")
     if checkpoint is not None:
         print(f"resumed from {checkpoint}")
     elif config.resume is not None:
         print(f"{folder} has no checkpoint yet: trained from the beginning")
-
-
-def _backend(trainer: Trainer) -> str:
-    served = f"{trainer.strategy.root_device.type} float32"
-    return next(name for name, state in backends().items() if served in state["chosen_for"])
 
 
 def _print_end(trainer: Trainer, record: Record, folder: Path) -> None:

@@ -95,41 +95,39 @@ your own, on arrays. In the output folder are then the checkpoints, a log (logs/
 stand in a YAML file (--config FILE); those of a run are in its folder's config.yaml."""
 
 
+def _optional(group: Any, name: str, kind: Any, help: str, **options: Any) -> None:
+    group.add_argument(name, type=kind | None, default=None, help=help, **options)
+
+
+def _flag(group: Any, name: str, help: str) -> None:
+    group.add_argument(name, type=bool, default=False, help=help)
+
+
 def _add_data(group: Any) -> None:
     group.add_argument("--data", type=str, default="mnist5k", help=DATA_HELP)
     group.add_argument("--data-root", type=str, default="data", help="where torchvision keeps what it downloads")
-    group.add_argument(
-        "--image-size", type=PositiveInt | None, default=None, help="crop images to squares of this size"
-    )
+    _optional(group, "--image-size", PositiveInt, "crop images to squares of this size")
     group.add_argument("--layout", choices=LAYOUTS, default="auto", help=LAYOUT_HELP)
     group.add_argument(
         "--missing", choices=("refuse", "nan"), default="refuse", help="nan: NaN stands for missing values"
     )
-    group.add_argument(
-        "--skip-unreadable", type=bool, default=False, help="leave out images that cannot be read, and name them"
-    )
+    _flag(group, "--skip-unreadable", "leave out images that cannot be read, and name them")
     group.add_argument(
         "--condition", type=str, nargs="+", default=[], metavar="NAME",
         help="what a conditional model is given: columns of an .h5ad, arrays of an .npz; makes vae a cvae",
     )  # fmt: skip
-    group.add_argument("--label", type=str | None, default=None, help="column of an .h5ad with the labels of its cells")
-    group.add_argument(
-        "--layer", type=str | None, default=None, help="where an .h5ad has its counts: X, raw, or a layer's name"
-    )
+    _optional(group, "--label", str, "column of an .h5ad with the labels of its cells")
+    _optional(group, "--layer", str, "where an .h5ad has its counts: X, raw, or a layer's name")
     group.add_argument("--held-out", type=float, default=0.2, help="part of the data that is kept for validation")
-    group.add_argument(
-        "--batch-size", type=PositiveInt | None, default=None,
-        help="rows of a step, of all devices together (default: by the number of rows)",
-    )  # fmt: skip
-    group.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that read ahead")
-    group.add_argument(
-        "--binarize", type=bool | None, default=None,
-        help="draw black or white from grey levels, anew each time (default: true for bernoulli)",
-    )  # fmt: skip
-    group.add_argument("--flip", type=bool, default=False, help="mirror images left to right at random in training")
-    group.add_argument(
-        "--rotate", type=bool, default=False, help="turn square images by multiples of 90 degrees at random in training"
+    _optional(
+        group, "--batch-size", PositiveInt, "rows of a step, of all devices together (default: by the number of rows)"
     )
+    group.add_argument("--workers", type=NonNegativeInt, default=0, help="processes that read ahead")
+    _optional(
+        group, "--binarize", bool, "draw black or white from grey levels, anew each time (default: true for bernoulli)"
+    )
+    _flag(group, "--flip", "mirror images left to right at random in training")
+    _flag(group, "--rotate", "turn square images by multiples of 90 degrees at random in training")
     group.add_argument(
         "--shift", type=NonNegativeInt, default=0, metavar="PIXELS",
         help="move images at random by up to so many pixels in training",
@@ -152,9 +150,9 @@ def _add_model(group: Any) -> None:
         help="of conv at each resolution, of half the sides of the one before (default: by the size of the images)",
     )  # fmt: skip
     group.add_argument("--blocks", type=PositiveInt, default=1, help="residual blocks of conv at each resolution")
-    group.add_argument(
-        "--library-size", type=bool | None, default=None,
-        help="means of counts are a softmax over the genes times the sum of the row (default: true for .h5ad)",
+    _optional(
+        group, "--library-size", bool,
+        "means of counts are a softmax over the genes times the sum of the row (default: true for .h5ad)",
     )  # fmt: skip
     group.add_argument("--prior", choices=PRIORS, default="standard", help="p(z)")
     group.add_argument("--components", type=PositiveInt, default=50, help="of the priors mixture and vamp")
@@ -168,48 +166,36 @@ _MODEL_HELP = (
 
 def _add_objective(group: Any) -> None:
     group.add_argument("--beta", type=NonNegativeFloat, default=1.0, help="weight of the KL")
-    group.add_argument(
-        "--warmup-epochs", type=NonNegativeFloat | None, default=None,
-        help="raise beta from 0 during these (default: a tenth of the epochs for conv, else 0)",
+    _optional(
+        group, "--warmup-epochs", NonNegativeFloat,
+        "raise beta from 0 during these (default: a tenth of the epochs for conv, else 0)",
     )  # fmt: skip
     group.add_argument("--free-bits", type=NonNegativeFloat, default=0.0, help="nats of each latent that cost nothing")
-    group.add_argument(
-        "--capacity", type=NonNegativeFloat | None, default=None, help="nats C, for beta |KL - C| as the loss's KL term"
-    )
+    _optional(group, "--capacity", NonNegativeFloat, "nats C, for beta |KL - C| as the loss's KL term")
     group.add_argument("--iwae-samples", type=PositiveInt, default=10, help="K of iwae")
-    group.add_argument("--dreg", type=bool, default=False, help="iwae's doubly reparameterised gradient")
+    _flag(group, "--dreg", "iwae's doubly reparameterised gradient")
 
 
 def _add_run(group: Any) -> None:
-    group.add_argument("--output", type=str | None, default=None, help="folder of the run (default: runs/DATA-MODEL)")
-    group.add_argument(
-        "--resume", type=str | None, default=None, metavar="FOLDER",
-        help="go on with the run in this folder, with its settings but for those given anew",
-    )  # fmt: skip
+    _optional(group, "--output", str, "folder of the run (default: runs/DATA-MODEL)")
+    words = "go on with the run in this folder, with its settings but for those given anew"
+    _optional(group, "--resume", str, words, metavar="FOLDER")
     group.add_argument(
         "--quality", choices=tuple(QUALITIES), default="good",
         help="how long to train where --max-epochs is not given: draft a quarter of good, best four times as long",
     )  # fmt: skip
-    group.add_argument(
-        "--max-epochs", type=PositiveInt | None, default=None, help="(default: by --quality and the number of rows)"
-    )
-    group.add_argument(
-        "--learning-rate", type=PositiveFloat | None, default=None, help="of Adam (default: 0.001 for conv, else 0.002)"
-    )
+    _optional(group, "--max-epochs", PositiveInt, "(default: by --quality and the number of rows)")
+    _optional(group, "--learning-rate", PositiveFloat, "of Adam (default: 0.001 for conv, else 0.002)")
     group.add_argument("--schedule", choices=SCHEDULES, default="cosine", help="of the learning rate")
-    group.add_argument(
-        "--warmup-steps", type=NonNegativeInt | None, default=None,
-        help="raise the learning rate from 0 during these (default: 5% of the run, at most 100, for conv, else 0)",
+    _optional(
+        group, "--warmup-steps", NonNegativeInt,
+        "raise the learning rate from 0 during these (default: 5% of the run, at most 100, for conv, else 0)",
     )  # fmt: skip
     group.add_argument("--seed", type=NonNegativeInt, default=0, help="of the weights, the data's order and the noise")
-    group.add_argument(
-        "--checkpoint-every", type=PositiveInt | None, default=None, metavar="STEPS",
-        help="save between epochs too (each epoch is saved anyway)",
-    )  # fmt: skip
-    group.add_argument(
-        "--pictures-every", type=NonNegativeInt | None, default=None, metavar="EPOCHS",
-        help="draw pictures and the report each so many epochs (0: at the end only; default: five times)",
-    )  # fmt: skip
+    words = "save between epochs too (each epoch is saved anyway)"
+    _optional(group, "--checkpoint-every", PositiveInt, words, metavar="STEPS")
+    words = "draw pictures and the report each so many epochs (0: at the end only; default: five times)"
+    _optional(group, "--pictures-every", NonNegativeInt, words, metavar="EPOCHS")
 
 
 def _add_devices(group: Any) -> None:
