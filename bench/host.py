@@ -21,6 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastvae.kernels.latent_spec import LatentInputs, LatentOutputs, LatentScalars, LatentSpec
+from fastvae.kernels.likelihood_spec import Bounds, LikelihoodSpec
+
 from . import eager, eager_likelihoods, stub_driver
 
 ROUNDS, CALLS = 1000, 5
@@ -60,52 +63,21 @@ def install() -> stub_driver.StubDriver:
     return driver
 
 
-class Call(NamedTuple):
-    """One op: the backend's two functions with their arguments."""
-
-    forward: Callable[[], Any]
-    backward: Callable[[], Any]
-
-
-def calls(rows: int, event: int) -> dict[str, Call]:
+def calls(rows: int, event: int) -> dict[str, Any]:
     """Every op of the backend, by a name."""
-    from fastvae.kernels import triton as backend
-    from fastvae.kernels.latent_spec import LatentInputs, LatentOutputs, LatentScalars, LatentSpec
-    from fastvae.kernels.likelihood_spec import NO_BOUNDS, LikelihoodSpec
+    from .roofline.compiled import Latent, latent_call, likelihood_call, noise_call
 
-    def latent(spec: LatentSpec, scalars: LatentScalars, prior: Sequence[Tensor] = ()) -> Call:
-        inputs = LatentInputs(mu, logvar, *(prior or (None, None)), seed if spec.sample else None)
-        outputs = backend.latent_forward(inputs, spec, scalars)
-        grads = LatentOutputs(*[None if output is None else torch.randn_like(output) for output in outputs])
-        return Call(
-            lambda: backend.latent_forward(inputs, spec, scalars),
-            lambda: backend.latent_backward(grads, inputs, spec, scalars, False),
-        )
+    def tensor() -> Tensor:
+        return torch.rand(rows, event)
 
-    def likelihood(kind: str, *parameters: Tensor) -> Call:
-        spec, wants = LikelihoodSpec(kind), (True,) * len(parameters)
-        grad = torch.randn_like(backend.likelihood_forward(data, parameters, spec, NO_BOUNDS))
-        return Call(
-            lambda: backend.likelihood_forward(data, parameters, spec, NO_BOUNDS),
-            lambda: backend.likelihood_backward(grad, data, parameters, spec, NO_BOUNDS, wants),
-        )
-
-    mu, logvar = torch.randn(rows, event), torch.randn(rows, event)
-    seed, data = torch.zeros(1, dtype=torch.int64), torch.rand(rows, event)
-    prior = torch.randn(1, event), torch.randn(1, event)
-
-    def draw() -> Tensor:
-        return backend.noise(seed, (rows, event), 0, torch.float32, 0)
-
+    many = Latent(LatentSpec(free_bits="coordinate"), LatentScalars(num_samples=8, free_bits=0.1), "shared")
     return {
-        "latent": latent(LatentSpec(), LatentScalars()),
-        "latent, prior, 8 draws, free bits": latent(
-            LatentSpec(free_bits="coordinate"), LatentScalars(num_samples=8, free_bits=0.1), prior
-        ),
-        "Bernoulli": likelihood("bernoulli", logvar),
-        "Gaussian": likelihood("gaussian", mu, logvar),
-        "negative binomial": likelihood("negative_binomial", mu.exp(), logvar[:1].exp()),
-        "noise": Call(draw, draw),
+        "latent": latent_call(Latent(), tensor),
+        "latent, prior, 8 draws, free bits": latent_call(many, tensor, wants_prior=False),
+        "Bernoulli": likelihood_call("bernoulli", tensor),
+        "Gaussian": likelihood_call("gaussian", tensor),
+        "negative binomial": likelihood_call("negative_binomial", tensor),
+        "noise": noise_call(tensor),
     }
 
 
@@ -146,15 +118,12 @@ def steps(rows: int, event: int) -> Iterator[tuple[str, float, float]]:
         grads = [torch.ones_like(output) for output in function()]
         return lambda: torch.autograd.grad(function(), (mu, logvar), grads, allow_unused=True)
 
-    def eager_latent() -> Sequence[Tensor]:
-        return eager.sample_and_kl(mu, logvar)
-
     ours = {
         "latent": lambda: fastvae.sample_and_kl(mu, logvar),
         "Gaussian": lambda: (likelihoods.gaussian_log_prob(mu, logvar, data),),
     }
     theirs = {
-        "latent": eager_latent,
+        "latent": lambda: eager.sample_and_kl(mu, logvar),
         "Gaussian": lambda: (eager_likelihoods.gaussian(data, mu, logvar).sum(1),),
     }
     with fastvae.use_backend("triton"):
@@ -197,8 +166,6 @@ def asked_for(run: Callable[[], Any]) -> dict[str, Asked]:
 def training_run(rows: int, event: int) -> None:
     """Batches of one event with every last batch, annealed numbers, and rows of other ranks' batches before them."""
     from fastvae.kernels import triton as backend
-    from fastvae.kernels.latent_spec import LatentInputs, LatentOutputs, LatentScalars, LatentSpec
-    from fastvae.kernels.likelihood_spec import Bounds, LikelihoodSpec
 
     spec, seeds = LatentSpec(clamp="hard", free_bits="coordinate"), torch.zeros(3, dtype=torch.int64)
     of_data = LikelihoodSpec("gaussian", clamp=True)
@@ -254,7 +221,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, ours, theirs in steps(rows, event):
         print(f"| {name} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.2f} |", flush=True)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

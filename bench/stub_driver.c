@@ -4,14 +4,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-static long long launches, modules, last, stream, programs, arguments[3];
-
-long long stub_launches(void) { return launches; }
-long long stub_modules(void) { return modules; }
-long long stub_last(void) { return last; } /* which module the last launch was of */
-long long stub_stream(void) { return stream; }
-long long stub_programs(void) { return programs; }
-long long stub_argument(int index) { return arguments[index]; } /* of the first three, which have 8 bytes each */
+/* What stub_driver.py reads: how many launches and modules, and of the last launch its module, its stream, the number of
+ * programs and the first three arguments, of 8 bytes each. */
+long long stub_launches, stub_modules, stub_last, stub_launch[5];
 
 #define DOES_NOTHING(name) int name(void) { return 0; }
 
@@ -69,7 +64,7 @@ int cuPointerGetAttribute(void **value, int attribute, void *pointer) {
 
 int cuModuleLoadData(void **module, const void *image) {
   (void)image;
-  *module = (void *)(intptr_t)++modules;
+  *module = (void *)(intptr_t)++stub_modules;
   return 0;
 }
 
@@ -85,6 +80,12 @@ int cuFuncGetAttribute(int *value, int attribute, void *function) {
   return 0;
 }
 
+int cuLaunchKernel(void *function) {
+  stub_last = (intptr_t)function;
+  stub_launches++;
+  return 0;
+}
+
 /* Of CUDA's launch configuration, what comes before the stream is three sizes of the grid, three of a block, and the
  * bytes of shared memory. */
 struct config {
@@ -94,16 +95,8 @@ struct config {
 
 int cuLaunchKernelEx(const struct config *config, void *function, void **parameters, void **extra) {
   (void)extra;
-  last = (intptr_t)function;
-  stream = config->stream;
-  programs = (long long)config->grid[0] * config->grid[1] * config->grid[2];
-  for (int i = 0; i < 3; i++) arguments[i] = *(const long long *)parameters[i];
-  launches++;
-  return 0;
-}
-
-int cuLaunchKernel(void *function) {
-  last = (intptr_t)function;
-  launches++;
-  return 0;
+  stub_launch[0] = config->stream;
+  stub_launch[1] = (long long)config->grid[0] * config->grid[1] * config->grid[2];
+  for (int i = 0; i < 3; i++) stub_launch[2 + i] = *(const long long *)parameters[i];
+  return cuLaunchKernel(function);
 }

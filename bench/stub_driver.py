@@ -21,28 +21,27 @@ class StubDriver:
     """The library behind Triton's driver, and what it counted."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
-        for name in ("stub_launches", "stub_modules", "stub_last", "stub_stream", "stub_programs", "stub_argument"):
-            getattr(library, name).restype = ctypes.c_longlong
+        counters = [ctypes.c_longlong.in_dll(library, f"stub_{name}") for name in ("launches", "modules", "last")]
+        self._launches, self._modules, self._last = counters
+        self._launch = (ctypes.c_longlong * 5).in_dll(library, "stub_launch")
 
     @property
     def launches(self) -> int:
-        return self._library.stub_launches()
+        return self._launches.value
 
     @property
     def kernels(self) -> int:
         """Compiled kernels that were loaded."""
-        return self._library.stub_modules()
+        return self._modules.value
 
     @property
     def last(self) -> int:
         """Which of these the last launch was of."""
-        return self._library.stub_last()
+        return self._last.value
 
     def last_launch(self) -> tuple[int, ...]:
         """Stream, number of programs and first three arguments, of 8 bytes each, of the last launch."""
-        arguments = [self._library.stub_argument(index) for index in range(3)]
-        return self._library.stub_stream(), self._library.stub_programs(), *arguments
+        return tuple(self._launch)
 
 
 def compiler() -> str | None:

@@ -15,7 +15,7 @@ from . import ops
 from .kernels.latent_spec import LatentInputs, LatentOutputs, latent_inputs
 from .kernels.layout import compute_dtype, likelihood_dtype, split_packed
 from .kernels.likelihood_spec import Bounds, LikelihoodSpec
-from .kernels.reference.bounds import at_least
+from .kernels.reference.functions import at_least
 from .kernels.reference.latents import kl_of, log_probabilities, reduce_kl, resolve
 from .kernels.reference.likelihoods import log_prob_elementwise
 from .ops import LatentRun

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .kernels.reference.bounds import at_least
+from .kernels.reference.functions import at_least
 from .latent_options import DescribedLatent, is_one
 
 __all__ = ["finish", "finish_kl"]

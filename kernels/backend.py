@@ -39,7 +39,6 @@ requested = _from_environment()
 _unavailable: dict[str, str] = {}  # why a backend cannot run on this machine; "" where it can
 _resolved: dict[tuple[str, torch.device, torch.dtype], ModuleType] = {}
 _resolved_on_cpu: dict[tuple[str, torch.dtype], ModuleType] = {}
-_has_kernels: dict[tuple[str, torch.device, torch.dtype], bool] = {}
 
 
 def reason_unavailable(name: str) -> str:
@@ -120,13 +119,15 @@ def _warn_of_slow_gpu(name: str, device_type: str) -> None:
 
 def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether tensors of this device and dtype go to fused kernels now, or to the reference by name."""
-    key = (requested, device, dtype)
-    if key not in _has_kernels:
-        try:
-            _has_kernels[key] = _resolve(requested, device.type, dtype) in (requested, *NAMES[:-1])
-        except RuntimeError:
-            _has_kernels[key] = False
-    return _has_kernels[key]
+    return _has_kernels(requested, device, dtype)
+
+
+@functools.cache
+def _has_kernels(name: str, device: torch.device, dtype: torch.dtype) -> bool:
+    try:
+        return _resolve(name, device.type, dtype) in (name, *NAMES[:-1])
+    except RuntimeError:
+        return False
 
 
 def backends() -> dict[str, dict[str, Any]]:

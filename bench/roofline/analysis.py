@@ -83,11 +83,12 @@ def work_of(launch: Any) -> Work:
     """The work of a `fastvae.kernels.triton.launch.Launch`."""
     tensors = [argument for argument in launch.arguments if hasattr(argument, "element_size")]
     elements = max(tensor.numel() for tensor in tensors)
-    rows, columns = launch.constants.get("ROWS", 1), launch.constants["COLUMNS"]
+    tiles = launch.constants["TILES"]
+    rows, columns = tiles.rows, tiles.columns
     named = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
     if "FIRST" in launch.constants:
         return _work_of_head(launch, named, tensors)
-    event = named["event_units"] * launch.constants["UNIT"]
+    event = named["event_units"] * tiles.unit
     shared = [named[name] for name in SHARED_ARGUMENTS if named.get(name) is not None]
     shared = [tensor for tensor in shared if tensor.numel() < elements]
     inside = event / (math.ceil(event / columns) * columns)  # the part of the tiles that is not past the row's end
@@ -98,13 +99,13 @@ def work_of(launch: Any) -> Work:
         sum(stored(tensor) * tensor.element_size() for tensor in tensors) / elements,
         sum(array.element_size() for array in arrays) + sum(one.element_size() / rows for one in shared),
         launch.num_warps,
-        launch.constants["UNROLL"],
+        tiles.unroll,
     )
 
 
 def _work_of_head(launch: Any, named: dict[str, Any], tensors: Sequence[Any]) -> Work:
     """One row a program; outputs are read and, in place, written: under a softmax in a loop of its own."""
-    event, columns = named["event"], launch.constants["COLUMNS"]
+    event, columns = named["event"], launch.constants["TILES"].columns
     elements = tensors[0].numel()
     outputs, has_softmax = named["first_ptr"].element_size(), launch.constants["FIRST"] == "softmax"
     # What is given is read by every program, and stays in the cache.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -46,7 +46,7 @@ def source(launch: Any) -> ASTSource:
 
     def specialise(value: Any, place: tuple[int, ...], parameter: Any) -> Any:
         """The type of an argument, or of a part of one that is a tuple."""
-        if isinstance(value, tuple):
+        if isinstance(value, tuple) and not parameter.is_constexpr:
             return tuple([specialise(part, (*place, at), parameter) for at, part in enumerate(value)])
         specialises = not parameter.do_not_specialize
         if value is None or parameter.is_constexpr or (specialises and type(value) is int and value == 1):
@@ -75,9 +75,11 @@ def compile_for(launch: Any, target: str) -> Any:
 
     # The launch was described on a machine that need not be the target's.
     gpu = TARGETS[target]
-    capability = gpu.arch if gpu.backend == "cuda" else None
-    launch = launch._replace(constants=launch.constants | {"PTX_LEVEL": ptx_level(capability)})
-    return triton.compile(source(launch), target=TARGETS[target], options={"num_warps": launch.num_warps})
+    level = ptx_level(gpu.arch if gpu.backend == "cuda" else None)
+    launch = launch._replace(
+        constants=launch.constants | {"TILES": launch.constants["TILES"]._replace(ptx_level=level)}
+    )
+    return triton.compile(source(launch), target=gpu, options={"num_warps": launch.num_warps})
 
 
 class Latent(NamedTuple):
@@ -119,8 +121,71 @@ HEADS = {
 }
 
 
-def _backward_of(op: str) -> tuple[str, bool]:
-    return op.removesuffix("_backward"), op.endswith("_backward")
+class Call(NamedTuple):
+    """An op: the backend's two functions, to be called without arguments."""
+
+    forward: Callable[[], Any]
+    backward: Callable[[], Any]
+
+
+def latent_call(latent: Latent, tensor: Callable[[], torch.Tensor], *, wants_prior: bool = True) -> Call:
+    """A latent whose parameters are made by ``tensor``. The forward pass is called once, for the gradients' shapes."""
+    from fastvae.kernels.triton import latent_backward, latent_forward
+
+    spec, scalars, prior = latent
+    priors = (None, None) if prior is None else (tensor(), tensor())
+    if prior == "shared":
+        priors = tuple([of_row[:1] for of_row in priors])
+    inputs = LatentInputs(tensor(), tensor(), *priors, torch.zeros(1, dtype=torch.int64) if spec.sample else None)
+    outputs = latent_forward(inputs, spec, scalars)
+    grads = LatentOutputs(*[None if output is None else torch.zeros_like(output) for output in outputs])
+    given = inputs
+    if grads[1:] == (None,) * 4:  # z alone: its gradient is that of mu
+        given = inputs._replace(mu=None)
+    return Call(
+        lambda: latent_forward(inputs, spec, scalars),
+        lambda: latent_backward(grads, given, spec, scalars, wants_prior and prior is not None),
+    )
+
+
+def likelihood_call(kind: str, tensor: Callable[[], torch.Tensor]) -> Call:
+    """One of LIKELIHOODS, of data and parameters that are made by ``tensor``."""
+    from fastvae.kernels.triton import likelihood_backward, likelihood_forward
+
+    x, spec, bounds = tensor(), LikelihoodSpec(kind), Bounds()
+    part = {"full": slice(None), "shared": slice(1), "rows": (slice(None), *[slice(1)] * (x.dim() - 1))}
+    parameters = tuple([tensor()[part[given]] for given in LIKELIHOODS[kind]])
+    grad, wants = torch.zeros(x.shape[0]), (True,) * len(parameters)
+    return Call(
+        lambda: likelihood_forward(x, parameters, spec, bounds),
+        lambda: likelihood_backward(grad, x, parameters, spec, bounds, wants),
+    )
+
+
+def noise_call(tensor: Callable[[], torch.Tensor]) -> Call:
+    """Noise of a tensor's shape and dtype, which has no backward pass."""
+    from fastvae.kernels.triton import noise
+
+    like, seed = tensor(), torch.zeros(1, dtype=torch.int64)
+
+    def draw() -> torch.Tensor:
+        return noise(seed, like.shape, 0, like.dtype, 0)
+
+    return Call(draw, draw)
+
+
+def head_call(spec: HeadSpec, tensor: Callable[[], torch.Tensor]) -> Call:
+    """A head with its gradients, which has no backward pass of its own."""
+    from fastvae.kernels.triton import head
+
+    x, of_rows = tensor().float(), torch.empty(len(tensor()))
+    parameters = tuple([tensor()[0].float() if how == "given" else tensor() for how in spec.activations])
+    library = of_rows if spec.first == "softmax" else None
+
+    def both() -> Any:
+        return head(x, parameters, library, None, spec, Bounds(), (True,) * len(parameters))
+
+    return Call(both, both)
 
 
 def op_launch(op: str, shape: tuple[int, ...], dtype: torch.dtype, like: torch.Tensor | None = None) -> Any:
@@ -128,7 +193,6 @@ def op_launch(op: str, shape: tuple[int, ...], dtype: torch.dtype, like: torch.T
 
     ``like`` gives the memory layout of the tensors; contiguous if None.
     """
-    from fastvae.kernels import triton as backend
     from fastvae.kernels.triton.launch import collected_launches
 
     strides = torch.empty(shape, device="meta").stride() if like is None else like.stride()
@@ -136,70 +200,27 @@ def op_launch(op: str, shape: tuple[int, ...], dtype: torch.dtype, like: torch.T
     def tensor() -> torch.Tensor:
         return torch.empty_strided(shape, strides, dtype=dtype)
 
-    name, backward = _backward_of(op)
+    name = op.removesuffix("_backward")
     with collected_launches() as launches:
-        if name == "noise":
-            backend.noise(torch.zeros(1, dtype=torch.int64), shape, 0, dtype, 0)
-        elif name in HEADS:
-            _call_head(HEADS[name], tensor)
-        elif name in LATENTS:
-            _call_latent(LATENTS[name], backward, tensor)
+        if name in LATENTS:
+            call = latent_call(LATENTS[name], tensor)
+        elif name in LIKELIHOODS:
+            call = likelihood_call(name, tensor)
         else:
-            _call_likelihood(name, backward, tensor)
+            call = noise_call(tensor) if name == "noise" else head_call(HEADS[name], tensor)
+        launches.clear()
+        (call.forward if op == name else call.backward)()
     (launch,) = launches
     return launch
 
 
-def _call_latent(latent: Latent, backward: bool, tensor: Callable[[], torch.Tensor]) -> None:
-    from fastvae.kernels.triton import latent_backward, latent_forward
-
-    spec, scalars, prior = latent
-    mu = tensor()
-    priors = (None, None) if prior is None else (tensor(), tensor())
-    if prior == "shared":
-        priors = tuple([of_row[:1] for of_row in priors])
-    seed = torch.zeros(1, dtype=torch.int64) if spec.sample else None
-    inputs = LatentInputs(mu, tensor(), *priors, seed)
-    if not backward:
-        latent_forward(inputs, spec, scalars)
-        return
-    rows, draws = mu.shape[0], scalars.num_samples
-    grad_z = torch.empty((draws, *mu.shape), dtype=mu.dtype) if draws else torch.empty_like(mu)
-    grad_kl = None if spec.reduction is None else torch.empty(rows)
-    grad_log_q, grad_log_p = (torch.empty(draws, rows) if spec.log_probs else None for _ in range(2))
-    grads = LatentOutputs(grad_z if spec.sample else None, grad_kl, None, grad_log_q, grad_log_p)
-    if grad_kl is None and not spec.log_probs:  # z alone: its gradient is that of mu
-        inputs = inputs._replace(mu=None)
-    latent_backward(grads, inputs, spec, scalars, prior is not None)
-
-
-def _call_likelihood(name: str, backward: bool, tensor: Callable[[], torch.Tensor]) -> None:
-    from fastvae.kernels.triton import likelihood_backward, likelihood_forward
-
-    x, spec, bounds = tensor(), LikelihoodSpec(name), Bounds()
-    part = {"full": slice(None), "shared": slice(1), "rows": (slice(None), *[slice(1)] * (x.dim() - 1))}
-    parameters = tuple([tensor()[part[given]] for given in LIKELIHOODS[name]])
-    if not backward:
-        likelihood_forward(x, parameters, spec, bounds)
-        return
-    likelihood_backward(torch.empty(x.shape[0]), x, parameters, spec, bounds, (True,) * len(parameters))
-
-
-def _call_head(spec: HeadSpec, tensor: Callable[[], torch.Tensor]) -> None:
-    from fastvae.kernels.triton import head
-
-    x, of_rows = tensor().float(), torch.empty(len(tensor()))
-    parameters = tuple([tensor()[0].float() if how == "given" else tensor() for how in spec.activations])
-    library = of_rows if spec.first == "softmax" else None
-    head(x, parameters, library, None, spec, Bounds(), (True,) * len(parameters))
+def _both_ways(names: Iterable[str]) -> list[str]:
+    return [name + way for way in ("", "_backward") for name in names]
 
 
 PLAIN = ("sample_and_kl", "reparameterize", "gaussian_kl")
-PLAIN_OPS = ("noise", *PLAIN, *(f"{name}_backward" for name in PLAIN))
 OTHER_LATENTS = tuple([name for name in LATENTS if name not in PLAIN])
-LATENT_OPS = (*OTHER_LATENTS, *(f"{name}_backward" for name in OTHER_LATENTS))
-LIKELIHOOD_OPS = (*LIKELIHOODS, *(f"{name}_backward" for name in LIKELIHOODS))
-OPS = (*PLAIN_OPS, *LATENT_OPS, *LIKELIHOOD_OPS)
+OPS = ("noise", *_both_ways(PLAIN), *_both_ways(OTHER_LATENTS), *_both_ways(LIKELIHOODS))
 SHIPPED = (*OPS, *HEADS)
 
 # A short latent, a long one, packed ones: an image's in channels_last, and rows of two halves; rows so long that only
@@ -219,7 +240,7 @@ SHAPES = {
 
 def is_shipped(op: str, shape_name: str) -> bool:
     """Whether an op is looked at in one of SHAPES: what is unlike the other ops in it."""
-    name, _ = _backward_of(op)
+    name = op.removesuffix("_backward")
     if name in HEADS:
         return shape_name in ("1024x784", "64x65536")
     if name in LIKELIHOODS or shape_name in ("1024x784", "1024x4000"):
@@ -231,7 +252,7 @@ def is_shipped(op: str, shape_name: str) -> bool:
         return name == "sample_and_kl"
     if op == "noise":
         return "halves" not in shape_name
-    return op in PLAIN_OPS or shape_name in ("4096x16", "64x65536")
+    return name in PLAIN or shape_name in ("4096x16", "64x65536")
 
 
 def shape_and_layout(shape_name: str) -> tuple[tuple[int, ...], torch.Tensor | None]:

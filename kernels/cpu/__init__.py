@@ -168,9 +168,8 @@ def likelihood_backward(
 @functools.lru_cache(maxsize=1024)
 def _packed_head(spec: HeadSpec, with_gradients: bool) -> bytes:
     """The struct `head_code` of call.h."""
-    bounded = spec.clamp or spec.kind == MIXTURE
     activations = [ACTIVATIONS.index(one or "given") for one in (spec.first, spec.second, spec.third)]
-    return struct.pack("7i", _KINDS[spec.kind], spec.components, bounded, *activations, with_gradients)
+    return _packed_likelihood(spec.likelihood) + struct.pack("4i", *activations, with_gradients)
 
 
 def head(

@@ -35,12 +35,6 @@ typedef struct {
     int64_t draw; /* from one draw to the next */
 } strided;
 
-/* One number for each row of each draw. */
-typedef struct {
-    const float *data; /* NULL: takes no part */
-    int64_t draw, row;
-} row_values;
-
 /* Of a latent; latent_spec.py has the formulas. */
 typedef struct {
     int32_t scale, clamp, residual;
@@ -71,7 +65,8 @@ enum { IDENTITY, EXP, SOFTPLUS, SOFTMAX, GIVEN };
 
 /* What __init__.py packs of a HeadSpec. */
 typedef struct {
-    int32_t kind, components, bounded, activations[MOST_PARAMETERS], with_gradients;
+    likelihood_code likelihood;
+    int32_t activations[MOST_PARAMETERS], with_gradients;
 } head_code;
 
 /* Of a head (head.h), whose other fields are those of a likelihood. Numbers of rows, in one piece each. */
@@ -120,7 +115,7 @@ typedef struct {
     int64_t draws;
     strided prior_mu, prior_scale;           /* data NULL: N(0, I) */
     strided grad_prior_mu, grad_prior_scale; /* of a prior of mu's shape; of others they are column sums */
-    row_values grad_log_q, grad_log_p;
+    strided grad_log_q, grad_log_p; /* one number for each row of each draw */
     float *log_q, *log_p; /* (draws, rows) */
     column_sums columns[MOST_COLUMN_SUMS];
 

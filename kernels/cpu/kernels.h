@@ -8,6 +8,7 @@
 #include "parameterisation.h"
 #include "standard_prior.h"
 #include "elementwise_prior.h"
+#include "fast_path.h"
 #include "resolve.h"
 #include "latent_forward.h"
 #include "latent_backward.h"

@@ -75,12 +75,6 @@ ALWAYS_INLINE void grad_of_draw_vector(int with_log_p, int with_prior, grad_of_d
     store_some(to.std + i, load_some(to.std + i, count) + of_drawn * eps, count);
 }
 
-/* Copies each row's value of one draw to all coordinates of the row. */
-static inline void spread_rows(const call *c, const row_values *values, int64_t draw, tile t, float *buffer) {
-    strided of_draw = {.data = (void *)(values->data + draw * values->draw), .row = values->row};
-    spread(&of_draw, t, c->event, 1.0f, buffer);
-}
-
 static inline void add_gradients_of_draws(const call *c, tile t, const gaussians *g, int with_prior,
                                           noise_stream *noise, gradient_arrays to) {
     float eps[TILE + NOISE_SLACK], grad_z[TILE], grad_log_p[TILE + LANES];
@@ -102,7 +96,10 @@ static inline void add_gradients_of_draws(const call *c, tile t, const gaussians
             strided from = at_draw(c->grad_z, c->dtype, k);
             a.grad_z = read_tile(c, &from, c->dtype, t, grad_z);
         }
-        if (c->grad_log_p.data) spread_rows(c, &c->grad_log_p, k, t, grad_log_p);
+        if (c->grad_log_p.data) {
+            strided from = at_draw(c->grad_log_p, FLOAT32, k);
+            spread(&from, t, c->event, 1.0f, grad_log_p);
+        }
         if (!c->grad_log_p.data)
             EACH_VECTOR(n, grad_of_draw_vector, 0, 0, a, to);
         else if (!with_prior)
@@ -113,22 +110,19 @@ static inline void add_gradients_of_draws(const call *c, tile t, const gaussians
 }
 
 /* The derivative of a log-probability by its logvar has one term that is the same for all draws: -1/2. */
-static inline void subtract_half_of_rows(const call *c, tile t, const row_values *values, float *of_logvar) {
+static inline void subtract_half_of_rows(const call *c, tile t, const strided *values, float *of_logvar) {
+    const float *data = values->data;
     for (int64_t r = 0; r < t.rows; r++) {
         double sum = 0.0;
-        for (int64_t k = 0; k < c->draws; k++) sum += values->data[k * values->draw + (t.row + r) * values->row];
+        for (int64_t k = 0; k < c->draws; k++) sum += data[k * values->draw + (t.row + r) * values->row];
         float half = (float)(0.5 * sum);
         for (int64_t d = 0; d < t.count; d++) of_logvar[r * t.count + d] -= half;
     }
 }
 
 static void ISA_NAME(latent_backward)(const call *c, int64_t first, int64_t last) {
-    if (is_standard(c) && (c->grad_z.data || c->grad_kl.data)) {
-        backward_standard_prior(c, first, last);
-        return;
-    }
-    if (has_elementwise_prior(c) && c->grad_kl.data) {
-        backward_elementwise_prior(c, first, last);
+    if (is_fast(c) && (c->grad_kl.data || (c->grad_z.data && !c->prior_mu.data))) {
+        backward_fast(c, first, last);
         return;
     }
     gaussian_buffers buffers;

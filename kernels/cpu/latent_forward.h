@@ -1,5 +1,5 @@
 /* z, KL and log-probabilities of Gaussian latents, with any prior, options and number of draws; latent_spec.py has the
-   formulas. What standard_prior.h or elementwise_prior.h can compute is handed over to them. */
+   formulas. What fast_path.h can compute is handed over to it. */
 
 typedef struct {
     const float *mu, *std, *logvar, *difference, *prior_inverse, *prior_logvar, *eps;
@@ -82,12 +82,8 @@ static inline void kl_tile(const call *c, tile t, const gaussians *g, float *kl_
 }
 
 static void ISA_NAME(latent_forward)(const call *c, int64_t first, int64_t last) {
-    if (is_standard(c)) {
-        forward_standard_prior(c, first, last);
-        return;
-    }
-    if (has_elementwise_prior(c) && c->reduction != NO_KL) {
-        forward_elementwise_prior(c, first, last);
+    if (is_fast(c) && (!c->prior_mu.data || c->reduction != NO_KL)) {
+        forward_fast(c, first, last);
         return;
     }
     gaussian_buffers buffers;

@@ -137,7 +137,7 @@ static void ISA_NAME(likelihood_forward)(const call *c, int64_t first, int64_t l
             int64_t n = t.rows * t.count;
             if (c->noticed) notice(c, &in, n);
             if (kind == SCALED_BERNOULLI)
-                scaled_bernoulli_log_prob(&in, n, log_prob);
+                EACH_VECTOR(n, scaled_bernoulli_vector, &in, log_prob);
             else if (kind >= NEGATIVE_BINOMIAL)
                 counts_log_prob(kind, &in, n, log_prob);
             else
@@ -177,7 +177,7 @@ static void ISA_NAME(likelihood_backward)(const call *c, int64_t first, int64_t 
                 to[i] = begin_shared_gradient(c, t, &c->grad_parameters[i], c->parameter_dtypes[i], grads[i]);
             int64_t n = t.rows * t.count;
             if (kind == SCALED_BERNOULLI)
-                scaled_bernoulli_gradient(&in, n, to);
+                EACH_VECTOR(n, scaled_bernoulli_gradient_vector, &in, to);
             else if (kind >= NEGATIVE_BINOMIAL)
                 counts_gradient(kind, is_wanted(c, 1), &in, n, to);
             else

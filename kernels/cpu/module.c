@@ -165,14 +165,13 @@ static PyObject *py_latent_forward(PyObject *self, PyObject *const *args, Py_ssi
     if (!may_run(given, 4) || !take_code(args[2], &code, sizeof code)) return NULL;
     if (!take_latent(&c, args[0], code, args[3], in)) return NULL;
     if (!view_tuple(args[1], OUTPUTS, OUTPUTS, out) || !check_forward(&c, in, out)) return NULL;
-    int64_t between_draws = c.draws ? take_draws(&out[Z]) : 0;
+    if (c.draws) take_draws(&out[Z]);
     int elementwise = c.reduction == ELEMENTWISE;
     if (!plan_rows(&c, &in[SCALE], 5 + elementwise,
                    (const tensor *[]){&in[MU], &in[SCALE], &in[PRIOR_MU], &in[PRIOR_SCALE], &out[Z], &out[KL]},
                    (strided *[]){&c.mu, &c.scale, &c.prior_mu, &c.prior_scale, &c.z, &c.kl}))
         Py_RETURN_FALSE;
     plan_channels(&c, &in[SCALE]);
-    c.z.draw = between_draws;
     c.kl.data = out[KL].data;
     c.log_q = (float *)out[LOG_Q].data;
     c.log_p = (float *)out[LOG_P].data;
@@ -192,7 +191,7 @@ static PyObject *py_latent_backward(PyObject *self, PyObject *const *args, Py_ss
     if (!view_tuple(args[0], OUTPUTS, OUTPUTS, grad) || !view_tuple(args[2], GRADIENTS, GRADIENTS, of)) return NULL;
     if (code.packed_dim && !split_packed(&of[MU], code.packed_dim, &of[SCALE])) return NULL; /* it is like in[MU] */
     if (!check_backward(&c, grad, in)) return NULL;
-    int64_t between_draws = c.draws ? take_draws(&grad[Z]) : 0;
+    if (c.draws) take_draws(&grad[Z]);
     expand(&of[PRIOR_MU], in[SCALE].rank);
     expand(&of[PRIOR_SCALE], in[SCALE].rank);
     int elementwise = c.reduction == ELEMENTWISE;
@@ -203,7 +202,6 @@ static PyObject *py_latent_backward(PyObject *self, PyObject *const *args, Py_ss
                                  &of_prior_mu, &of_prior_scale, &c.grad_kl}))
         Py_RETURN_FALSE;
     plan_channels(&c, &in[SCALE]);
-    c.grad_z.draw = between_draws;
     take_grad_kl(&c, &grad[KL]);
     c.grad_log_q = row_values_of(&grad[LOG_Q]);
     c.grad_log_p = row_values_of(&grad[LOG_P]);
@@ -212,52 +210,65 @@ static PyObject *py_latent_backward(PyObject *self, PyObject *const *args, Py_ss
     return run_for_python(&c, isa->latent_backward) ? PyBool_FromLong(1) : NULL;
 }
 
-/* What both directions of a likelihood have: x, the parameters, a `likelihood_code` and Bounds. */
-static int take_likelihood(call *c, PyObject *const *x_and_parameters, PyObject *packed, PyObject *bounds, tensor *x,
-                           tensor *parameters) {
-    likelihood_code code;
-    if (!view_tensor(x_and_parameters[0], x) || !view_tuple(x_and_parameters[1], 1, MOST_PARAMETERS, parameters)) return 0;
-    if (!take_code(packed, &code, sizeof code) || size_of_tuple(bounds, 2, 2) < 0) return 0;
+typedef struct {
+    tensor x, parameters[MOST_PARAMETERS], gradients[MOST_PARAMETERS]; /* these of the parameters */
+} likelihood_tensors;
+
+/* What the functions of likelihoods have in common: x, the parameters, their gradients (NULL: none), Bounds. */
+static int take_likelihood(call *c, PyObject *const *x_and_parameters, PyObject *gradients, likelihood_code code,
+                           PyObject *bounds, likelihood_tensors *t) {
+    if (!view_tensor(x_and_parameters[0], &t->x)) return 0;
+    if (!view_tuple(x_and_parameters[1], 1, MOST_PARAMETERS, t->parameters)) return 0;
+    for (int i = 0; i < MOST_PARAMETERS; i++) t->gradients[i].data = NULL;
+    if (gradients && !view_tuple(gradients, 1, MOST_PARAMETERS, t->gradients)) return 0;
+    if (size_of_tuple(bounds, 2, 2) < 0) return 0;
     c->likelihood = (likelihood){.kind = code.kind, .low = -INFINITY, .high = INFINITY, .components = code.components};
     if (code.bounded) {
         c->likelihood.low = (float)PyFloat_AsDouble(PyTuple_GetItem(bounds, 0));
         c->likelihood.high = (float)PyFloat_AsDouble(PyTuple_GetItem(bounds, 1));
     }
     c->reduction = code.reduction;
-    c->x_dtype = x->dtype;
-    for (int i = 0; i < MOST_PARAMETERS; i++)
-        if (parameters[i].data) c->parameter_dtypes[i] = parameters[i].dtype;
-    simplify_reduction(c, x);
+    simplify_reduction(c, &t->x);
+    c->x_dtype = t->x.dtype;
+    if (code.kind == MIXTURE) { /* coordinates are pixels: the shapes are those without the channels */
+        c->image_channels = t->x.shape[1];
+        c->draws = t->parameters[0].shape[1];
+        take_channels(&t->x);
+        take_channels(&t->parameters[0]);
+        take_channels(&t->gradients[0]);
+    }
+    for (int i = 0; i < MOST_PARAMETERS; i++) {
+        if (t->parameters[i].data) c->parameter_dtypes[i] = t->parameters[i].dtype;
+        if (i) expand(&t->parameters[i], t->x.rank);
+        if (i) expand(&t->gradients[i], t->x.rank);
+    }
     return !PyErr_Occurred();
 }
 
-/* Removes the channels from the shapes of a mixture's tensors: their coordinates are pixels. */
-static void take_mixture(call *c, tensor *x, tensor *parameter, tensor *grad, int64_t between[3]) {
-    if (c->likelihood.kind != MIXTURE) return;
-    c->image_channels = x->shape[1];
-    c->draws = parameter->shape[1];
-    between[0] = take_channels(x);
-    between[1] = take_channels(parameter);
-    between[2] = take_channels(grad);
+/* Rows of these tensors and, if the reduction leaves one number for each coordinate, of log p or its gradient. */
+static int plan_likelihood(call *c, const likelihood_tensors *t, const tensor *log_prob, strided *of_log_prob,
+                           strided of_gradients[MOST_PARAMETERS]) {
+    const tensor *p = t->parameters, *g = t->gradients;
+    if (!plan_rows(c, &t->x, 7 + (c->reduction == ELEMENTWISE),
+                   (const tensor *[]){&t->x, &p[0], &p[1], &p[2], &g[0], &g[1], &g[2], log_prob},
+                   (strided *[]){&c->x, &c->parameters[0], &c->parameters[1], &c->parameters[2], &of_gradients[0],
+                                 &of_gradients[1], &of_gradients[2], of_log_prob}))
+        return 0;
+    plan_channels(c, &t->x);
+    return 1;
 }
 
 /* likelihood_forward(x, parameters, log_prob, code, Bounds, noticed) */
 static PyObject *py_likelihood_forward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     call c = {0};
-    tensor x, parameters[MOST_PARAMETERS], log_prob, noticed, none = {0};
-    int64_t between[3] = {0};
-    if (!may_run(given, 6) || !take_likelihood(&c, args, args[3], args[4], &x, parameters)) return NULL;
+    likelihood_code code;
+    likelihood_tensors t;
+    tensor log_prob, noticed;
+    strided of_none[MOST_PARAMETERS];
+    if (!may_run(given, 6) || !take_code(args[3], &code, sizeof code)) return NULL;
+    if (!take_likelihood(&c, args, NULL, code, args[4], &t)) return NULL;
     if (!view_tensor(args[2], &log_prob) || !view_tensor(args[5], &noticed)) return NULL;
-    take_mixture(&c, &x, &parameters[0], &none, between);
-    for (int i = 1; i < MOST_PARAMETERS; i++) expand(&parameters[i], x.rank);
-    int elementwise = c.reduction == ELEMENTWISE;
-    if (!plan_rows(&c, &x, 4 + elementwise,
-                   (const tensor *[]){&x, &parameters[0], &parameters[1], &parameters[2], &log_prob},
-                   (strided *[]){&c.x, &c.parameters[0], &c.parameters[1], &c.parameters[2], &c.kl}))
-        Py_RETURN_FALSE;
-    plan_channels(&c, &x);
-    c.x.draw = between[0];
-    c.parameters[0].draw = between[1];
+    if (!plan_likelihood(&c, &t, &log_prob, &c.kl, of_none)) Py_RETURN_FALSE;
     c.kl.data = log_prob.data;
     c.noticed = (uint8_t *)noticed.data;
     return run_for_python(&c, isa->likelihood_forward) ? PyBool_FromLong(1) : NULL;
@@ -266,33 +277,21 @@ static PyObject *py_likelihood_forward(PyObject *self, PyObject *const *args, Py
 /* likelihood_backward(grad, x, parameters, gradients, code, Bounds) */
 static PyObject *py_likelihood_backward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     call c = {0};
-    tensor grad, x, parameters[MOST_PARAMETERS], of[MOST_PARAMETERS];
-    int64_t between[3] = {0};
+    likelihood_code code;
+    likelihood_tensors t;
+    tensor grad;
     strided planned[MOST_PARAMETERS];
-    if (!may_run(given, 6) || !take_likelihood(&c, args + 1, args[4], args[5], &x, parameters)) return NULL;
-    if (!view_tensor(args[0], &grad) || !view_tuple(args[3], 1, MOST_PARAMETERS, of)) return NULL;
-    take_mixture(&c, &x, &parameters[0], &of[0], between);
-    for (int i = 1; i < MOST_PARAMETERS; i++) {
-        expand(&parameters[i], x.rank);
-        expand(&of[i], x.rank);
-    }
-    int elementwise = c.reduction == ELEMENTWISE;
-    if (!plan_rows(&c, &x, 7 + elementwise,
-                   (const tensor *[]){&x, &parameters[0], &parameters[1], &parameters[2], &of[0], &of[1], &of[2], &grad},
-                   (strided *[]){&c.x, &c.parameters[0], &c.parameters[1], &c.parameters[2], &planned[0], &planned[1],
-                                 &planned[2], &c.grad_kl}))
-        Py_RETURN_FALSE;
-    plan_channels(&c, &x);
-    c.x.draw = between[0];
-    c.parameters[0].draw = between[1];
+    if (!may_run(given, 6) || !take_code(args[4], &code, sizeof code)) return NULL;
+    if (!take_likelihood(&c, args + 1, args[3], code, args[5], &t) || !view_tensor(args[0], &grad)) return NULL;
+    if (!plan_likelihood(&c, &t, &grad, &c.grad_kl, planned)) Py_RETURN_FALSE;
     take_grad_kl(&c, &grad);
     c.grad_parameters[0] = planned[0];
-    c.grad_parameters[0].draw = between[2];
     for (int i = 1; i < MOST_PARAMETERS; i++) {
-        if (is_one_a_row(&of[i], &x))
-            c.row_gradients[i] = (row_sums){.out = {.data = of[i].data, .row = of[i].strides[0]}, .dtype = of[i].dtype};
+        const tensor *of = &t.gradients[i];
+        if (is_one_a_row(of, &t.x))
+            c.row_gradients[i] = (row_sums){.out = {.data = of->data, .row = of->strides[0]}, .dtype = of->dtype};
         else
-            plan_shared_gradient(&c, &x, &of[i], planned[i], &c.grad_parameters[i], &c.columns[OF_PARAMETER(i)]);
+            plan_shared_gradient(&c, &t.x, of, planned[i], &c.grad_parameters[i], &c.columns[OF_PARAMETER(i)]);
     }
     return run_for_python(&c, isa->likelihood_backward) ? PyBool_FromLong(1) : NULL;
 }
@@ -301,38 +300,25 @@ static PyObject *py_likelihood_backward(PyObject *self, PyObject *const *args, P
 static PyObject *py_head(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     call c = {0};
     head_code code;
-    tensor x, parameters[MOST_PARAMETERS], of[MOST_PARAMETERS], rows[4], none = {0};
-    int64_t between[3] = {0};
+    likelihood_tensors t;
+    tensor rows[4];
     strided planned[MOST_PARAMETERS];
     if (!may_run(given, 6) || !take_code(args[4], &code, sizeof code)) return NULL;
-    likelihood_code of_likelihood = {code.kind, code.components, NO_KL, code.bounded};
-    PyObject *packed = PyBytes_FromStringAndSize((const char *)&of_likelihood, sizeof of_likelihood);
-    int taken = packed && take_likelihood(&c, args, packed, args[5], &x, parameters);
-    Py_XDECREF(packed);
-    if (!taken || !view_tuple(args[2], 1, MOST_PARAMETERS, of) || !view_tuple(args[3], 4, 4, rows)) return NULL;
-    take_mixture(&c, &x, &parameters[0], &none, between);
-    for (int i = 0; i < MOST_PARAMETERS; i++) {
-        if (i) expand(&parameters[i], x.rank);
-        if (i) expand(&of[i], x.rank);
-        c.head.activations[i] = code.activations[i];
-    }
-    if (!plan_rows(&c, &x, 7,
-                   (const tensor *[]){&x, &parameters[0], &parameters[1], &parameters[2], &of[0], &of[1], &of[2]},
-                   (strided *[]){&c.x, &c.parameters[0], &c.parameters[1], &c.parameters[2], &planned[0], &planned[1],
-                                 &planned[2]}))
-        Py_RETURN_FALSE;
-    c.x.draw = between[0];
-    c.parameters[0].draw = between[1];
-    c.head.with_gradients = code.with_gradients;
-    c.head.library = (const float *)rows[0].data;
-    c.head.grad = (const float *)rows[1].data;
-    c.head.log_prob = (float *)rows[2].data;
-    c.head.of_library = (float *)rows[3].data;
+    if (!take_likelihood(&c, args, args[2], code.likelihood, args[5], &t) || !view_tuple(args[3], 4, 4, rows)) return NULL;
+    if (!plan_likelihood(&c, &t, NULL, NULL, planned)) Py_RETURN_FALSE;
+    c.head = (head_fields){
+        .with_gradients = code.with_gradients,
+        .library = (const float *)rows[0].data,
+        .grad = (const float *)rows[1].data,
+        .log_prob = (float *)rows[2].data,
+        .of_library = (float *)rows[3].data,
+    };
+    memcpy(c.head.activations, code.activations, sizeof code.activations);
     for (int i = 0; code.with_gradients && i < MOST_PARAMETERS; i++) {
         if (code.activations[i] != GIVEN)
             c.grad_parameters[i] = c.parameters[i];
         else if (i)
-            c.columns[OF_PARAMETER(i)] = column_sums_of(&c, &of[i], planned[i]);
+            c.columns[OF_PARAMETER(i)] = column_sums_of(&c, &t.gradients[i], planned[i]);
     }
     return run_for_python(&c, isa->head) ? PyBool_FromLong(1) : NULL;
 }

@@ -34,11 +34,3 @@ ALWAYS_INLINE void scaled_bernoulli_gradient_vector(const likelihood_inputs *in,
     store_some(to[1] + i, of_q * s.p * s.f, count);
     store_some(to[2] + i, of_q * s.p * s.d, count);
 }
-
-NEVER_INLINE void scaled_bernoulli_log_prob(const likelihood_inputs *in, int64_t n, float *log_prob) {
-    EACH_VECTOR(n, scaled_bernoulli_vector, in, log_prob);
-}
-
-NEVER_INLINE void scaled_bernoulli_gradient(const likelihood_inputs *in, int64_t n, float *const *to) {
-    EACH_VECTOR(n, scaled_bernoulli_gradient_vector, in, to);
-}

@@ -47,6 +47,7 @@ typedef struct {
     int is_none, dtype;
     int64_t rank;
     const int64_t *shape, *strides;
+    int64_t draw;                  /* stride of a dimension that was taken away */
     int64_t numbers[2 * MAX_RANK]; /* memory for shape and strides that PyTorch does not keep, or that are changed */
 } tensor;
 
@@ -106,6 +107,7 @@ static int dtype_of(const dlpack_tensor *d) {
 static int view_tensor(PyObject *object, tensor *t) {
     t->data = NULL;
     t->rank = 0;
+    t->draw = 0;
     t->is_none = object == Py_None;
     if (t->is_none) return 1;
     if (exchange) {
@@ -148,10 +150,10 @@ static void expand(tensor *t, int64_t rank) {
     t->strides = t->numbers + MAX_RANK;
 }
 
-/* Removes the second dimension, of channels, and returns its stride. */
-static int64_t take_channels(tensor *t) {
-    if (!t->data) return 0;
-    int64_t stride = t->strides[1];
+/* Takes the second dimension away, of channels. */
+static void take_channels(tensor *t) {
+    if (!t->data) return;
+    t->draw = t->strides[1];
     t->rank--;
     for (int64_t dim = 0; dim < t->rank; dim++) {
         t->numbers[dim] = t->shape[dim + (dim > 0)];
@@ -159,17 +161,15 @@ static int64_t take_channels(tensor *t) {
     }
     t->shape = t->numbers;
     t->strides = t->numbers + MAX_RANK;
-    return stride;
 }
 
-/* Removes the first dimension, of draws, and returns its stride. */
-static int64_t take_draws(tensor *t) {
-    if (!t->data) return 0;
-    int64_t stride = t->strides[0];
+/* Takes the first dimension away, of draws. */
+static void take_draws(tensor *t) {
+    if (!t->data) return;
+    t->draw = t->strides[0];
     t->rank--;
     t->shape++;
     t->strides++;
-    return stride;
 }
 
 /* Leaves the first half along a dimension, and gives the other; 0 if there are no halves. */
@@ -193,7 +193,7 @@ static int plan_rows(call *c, const tensor *like, int count, const tensor *const
     int64_t size[2] = {1, 1}, groups = 0;
     c->rows = like->shape[0];
     int64_t event = elements_of(like, 1);
-    for (int i = 0; i < count; i++) *planned[i] = (strided){.data = tensors[i]->data};
+    for (int i = 0; i < count; i++) *planned[i] = (strided){.data = tensors[i]->data, .draw = tensors[i]->draw};
     if (event == 0) {
         size[0] = 0;
     } else {
@@ -248,9 +248,9 @@ static void take_grad_kl(call *c, const tensor *grad_kl) {
 }
 
 /* Of a tensor (draws, rows) or (rows). */
-static row_values row_values_of(const tensor *t) {
-    if (!t->data) return (row_values){0};
-    return (row_values){(const float *)t->data, t->rank > 1 ? t->strides[0] : 0, t->strides[t->rank - 1]};
+static strided row_values_of(const tensor *t) {
+    if (!t->data) return (strided){0};
+    return (strided){.data = t->data, .draw = t->rank > 1 ? t->strides[0] : 0, .row = t->strides[t->rank - 1]};
 }
 
 /* Whether there is one number for each of the rows, of which there are several, of more or less than one coordinate. */

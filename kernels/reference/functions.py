@@ -1,12 +1,24 @@
 """Functions whose values do not depend on how a tensor is split, and that autograd differentiates without cancellation.
 
-torch's own sigmoid and softplus round the last elements of a tensor differently from the others.
+torch's own sigmoid and softplus round the last elements of a tensor differently from the others. The gradient of a
+bound is 1 on it, as the kernels have it: that of torch.clamp was 1 before PyTorch 2.14 and is 0 since, which would take
+with it the second derivative of the KL where posterior and prior are equal.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def at_least(values: Tensor, low: float) -> Tensor:
+    """torch.clamp_min; NaN stays NaN."""
+    return torch.where(values < low, low, values)
+
+
+def between(values: Tensor, low: float, high: float) -> Tensor:
+    """torch.clamp; NaN stays NaN."""
+    return torch.where(values > high, high, at_least(values, low))
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ..latent_spec import LatentGradients, LatentInputs, LatentOutputs, LatentScalars, LatentSpec
 from ..layout import compute_dtype, empty_gradients, empty_outputs, split_latent, split_packed
-from .bounds import at_least, between
-from .functions import sigmoid, softplus, tanh, tanh_slope
+from .functions import at_least, between, sigmoid, softplus, tanh, tanh_slope
 from .philox import NoiseBlocks
 from .sums import batch_sum, event_sum, sum_last, sum_to_size
 
@@ -214,13 +213,6 @@ def grad_kl_elementwise(grad_kl: Tensor, mu: Tensor, reduction: str) -> Tensor:
     return grad_kl.reshape(*grad_kl.shape, *[1] * (mu.dim() - grad_kl.dim())).expand(mu.shape)
 
 
-class _PriorGradients(NamedTuple):
-    """Sums over the blocks for a prior that the batch shares, or the gradient of each row."""
-
-    mu: Tensor
-    scale: Tensor
-
-
 def latent_backward(
     grads: LatentOutputs, inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars, wants_prior: bool
 ) -> LatentGradients:
@@ -235,11 +227,10 @@ def latent_backward(
     assert mu is not None
     assert grad_scale is not None
     compute = compute_dtype(mu.dtype)
-    of_prior = None
+    # Sums over the blocks for a prior that the batch shares, or the gradient of each row; of its mu, then its scale.
+    of_prior: list[Tensor] = []
     if wants_prior and inputs.prior_mu is not None and inputs.prior_scale is not None:
-        of_prior = _PriorGradients(
-            *(torch.zeros(t.shape, dtype=compute, device=t.device) for t in (inputs.prior_mu, inputs.prior_scale))
-        )
+        of_prior = [mu.new_zeros(prior.shape, dtype=compute) for prior in (inputs.prior_mu, inputs.prior_scale)]
     of_kl = None
     if grads.kl is not None and spec.kernel_reduction is not None:
         of_kl = grad_kl_elementwise(grads.kl, mu, spec.kernel_reduction)
@@ -262,15 +253,16 @@ def latent_backward(
             grad_mu[rows] = chain.mu
         block_scale = chain.scale_gradient()
         grad_scale[rows] = block_scale
-        if of_prior is not None:
+        if of_prior:
             for total, gradient in zip(of_prior, chain.prior_gradients(block_scale), strict=True):
                 if total.shape == mu.shape:
                     total[rows] = gradient
                 else:
                     total += sum_to_size(gradient, total.shape)
-    if of_prior is None:
+    if not of_prior:
         return gradients
-    return gradients._replace(prior_mu=of_prior.mu.to(mu.dtype), prior_scale=of_prior.scale.to(mu.dtype))
+    prior_mu, prior_scale = [total.to(mu.dtype) for total in of_prior]
+    return gradients._replace(prior_mu=prior_mu, prior_scale=prior_scale)
 
 
 class _Chain:

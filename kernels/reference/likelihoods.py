@@ -20,9 +20,8 @@ from ..likelihood_spec import (
     LikelihoodSpec,
 )
 from . import mixture
-from .bounds import at_least, between
 from .counts import negative_binomial, negative_binomial_at_zero, negative_binomial_slopes, poisson
-from .functions import sigmoid, softplus
+from .functions import at_least, between, sigmoid, softplus
 from .latents import LOG_2_PI, grad_kl_elementwise, reduce_kl
 from .sums import sum_to_size
 

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .bounds import at_least
-from .functions import sigmoid, softplus, tanh, tanh_slope
+from .functions import at_least, sigmoid, softplus, tanh, tanh_slope
 
 HALF_A_LEVEL = 1.0 / 255.0
 # Between the highest level but one and the highest, in [-1, 1].

@@ -1,34 +1,33 @@
 """log p of rows whose parameters are outputs of linear layers, and its gradients in the place of these outputs.
 
-`fastvae.kernels.head_spec` has the formulas. A program works on one row, COLUMNS at a time: of a softmax first its
+`fastvae.kernels.head_spec` has the formulas. A program works on one row, a tile at a time: of a softmax first its
 sums, then log p and the derivatives, and where a softmax is, its outputs' gradients at the end.
 """
 
 import triton
 import triton.language as tl
 
-from .functions import to_float32
 from .likelihoods import harmless, log_prob, slopes, within
 from .parameterisation import sigmoid, softplus
-from .tiles import ONE
+from .tiles import ONE, Place, load_masked, mask_of
 
 LOWEST: tl.constexpr = tl.constexpr(-3e38)
 
 
 @triton.jit
 def load_parameter(
-    pointer, row, strides, column, inside, KIND: tl.constexpr, INDEX: tl.constexpr, ACTIVATION: tl.constexpr,
-    EXTENT: tl.constexpr, PTX_LEVEL: tl.constexpr,
+    pointer, stride, at, KIND: tl.constexpr, INDEX: tl.constexpr, ACTIVATION: tl.constexpr, EXTENT: tl.constexpr,
+    TILES: tl.constexpr,
 ):  # fmt: skip
     """Outputs of a row, or what is given; 0 for a parameter that the kind does not have."""
     if ACTIVATION is None:
-        values = tl.zeros_like(column).to(tl.float32)
+        values = tl.zeros_like(at.column).to(tl.float32)
     elif ACTIVATION != "given":
-        values = to_float32(tl.load(pointer + row * strides + column, mask=inside, other=0.0), PTX_LEVEL)
+        values = load_masked(pointer + at.row * stride + at.column, mask_of(at, TILES), TILES.ptx_level)
     elif EXTENT == ONE:
-        values = tl.load(pointer + tl.zeros_like(column)).to(tl.float32)
+        values = tl.load(pointer + tl.zeros_like(at.column)).to(tl.float32)
     else:
-        values = to_float32(tl.load(pointer + column, mask=inside, other=harmless(KIND, INDEX)), PTX_LEVEL)
+        values = load_masked(pointer + at.column, mask_of(at, TILES), TILES.ptx_level, harmless(KIND, INDEX))
     return values
 
 
@@ -57,16 +56,17 @@ def to_output(slope, output, value, KIND: tl.constexpr, ACTIVATION: tl.constexpr
 
 @triton.jit
 def store_slope(
-    pointer, sums_pointer, slope, output, value, row, stride, column, inside, event, KIND: tl.constexpr,
-    ACTIVATION: tl.constexpr, PTX_LEVEL: tl.constexpr,
+    pointer, sums_pointer, slope, output, value, stride, at, KIND: tl.constexpr, ACTIVATION: tl.constexpr,
+    TILES: tl.constexpr,
 ):  # fmt: skip
     """The gradient of an output in its place, that of what is given in a row of its own, to be summed."""
     if ACTIVATION == "given":
         if sums_pointer is not None:
-            tl.store(sums_pointer + row * event + column, slope, mask=inside)
+            tl.store(sums_pointer + at.row * at.event + at.column, slope, mask=mask_of(at, TILES))
     elif ACTIVATION is not None:
-        of_output = to_output(slope, output, value, KIND, ACTIVATION, PTX_LEVEL)
-        tl.store(pointer + row * stride + column, of_output.to(pointer.dtype.element_ty), mask=inside)
+        of_output = to_output(slope, output, value, KIND, ACTIVATION, TILES.ptx_level)
+        pointers = pointer + at.row * stride + at.column
+        tl.store(pointers, of_output.to(pointer.dtype.element_ty), mask=mask_of(at, TILES))
 
 
 @triton.jit
@@ -97,9 +97,10 @@ def head_kernel(
     SECOND_EXTENT: tl.constexpr,
     THIRD_EXTENT: tl.constexpr,
     GRADIENTS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    PTX_LEVEL: tl.constexpr,
+    TILES: tl.constexpr,
 ):
+    COLUMNS: tl.constexpr = TILES.columns
+    PTX_LEVEL: tl.constexpr = TILES.ptx_level
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, COLUMNS)
     log_sum, to_log_mean = 0.0, 0.0
@@ -108,8 +109,7 @@ def head_kernel(
         sums = tl.zeros((COLUMNS,), tl.float32)
         for start in tl.range(0, event, COLUMNS):
             inside = start + columns < event
-            at = first_ptr + row * first_row + start + columns
-            output = to_float32(tl.load(at, mask=inside, other=-float("inf")), PTX_LEVEL)
+            output = load_masked(first_ptr + row * first_row + start + columns, inside, PTX_LEVEL, -float("inf"))
             larger = tl.maximum(largest, output)
             sums = sums * tl.exp(largest - larger) + tl.exp(output - larger)
             largest = larger
@@ -123,16 +123,14 @@ def head_kernel(
     totals = tl.zeros((COLUMNS,), tl.float32)
     for start in tl.range(0, event, COLUMNS):
         column = start + columns
-        inside = column < event
-        x = to_float32(tl.load(x_ptr + row * x_row + column, mask=inside, other=0.0), PTX_LEVEL)
-        a = load_parameter(first_ptr, row, first_row, column, inside, KIND, 0, FIRST, None, PTX_LEVEL)
-        b = load_parameter(second_ptr, row, second_row, column, inside, KIND, 1, SECOND, SECOND_EXTENT, PTX_LEVEL)
-        c = load_parameter(third_ptr, row, third_row, column, inside, KIND, 2, THIRD, THIRD_EXTENT, PTX_LEVEL)
-        first, second, third = (
-            activated(a, to_log_mean, KIND, FIRST),
-            activated(b, 0.0, KIND, SECOND),
-            activated(c, 0.0, KIND, THIRD),
-        )
+        at = Place(row, start, column, None, None, event)
+        inside = mask_of(at, TILES)
+        x = load_masked(x_ptr + row * x_row + column, inside, PTX_LEVEL)
+        a = load_parameter(first_ptr, first_row, at, KIND, 0, FIRST, None, TILES)
+        b = load_parameter(second_ptr, second_row, at, KIND, 1, SECOND, SECOND_EXTENT, TILES)
+        c = load_parameter(third_ptr, third_row, at, KIND, 2, THIRD, THIRD_EXTENT, TILES)
+        first = activated(a, to_log_mean, KIND, FIRST)
+        second, third = activated(b, 0.0, KIND, SECOND), activated(c, 0.0, KIND, THIRD)
         values = log_prob(x, first, second, third, low, high, KIND, CLAMP, PTX_LEVEL)
         log_probs += tl.where(inside, values, 0.0)
         if GRADIENTS:
@@ -142,19 +140,11 @@ def head_kernel(
                 totals += tl.where(inside, by_log_mean, 0.0)
                 tl.store(slopes_ptr + row * event + column, by_log_mean, mask=inside)
             else:
-                store_slope(
-                    first_ptr, None, grad * of_first, a, first, row, first_row, column, inside, event, KIND, FIRST,
-                    PTX_LEVEL
-                )  # fmt: skip
+                of_first = grad * of_first
+                store_slope(first_ptr, None, of_first, a, first, first_row, at, KIND, FIRST, TILES)
             of_second = within(grad * of_second, second, low, high, CLAMP)
-            store_slope(
-                second_ptr, sum_second_ptr, of_second, b, second, row, second_row, column, inside, event, KIND,
-                SECOND, PTX_LEVEL
-            )  # fmt: skip
-            store_slope(
-                third_ptr, sum_third_ptr, grad * of_third, c, third, row, third_row, column, inside, event, KIND,
-                THIRD, PTX_LEVEL
-            )  # fmt: skip
+            store_slope(second_ptr, sum_second_ptr, of_second, b, second, second_row, at, KIND, SECOND, TILES)
+            store_slope(third_ptr, sum_third_ptr, grad * of_third, c, third, third_row, at, KIND, THIRD, TILES)
     tl.store(log_prob_ptr + row, tl.sum(log_probs, 0))
     if GRADIENTS and FIRST == "softmax":
         total = tl.sum(totals, 0)
@@ -163,7 +153,7 @@ def head_kernel(
         for start in tl.range(0, event, COLUMNS):
             column = start + columns
             inside = column < event
-            output = to_float32(tl.load(first_ptr + row * first_row + column, mask=inside, other=0.0), PTX_LEVEL)
+            output = load_masked(first_ptr + row * first_row + column, inside, PTX_LEVEL)
             slope = tl.load(slopes_ptr + row * event + column, mask=inside, other=0.0)
             of_output = slope - tl.exp(output - log_sum) * total
             tl.store(first_ptr + row * first_row + column, of_output.to(first_ptr.dtype.element_ty), mask=inside)

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from ..head_spec import HeadResults, HeadSpec
 from ..likelihood_spec import MIXTURE, Bounds
-from . import mixture_launch
 from .head_kernel import head_kernel
-from .launch import NUM_WARPS, UNKNOWN, Memory, Template, ptx_level_of
-from .likelihood_launch import HEAVY, PARAMETERS, TILE_ELEMENTS
+from .launch import NUM_WARPS, Memory, Template, ptx_level_of
+from .likelihood_launch import HEAVY, PARAMETERS, TILE_ELEMENTS, likelihood_backward, likelihood_forward
 from .sums import finish_columns
-from .tiles import ONE, SHARED
+from .tiles import ONE, SHARED, Tiles
 
 # Warps of a program whose rows have many tiles: there are few programs then, one for each row of a chunk.
 WARPS_OF_LONG_ROWS = 4 * NUM_WARPS
@@ -48,7 +47,10 @@ def head(
         for activation, wanted in zip(spec.activations, wants, strict=True)
     ]
     if x.numel():
-        template = _template(x, parameters, spec, gradients)
+        of_parameters = [(one.dtype, one.shape[-1] if one.dim() == 1 else one.stride(0)) for one in parameters]
+        key = (spec, gradients, x.device, x.dtype, x.shape, x.stride(0), *of_parameters)
+        template = _templates.get(key) or _templates.add(key, _template, x, parameters, spec, gradients)
+        assert template is not None
         absent = [None] * (len(PARAMETERS) - len(parameters))
         pointers = (x, *parameters, *absent, library, grad, log_prob, kept, *[*sums, *absent][1:], of_library)
         template.start(pointers, bounds)
@@ -61,11 +63,6 @@ def head(
 
 
 def _template(x: Tensor, parameters: tuple[Tensor, ...], spec: HeadSpec, gradients: bool) -> Template:
-    of_parameters = [(one.dtype, one.shape[-1] if one.dim() == 1 else one.stride(0)) for one in parameters]
-    key = (spec, gradients, x.device, x.dtype, x.shape, x.stride(0), *of_parameters)
-    found = _templates.get(key, UNKNOWN)
-    if found is not UNKNOWN:
-        return found
     rows, event = x.shape
     most = TILE_ELEMENTS // (2 if spec.kind in HEAVY else 1)
     warps = WARPS_OF_LONG_ROWS if event >= LONG_ROW else NUM_WARPS
@@ -78,18 +75,18 @@ def _template(x: Tensor, parameters: tuple[Tensor, ...], spec: HeadSpec, gradien
         **dict(zip(("FIRST", "SECOND", "THIRD"), (*spec.activations, *absent), strict=True)),
         **dict(zip(("SECOND_EXTENT", "THIRD_EXTENT"), [*extents, *absent][1:], strict=True)),
         "GRADIENTS": gradients,
-        "COLUMNS": max(columns, 16),
-        "PTX_LEVEL": ptx_level_of(x.device),
+        "TILES": Tiles(max(columns, 16), ptx_level_of(x.device), mask_columns=True),
     }
     strides = [x.stride(0), *[one.stride(0) if one.dim() > 1 else 0 for one in parameters], *[0 for _ in absent]]
-    return _templates.add(key, Template(head_kernel, (rows,), (event, *strides), constants, x.device, warps))
+    return Template(head_kernel, (rows,), (event, *strides), constants, x.device, warps)
 
 
 def _mixture(
     x: Tensor, parameter: Tensor, grad: Tensor | None, spec: HeadSpec, bounds: Bounds, gradients: bool
 ) -> HeadResults:
-    log_prob = mixture_launch.forward(x, parameter, spec.likelihood, bounds)
+    log_prob = likelihood_forward(x, (parameter,), spec.likelihood, bounds)
     if gradients:
         of_rows = torch.ones_like(log_prob) if grad is None else grad
-        parameter.copy_(mixture_launch.backward(of_rows, x, parameter, spec.likelihood, bounds))
+        (found,) = likelihood_backward(of_rows, x, (parameter,), spec.likelihood, bounds, (True,))
+        parameter.copy_(found)  # type: ignore[arg-type]
     return HeadResults(log_prob, (None,))

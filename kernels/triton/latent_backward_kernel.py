@@ -34,10 +34,11 @@ from .tiles import (
     NOT_WANTED,
     SUMS,
     event_size,
+    filled,
     load_row_gradient,
     load_shared,
     load_tile,
-    mask_of,
+    place_at,
     share,
     store_column_sums,
     store_gradient,
@@ -106,63 +107,42 @@ def latent_backward_kernel(
     CLAMP: tl.constexpr,
     RESIDUAL: tl.constexpr,
     FREE_BITS: tl.constexpr,
-    REDUCE_ROWS: tl.constexpr,
-    UNIT: tl.constexpr,
-    WIDE: tl.constexpr,
-    TWO_DIMS: tl.constexpr,
-    MASK_ROWS: tl.constexpr,
-    MASK_COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ONE_TILE: tl.constexpr,
-    UNROLL: tl.constexpr,
-    VEC: tl.constexpr,
-    PTX_LEVEL: tl.constexpr,
+    TILES: tl.constexpr,
 ):
+    PTX_LEVEL: tl.constexpr = TILES.ptx_level
     WITH_PRIOR: tl.constexpr = PRIOR_MU != ABSENT
     NOISE: tl.constexpr = WITH_Z or WITH_LOG_P
     WITH_LOGVAR: tl.constexpr = KL != NOT_WANTED or WITH_LOG_Q
-    begin, end = share(rows, event_units, tiles_a_program, REDUCE_ROWS, UNIT, WIDE, ROWS, COLUMNS, ONE_TILE)
-    event = event_size(event_units, UNIT, WIDE)
+    begin, end = share(rows, event_units, tiles_a_program, TILES)
+    event = event_size(event_units, TILES)
     seed = tl.load(seed_ptr) if NOISE else 0
-    if KL == MEAN or (KL == SUMS and not REDUCE_ROWS):  # the same for all tiles
-        rows_here = tile_at(begin, REDUCE_ROWS, WIDE, ROWS, COLUMNS)[0]
-        grad_kl = load_row_gradient(grad_kl_ptr, grad_kl_strides, rows_here, rows, MASK_ROWS, KL)
-    mu_columns = tl.zeros((ROWS, COLUMNS), tl.float32)
-    scale_columns = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for step in tl.range(begin, end, 1 if REDUCE_ROWS else COLUMNS, loop_unroll_factor=UNROLL):
-        row, first = tile_at(step, REDUCE_ROWS, WIDE, ROWS, COLUMNS)
-        column = first + tl.arange(0, COLUMNS)[None, :]
-        inside_event = (column < event) if MASK_COLUMNS else None
-        inside = mask_of(row, rows, inside_event, MASK_ROWS)
+    if KL == MEAN or (KL == SUMS and not TILES.reduce_rows):  # the same for all tiles
+        rows_here = tile_at(begin, TILES)[0]
+        grad_kl = load_row_gradient(grad_kl_ptr, grad_kl_strides, rows_here, rows, KL, TILES)
+    mu_columns = filled(0.0, TILES)
+    scale_columns = filled(0.0, TILES)
+    for step in tl.range(begin, end, 1 if TILES.reduce_rows else TILES.columns, loop_unroll_factor=TILES.unroll):
+        at = place_at(step, rows, event, inner, TILES)
         mu, prior_mu, prior_raw = 0.0, 0.0, 0.0
         if mu_ptr is not None:
-            mu = load_tile(mu_ptr, mu_strides, row, column, inner, inside, UNIT, TWO_DIMS, PTX_LEVEL)
-        raw = load_tile(
-            scale_ptr, scale_strides, row, column, inner, inside, UNIT, TWO_DIMS, PTX_LEVEL, harmless(SCALE)
-        )
+            mu = load_tile(mu_ptr, mu_strides, at, TILES)
+        raw = load_tile(scale_ptr, scale_strides, at, TILES, harmless(SCALE))
         if WITH_PRIOR:
-            prior_mu = load_shared(
-                prior_mu_ptr, prior_mu_strides, row, column, inner, inside, inside_event, PRIOR_MU, UNIT, TWO_DIMS,
-                PTX_LEVEL
-            )  # fmt: skip
-            prior_raw = load_shared(
-                prior_scale_ptr, prior_scale_strides, row, column, inner, inside, inside_event, PRIOR_SCALE, UNIT,
-                TWO_DIMS, PTX_LEVEL, harmless(SCALE)
-            )  # fmt: skip
+            prior_mu = load_shared(prior_mu_ptr, prior_mu_strides, at, PRIOR_MU, TILES)
+            prior_raw = load_shared(prior_scale_ptr, prior_scale_strides, at, PRIOR_SCALE, TILES, harmless(SCALE))
         _, raw, x, std, _, difference, log_ratio, prior_x, _, inverse = resolve(
             mu, raw, prior_mu, prior_raw, low, high, floor, PRIOR_SCALE, SCALE, CLAMP, RESIDUAL, PTX_LEVEL
         )
         scaled = difference * inverse if WITH_PRIOR else difference
         # What reaches mu; std; logvar; the prior's mu times its std; and its logvar, less and more what is alike there.
         # Of -0: adding to that changes nothing, so that the compiler leaves it out.
-        nothing = tl.full((ROWS, COLUMNS), -0.0, tl.float32)
+        nothing = filled(-0.0, TILES)
         of_mu, of_std, of_logvar, toward, toward_logvar = nothing, nothing, nothing, nothing, nothing
         if KL != NOT_WANTED:
             if KL == ELEMENTWISE:
-                grad_kl = load_tile(grad_kl_ptr, grad_kl_strides, row, column, inner, inside, UNIT, TWO_DIMS, PTX_LEVEL)
-            if KL == SUMS and REDUCE_ROWS:
-                grad_kl = load_row_gradient(grad_kl_ptr, grad_kl_strides, row, rows, MASK_ROWS, KL)
+                grad_kl = load_tile(grad_kl_ptr, grad_kl_strides, at, TILES)
+            if KL == SUMS and TILES.reduce_rows:
+                grad_kl = load_row_gradient(grad_kl_ptr, grad_kl_strides, at.row, rows, KL, TILES)
             ratio, expm1 = ratio_of(std, log_ratio, inverse, SCALE, PTX_LEVEL)
             of_kl = grad_kl
             if FREE_BITS:
@@ -176,16 +156,16 @@ def latent_backward_kernel(
         ratio_to_prior = std * inverse if WITH_PRIOR else std
         for k in tl.range(0, (draws if SEVERAL_DRAWS else 1) if NOISE or WITH_LOG_Q else 0):
             if WITH_LOG_Q:
-                at = tl.cast(k, tl.int64) * grad_log_q_draw + row * grad_log_q_row
-                of_logvar -= 0.5 * tl.load(grad_log_q_ptr + at, mask=row < rows, other=0.0)
+                row_at = tl.cast(k, tl.int64) * grad_log_q_draw + at.row * grad_log_q_row
+                of_logvar -= 0.5 * tl.load(grad_log_q_ptr + row_at, mask=at.row < rows, other=0.0)
             if NOISE:
-                eps = noise_tile(seed, row + row_offset, first, k, temperature, ROWS, COLUMNS, VEC, PTX_LEVEL)
+                eps = noise_tile(seed, at.row + row_offset, at.first, k, temperature, TILES)
             if WITH_Z:
-                draw_ptr = grad_z_ptr + tl.cast(k, tl.int64) * grad_z_draw * UNIT
-                of_z = load_tile(draw_ptr, grad_z_strides, row, column, inner, inside, UNIT, TWO_DIMS, PTX_LEVEL)
+                draw_ptr = grad_z_ptr + tl.cast(k, tl.int64) * grad_z_draw * TILES.unit
+                of_z = load_tile(draw_ptr, grad_z_strides, at, TILES)
             if WITH_LOG_P:
-                at = tl.cast(k, tl.int64) * grad_log_p_draw + row * grad_log_p_row
-                weight = tl.load(grad_log_p_ptr + at, mask=row < rows, other=0.0)
+                row_at = tl.cast(k, tl.int64) * grad_log_p_draw + at.row * grad_log_p_row
+                weight = tl.load(grad_log_p_ptr + row_at, mask=at.row < rows, other=0.0)
                 t = multiply_add(ratio_to_prior, eps, scaled, PTX_LEVEL)
                 of_t = weight * t
                 of_log_p = of_t * inverse if WITH_PRIOR else of_t
@@ -204,8 +184,8 @@ def latent_backward_kernel(
             grad_x += gradient_through_logvar(of_logvar, inverse_std, x, SCALE, PTX_LEVEL)
         grad_scale = gradient_of_raw(grad_x, raw, low, high, CLAMP, PTX_LEVEL)
         if grad_mu_ptr is not None:
-            store_tile(grad_mu_ptr, of_mu, grad_mu_strides, row, column, inner, inside, UNIT, TWO_DIMS)
-        store_tile(grad_scale_ptr, grad_scale, grad_scale_strides, row, column, inner, inside, UNIT, TWO_DIMS)
+            store_tile(grad_mu_ptr, of_mu, grad_mu_strides, at, TILES)
+        store_tile(grad_scale_ptr, grad_scale, grad_scale_strides, at, TILES)
         if WANTS_PRIOR:
             grad_prior_mu, grad_prior_scale = nothing, nothing
             if KL != NOT_WANTED or WITH_LOG_P:
@@ -216,14 +196,13 @@ def latent_backward_kernel(
                 grad_prior_mu += of_mu
                 grad_prior_scale += grad_scale
             mu_columns = store_gradient(
-                grad_prior_mu_ptr, grad_prior_mu, mu_columns, grad_prior_mu_strides, row, column, inner, inside,
-                SUM_PRIOR_MU, UNIT, TWO_DIMS
-            )  # fmt: skip
+                grad_prior_mu_ptr, grad_prior_mu, mu_columns, grad_prior_mu_strides, at, SUM_PRIOR_MU, TILES
+            )
             scale_columns = store_gradient(
-                grad_prior_scale_ptr, grad_prior_scale, scale_columns, grad_prior_scale_strides, row, column, inner,
-                inside, SUM_PRIOR_SCALE, UNIT, TWO_DIMS
+                grad_prior_scale_ptr, grad_prior_scale, scale_columns, grad_prior_scale_strides, at, SUM_PRIOR_SCALE,
+                TILES
             )  # fmt: skip
     if SUM_PRIOR_MU:
-        store_column_sums(grad_prior_mu_ptr, mu_columns, event_units, UNIT, WIDE, COLUMNS)
+        store_column_sums(grad_prior_mu_ptr, mu_columns, event_units, TILES)
     if SUM_PRIOR_SCALE:
-        store_column_sums(grad_prior_scale_ptr, scale_columns, event_units, UNIT, WIDE, COLUMNS)
+        store_column_sums(grad_prior_scale_ptr, scale_columns, event_units, TILES)

@@ -19,14 +19,14 @@ from .tiles import (
     NOT_WANTED,
     SUMS,
     event_size,
+    filled,
     load_shared,
     load_tile,
-    mask_of,
+    place_at,
     share,
     store_column_sums,
     store_row_sums,
     store_tile,
-    tile_at,
     zero_outside,
 )
 
@@ -90,56 +90,35 @@ def latent_forward_kernel(
     CLAMP: tl.constexpr,
     RESIDUAL: tl.constexpr,
     FREE_BITS: tl.constexpr,
-    REDUCE_ROWS: tl.constexpr,
-    UNIT: tl.constexpr,
-    WIDE: tl.constexpr,
-    TWO_DIMS: tl.constexpr,
-    MASK_ROWS: tl.constexpr,
-    MASK_COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ONE_TILE: tl.constexpr,
-    UNROLL: tl.constexpr,
-    VEC: tl.constexpr,
-    PTX_LEVEL: tl.constexpr,
+    TILES: tl.constexpr,
 ):
+    PTX_LEVEL: tl.constexpr = TILES.ptx_level
     WITH_PRIOR: tl.constexpr = PRIOR_MU != ABSENT
     # Sums of the KL alone need not be put together before they are added, if outside of the masks there is a KL of 0.
-    ZERO_OUTSIDE: tl.constexpr = not (MASK_ROWS or MASK_COLUMNS) or (
+    ZERO_OUTSIDE: tl.constexpr = not (TILES.mask_rows or TILES.mask_columns) or (
         adds_up(SCALE) and CLAMP == "none" and not WITH_PRIOR
     )
-    PLAIN_SUMS: tl.constexpr = KL == SUMS and ZERO_OUTSIDE and not (FREE_BITS or KL_MEAN or REDUCE_ROWS)
+    PLAIN_SUMS: tl.constexpr = KL == SUMS and ZERO_OUTSIDE and not (FREE_BITS or KL_MEAN or TILES.reduce_rows)
     # Half as many registers hold the sums if one half of a tile is added after the other. Only of tiles of which each
     # of a program's 128 threads has columns in both halves: nothing moves between threads then.
-    IN_HALVES: tl.constexpr = PLAIN_SUMS and PTX_LEVEL > 0 and COLUMNS >= 2 * 128 * VEC
+    IN_HALVES: tl.constexpr = PLAIN_SUMS and PTX_LEVEL > 0 and TILES.columns >= 2 * 128 * TILES.vec
     first_draw = tl.program_id(2) * draws_a_program if SEVERAL_DRAWS else 0
     end_of_draws = tl.minimum(first_draw + draws_a_program, draws) if SEVERAL_DRAWS else 1
-    begin, end = share(rows, event_units, tiles_a_program, REDUCE_ROWS, UNIT, WIDE, ROWS, COLUMNS, ONE_TILE)
-    event = event_size(event_units, UNIT, WIDE)
+    begin, end = share(rows, event_units, tiles_a_program, TILES)
+    event = event_size(event_units, TILES)
     seed = tl.load(seed_ptr) if WITH_Z else 0
-    large = tl.zeros((ROWS, COLUMNS // 2 if IN_HALVES else COLUMNS), tl.float32)
+    large = halves(filled(0.0, TILES))[0] if IN_HALVES else filled(0.0, TILES)
     small = large
-    sums_of_columns = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for step in tl.range(begin, end, 1 if REDUCE_ROWS else COLUMNS, loop_unroll_factor=UNROLL):
-        row, first = tile_at(step, REDUCE_ROWS, WIDE, ROWS, COLUMNS)
-        tile = first // COLUMNS
-        column = first + tl.arange(0, COLUMNS)[None, :]
-        inside_event = (column < event) if MASK_COLUMNS else None
-        inside = mask_of(row, rows, inside_event, MASK_ROWS)
-        mu = load_tile(mu_ptr, mu_strides, row, column, inner, inside, UNIT, TWO_DIMS, PTX_LEVEL)
-        raw = load_tile(
-            scale_ptr, scale_strides, row, column, inner, inside, UNIT, TWO_DIMS, PTX_LEVEL, harmless(SCALE)
-        )
+    sums_of_columns = filled(0.0, TILES)
+    for step in tl.range(begin, end, 1 if TILES.reduce_rows else TILES.columns, loop_unroll_factor=TILES.unroll):
+        at = place_at(step, rows, event, inner, TILES)
+        tile = at.first // TILES.columns
+        mu = load_tile(mu_ptr, mu_strides, at, TILES)
+        raw = load_tile(scale_ptr, scale_strides, at, TILES, harmless(SCALE))
         prior_mu, prior_raw = 0.0, 0.0
         if WITH_PRIOR:
-            prior_mu = load_shared(
-                prior_mu_ptr, prior_mu_strides, row, column, inner, inside, inside_event, PRIOR_MU, UNIT, TWO_DIMS,
-                PTX_LEVEL
-            )  # fmt: skip
-            prior_raw = load_shared(
-                prior_scale_ptr, prior_scale_strides, row, column, inner, inside, inside_event, PRIOR_SCALE, UNIT,
-                TWO_DIMS, PTX_LEVEL, harmless(SCALE)
-            )  # fmt: skip
+            prior_mu = load_shared(prior_mu_ptr, prior_mu_strides, at, PRIOR_MU, TILES)
+            prior_raw = load_shared(prior_scale_ptr, prior_scale_strides, at, PRIOR_SCALE, TILES, harmless(SCALE))
         mean, _, _, std, logvar, difference, log_ratio, _, prior_logvar, inverse = resolve(
             mu, raw, prior_mu, prior_raw, low, high, floor, PRIOR_SCALE, SCALE, CLAMP, RESIDUAL, PTX_LEVEL
         )
@@ -158,37 +137,37 @@ def latent_forward_kernel(
         elif KL != NOT_WANTED or KL_MEAN:
             kl = kl_of(scaled, log_ratio, ratio, expm1, PTX_LEVEL)
             if KL_MEAN:
-                sums_of_columns += zero_outside(kl, inside)
+                sums_of_columns += zero_outside(kl, at, TILES)
             if FREE_BITS:
                 kl = tl.where(kl < free_bits, free_bits, kl)
             if KL == ELEMENTWISE:
-                store_tile(kl_ptr, kl, kl_strides, row, column, inner, inside, UNIT, TWO_DIMS)
-            if KL == SUMS and REDUCE_ROWS:
-                row_sums = tl.sum(zero_outside(kl, inside), axis=1, keep_dims=True)
-                tl.store(kl_ptr + row * tiles + tile, row_sums, mask=row < rows)
-            if KL == SUMS and not REDUCE_ROWS:
-                large += 2.0 * zero_outside(kl, inside)
+                store_tile(kl_ptr, kl, kl_strides, at, TILES)
+            if KL == SUMS and TILES.reduce_rows:
+                row_sums = tl.sum(zero_outside(kl, at, TILES), axis=1, keep_dims=True)
+                tl.store(kl_ptr + at.row * tiles + tile, row_sums, mask=at.row < rows)
+            if KL == SUMS and not TILES.reduce_rows:
+                large += 2.0 * zero_outside(kl, at, TILES)
         if WITH_Z:
             if LOG_PROBS:
                 ratio_to_prior = std * inverse if WITH_PRIOR else std
-                scaled = zero_outside(scaled, inside)
-                term_q = zero_outside(logvar + LOG_2_PI, inside)
-                term_p = zero_outside(prior_logvar + tl.full((ROWS, COLUMNS), LOG_2_PI, tl.float32), inside)
+                scaled = zero_outside(scaled, at, TILES)
+                term_q = zero_outside(logvar + LOG_2_PI, at, TILES)
+                term_p = zero_outside(prior_logvar + filled(LOG_2_PI, TILES), at, TILES)
             for k in tl.range(first_draw, end_of_draws):
-                eps = noise_tile(seed, row + row_offset, first, k, temperature, ROWS, COLUMNS, VEC, PTX_LEVEL)
+                eps = noise_tile(seed, at.row + row_offset, at.first, k, temperature, TILES)
                 z = multiply_add(std, eps, mean, PTX_LEVEL)
-                draw_ptr = z_ptr + tl.cast(k, tl.int64) * z_draw * UNIT
-                store_tile(draw_ptr, z, z_strides, row, column, inner, inside, UNIT, TWO_DIMS)
+                draw_ptr = z_ptr + tl.cast(k, tl.int64) * z_draw * TILES.unit
+                store_tile(draw_ptr, z, z_strides, at, TILES)
                 if LOG_PROBS:
-                    eps = zero_outside(eps, inside)
+                    eps = zero_outside(eps, at, TILES)
                     t = multiply_add(ratio_to_prior, eps, scaled, PTX_LEVEL)
                     # Products alone would be fused with the additions to come, in each thread with its own ones.
                     terms = multiply_add(eps, eps, term_q, PTX_LEVEL), multiply_add(t, t, term_p, PTX_LEVEL)
                     sum_q, sum_p = tl.reduce(terms, 1, add_both, keep_dims=True)
-                    sum_at = (tl.cast(k, tl.int64) * rows + row) * tiles + tile
-                    tl.store(log_q_ptr + sum_at, -0.5 * sum_q, mask=row < rows)
-                    tl.store(log_p_ptr + sum_at, -0.5 * sum_p, mask=row < rows)
-    if KL == SUMS and not REDUCE_ROWS:
-        store_row_sums(kl_ptr, (large + 0.5 * small) * 0.5, rows, begin, MASK_ROWS, WIDE, ROWS, COLUMNS)
+                    sum_at = (tl.cast(k, tl.int64) * rows + at.row) * tiles + tile
+                    tl.store(log_q_ptr + sum_at, -0.5 * sum_q, mask=at.row < rows)
+                    tl.store(log_p_ptr + sum_at, -0.5 * sum_p, mask=at.row < rows)
+    if KL == SUMS and not TILES.reduce_rows:
+        store_row_sums(kl_ptr, (large + 0.5 * small) * 0.5, rows, begin, TILES)
     if KL_MEAN:
-        store_column_sums(kl_columns_ptr, sums_of_columns, event_units, UNIT, WIDE, COLUMNS)
+        store_column_sums(kl_columns_ptr, sums_of_columns, event_units, TILES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,8 +35,7 @@ from .launch import (
     UNKNOWN,
     Buffer,
     Memory,
-    Sizes,
-    Template,
+    Plan,
     Tiling,
     Work,
     channel_to_sum,
@@ -45,9 +44,9 @@ from .launch import (
     make_template,
     tiling_of,
 )
-from .sums import are_finished, finish_columns, finish_elementwise, finish_rows, grad_view, sums_of_columns
-from .tiles import ELEMENTWISE, NOT_WANTED, ONE, SHARED, SUMS
-from .views import as_loaded, expanded, extent_of, without_copies
+from .sums import COLUMNS, buffer_of, finish_elementwise, finish_gradient, finish_rows, grad_view, is_left, way_of
+from .tiles import ELEMENTWISE, NOT_WANTED, SHARED, SUMS
+from .views import as_loaded, expanded, extent_of
 
 # Elements of a tile of other than plain latents: its parameters, and backward their gradients, are kept while its draws
 # are made.
@@ -58,18 +57,9 @@ Out = tuple[Tensor | None, Tensor]  # the gradients of mu and scale, to be writt
 LEAST_DRAWS = 4
 
 
-class Plan(NamedTuple):
-    """A call worked out for tensors of given shapes, strides and dtypes."""
-
-    template: Template | None  # None: there is nothing to compute
-    buffers: tuple[Buffer | None, ...]  # what the kernel writes
-    finish: bool  # something is left to do after it
-    summed: tuple[bool, ...] = ()  # backward: of the prior's gradients the kernel gives sums of columns
-
-
 # None: the tensors must be copied first.
-_forward_plans: Memory[Plan | None] = Memory()
-_backward_plans: Memory[Plan | None] = Memory()
+_forward_plans: Memory[Plan] = Memory()
+_backward_plans: Memory[Plan] = Memory()
 
 
 def _numbers(scalars: LatentScalars) -> tuple[float, ...]:
@@ -184,13 +174,9 @@ def _plan_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars
         outputs.kl if kl == ELEMENTWISE.value else None,
     )
     draws = scalars.num_samples or 1
-    sizes = Sizes(
-        view,
-        tiling,
-        dict(zip((*PARAMETERS, "z", "kl"), view.strides, strict=True)),
-        {"z_draw": _draw_stride(outputs.z, scalars.num_samples)},
-        {"draws": draws, "draws_a_program": -(-draws // tiling.grid[2]), "tiles": tiling.tiles_a_row},
-    )
+    strides = dict(zip((*PARAMETERS, "z", "kl"), view.strides, strict=True))
+    slices = {"z_draw": _draw_stride(outputs.z, scalars.num_samples)}
+    others = {"draws": draws, "draws_a_program": -(-draws // tiling.grid[2]), "tiles": tiling.tiles_a_row}
     constants = {
         "WITH_Z": spec.sample,
         "KL": kl,
@@ -198,7 +184,8 @@ def _plan_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars
         "LOG_PROBS": spec.log_probs,
         **_constants(inputs, spec, scalars, tiling),
     }
-    return plan._replace(template=make_template(latent_forward_kernel, sizes, constants, mu.device))
+    template = make_template(latent_forward_kernel, view, tiling, strides, constants, mu.device, slices, others)
+    return plan._replace(template=template)
 
 
 def latent_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalars) -> LatentOutputs:
@@ -212,7 +199,7 @@ def latent_forward(inputs: LatentInputs, spec: LatentSpec, scalars: LatentScalar
     key = (spec, num_samples, layouts_of(mu, scale, prior_mu, prior_scale))
     plan = _forward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
-        plan = _forward_plans.add(key, without_copies(_plan_forward, inputs, spec, scalars))
+        plan = _forward_plans.add(key, _plan_forward, inputs, spec, scalars)
     if plan is None:
         return _forward_of_copies(inputs, spec, scalars)
     buffers = empty(plan.buffers, mu)
@@ -251,19 +238,15 @@ def _plan_backward(
     mu, _, prior_mu, prior_scale, _ = inputs
     scale = _scale(inputs)
     shape, num_samples = scale.shape, scalars.num_samples
-    extents = _extents(inputs)
-    reduced = tuple([wants_prior and extent in (SHARED.value, ONE.value) for extent in extents])
-    work = _work(inputs, spec, scalars)._replace(reduce_rows=any(reduced))
+    ways = tuple([way_of(prior, wants_prior, shape) for prior in inputs[2:4]])
+    work = _work(inputs, spec, scalars)._replace(reduce_rows=COLUMNS in ways)
     # Noise, moments and gradients of float32 at once: smaller tiles take two thirds of the registers.
     if grad_z is not None and work.dtype.itemsize == 4 and work.event >= launch.TILE_ELEMENTS:
         work = work._replace(tile_elements=TILE_ELEMENTS)
     tiling = tiling_of(work)
-    of_prior = _prior_buffers(inputs, tiling, reduced) if wants_prior else [None, None]
-    finish = [
-        is_sum and sums is not None and prior is not None and not are_finished(sums, prior)
-        for is_sum, sums, prior in zip(reduced, of_prior, inputs[2:4], strict=True)
-    ]
-    plan = Plan(None, tuple([Buffer.like(one) for one in of_prior]), any(finish), reduced)
+    of_prior = [buffer_of(*one, tiling.grid[1], shape) for one in zip(inputs[2:4], ways, strict=True)]
+    finish = any(is_left(*one) for one in zip(of_prior, inputs[2:4], ways, strict=True))
+    plan = Plan(None, tuple([Buffer.like(one) for one in of_prior]), finish, ways)
     if scale.numel() == 0:
         return plan
     elementwise, row_strides, kl = None, (0, 0, 0), NOT_WANTED.value
@@ -277,7 +260,7 @@ def _plan_backward(
         expanded(prior_mu, shape),
         expanded(prior_scale, shape),
         *out,
-        *[None if is_sum else buffer for buffer, is_sum in zip(of_prior, reduced, strict=True)],
+        *[None if way == COLUMNS else buffer for buffer, way in zip(of_prior, ways, strict=True)],
     )
     names = ("grad_z", "grad_kl", *(f"{of}{name}" for of in ("", "grad_") for name in PARAMETERS))
     strides = dict(zip(names, view.strides, strict=True))
@@ -285,30 +268,26 @@ def _plan_backward(
         strides["grad_kl"] = row_strides
     q_draw, q_row = _draw_and_row(grad_log_q)
     p_draw, p_row = _draw_and_row(grad_log_p)
-    sizes = Sizes(
-        view,
-        tiling,
-        strides,
-        {"grad_z_draw": _draw_stride(grad_z, num_samples)},
-        {
-            "draws": num_samples or 1,
-            "grad_log_q_draw": q_draw,
-            "grad_log_p_draw": p_draw,
-            "grad_log_q_row": q_row,
-            "grad_log_p_row": p_row,
-        },
-    )
+    slices = {"grad_z_draw": _draw_stride(grad_z, num_samples)}
+    others = {
+        "draws": num_samples or 1,
+        "grad_log_q_draw": q_draw,
+        "grad_log_p_draw": p_draw,
+        "grad_log_q_row": q_row,
+        "grad_log_p_row": p_row,
+    }
     constants = {
         "WITH_Z": grad_z is not None,
         "KL": kl,
         "WITH_LOG_Q": grad_log_q is not None,
         "WITH_LOG_P": grad_log_p is not None,
         "WANTS_PRIOR": wants_prior and prior_mu is not None,
-        "SUM_PRIOR_MU": reduced[0],
-        "SUM_PRIOR_SCALE": reduced[1],
+        "SUM_PRIOR_MU": ways[0] == COLUMNS,
+        "SUM_PRIOR_SCALE": ways[1] == COLUMNS,
         **_constants(inputs, spec, scalars, tiling),
     }
-    return plan._replace(template=make_template(latent_backward_kernel, sizes, constants, scale.device))
+    template = make_template(latent_backward_kernel, view, tiling, strides, constants, scale.device, slices, others)
+    return plan._replace(template=template)
 
 
 def _draw_and_row(gradient: Tensor | None) -> tuple[int, int]:
@@ -316,19 +295,6 @@ def _draw_and_row(gradient: Tensor | None) -> tuple[int, int]:
     if gradient is None:
         return 0, 0
     return 0 if gradient.dim() == 1 else gradient.stride(0), gradient.stride(-1)
-
-
-def _prior_buffers(inputs: LatentInputs, tiling: Tiling, summed: tuple[bool, ...]) -> list[Tensor | None]:
-    """For the gradients of the prior's mu and scale, or for sums of their columns."""
-    buffers: list[Tensor | None] = []
-    for prior, is_sum in zip((inputs.prior_mu, inputs.prior_scale), summed, strict=True):
-        if prior is None:
-            buffers.append(None)
-        elif is_sum:
-            buffers.append(sums_of_columns(prior, tiling.grid[1], math.prod(_scale(inputs).shape[1:])))
-        else:
-            buffers.append(torch.empty_like(prior))
-    return buffers
 
 
 def latent_backward(
@@ -356,21 +322,17 @@ def _backward(
     key = (spec, scalars.num_samples, wants_prior, layouts)
     plan = _backward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
-        planned = functools.partial(_plan_backward, grads, inputs, spec, scalars, wants_prior, out)
-        plan = _backward_plans.add(key, without_copies(planned))
+        plan = _backward_plans.add(key, _plan_backward, grads, inputs, spec, scalars, wants_prior, out)
     if plan is None:
         return _backward_of_copies(grads, inputs, spec, scalars, wants_prior, out)
-    of_prior = empty(plan.buffers, scale) if wants_prior else [None, None]
+    of_prior = empty(plan.buffers, scale)
     if plan.template is not None:
         if grad_z is None and grad_log_p is None:
             seed = None
         pointers = (grad_z, grad_kl, grad_log_q, grad_log_p, *inputs[:4], *out, *of_prior, seed)
         plan.template.start(pointers, _numbers(scalars))
     if plan.finish:
-        of_prior = [
-            finish_columns(sums, prior) if is_sum and prior is not None and sums is not None else sums
-            for sums, prior, is_sum in zip(of_prior, inputs[2:4], plan.summed, strict=True)
-        ]
+        of_prior = [finish_gradient(*one) for one in zip(of_prior, inputs[2:4], plan.ways, strict=True)]
     return latent_gradients((*out, *of_prior))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -17,9 +17,10 @@ import triton
 from torch import Tensor
 from triton.runtime import driver as _driver
 
-from ..layout import RowsView, Strides
+from ..layout import NeedsCopies, RowsView, Strides
 from .noise import noise_kernel
 from .started import Started, runs_as_known
+from .tiles import Tiles
 
 try:
     from ..cpu import launch_arguments, layouts  # in C; they look at tensors of any device
@@ -323,11 +324,16 @@ class Memory(Generic[Remembered]):
     MOST = 1024
 
     def __init__(self) -> None:
-        self._found: dict[tuple[Any, ...], Remembered] = {}
+        self._found: dict[tuple[Any, ...], Remembered | None] = {}
         self.get = self._found.get
         _memories.append(self._found)
 
-    def add(self, key: tuple[Any, ...], found: Remembered) -> Remembered:
+    def add(self, key: tuple[Any, ...], work_out: Callable[..., Remembered], *arguments: Any) -> Remembered | None:
+        """``work_out(*arguments)``, or None if a tensor must be copied before a kernel can read it."""
+        try:
+            found = work_out(*arguments)
+        except NeedsCopies:
+            found = None
         if len(self._found) >= self.MOST:
             self._found.clear()
         self._found[key] = found
@@ -346,44 +352,51 @@ def forget() -> None:
         found.clear()
 
 
-class Sizes(NamedTuple):
-    """The arguments of a kernel that stand for shapes and strides."""
+class Plan(NamedTuple):
+    """A call worked out for tensors of given shapes, strides and dtypes."""
 
-    view: RowsView
-    tiling: Tiling
-    strides: dict[str, Strides]  # of each tensor, by its name in the kernel
-    slices: dict[str, int]  # from a draw or channel to the next, by the argument's name
-    others: dict[str, int]
+    template: Template | None  # None: there is nothing to compute
+    buffers: tuple[Buffer | None, ...]  # what the kernel writes
+    finish: bool = False  # something is left to do after it
+    ways: tuple[str, ...] = ()  # backward: what the buffers are to the gradients, see `sums`
 
 
-def make_template(kernel: Any, sizes: Sizes, constants: dict[str, Any], device: torch.device) -> Template:
-    view, tiling = sizes.view, sizes.tiling
+def make_template(
+    kernel: Any,
+    view: RowsView,
+    tiling: Tiling,
+    strides: dict[str, Strides],
+    constants: dict[str, Any],
+    device: torch.device,
+    slices: dict[str, int] | None = None,
+    others: dict[str, int] | None = None,
+) -> Template:
+    """Dicts are by name in the kernel: strides of tensors, slices from a draw or channel to the next, and others."""
+    slices = slices or {}
     event = view.outer * view.inner
-    unit = math.gcd(tiling.vec, event, *[row for row, _, _ in sizes.strides.values()], *sizes.slices.values())
+    unit = math.gcd(tiling.vec, event, *[row for row, _, _ in strides.values()], *slices.values())
     values: dict[str, Any] = {
         "rows": view.rows,
         "event_units": event // unit,
         "inner": view.inner,
         "tiles_a_program": tiling.tiles_a_program,
-        **sizes.others,
-        **{name: stride // unit for name, stride in sizes.slices.items()},
-        **{f"{name}_strides": (row // unit, outer, inner) for name, (row, outer, inner) in sizes.strides.items()},
+        **(others or {}),
+        **{name: stride // unit for name, stride in slices.items()},
+        **{f"{name}_strides": (row // unit, outer, inner) for name, (row, outer, inner) in strides.items()},
     }
-    of_tiles = {
-        "REDUCE_ROWS": tiling.reduce_rows,
-        "UNIT": unit,
-        "WIDE": event >= WIDE_EVENT,
-        "TWO_DIMS": view.outer > 1,
-        "MASK_ROWS": tiling.tile.mask_rows,
-        "MASK_COLUMNS": event % tiling.tile.columns != 0,
-        "ROWS": tiling.tile.rows,
-        "COLUMNS": tiling.tile.columns,
-        "ONE_TILE": tiling.tiles_a_row == 1 and not tiling.reduce_rows,
-        "UNROLL": tiling.unroll,
-        "VEC": tiling.vec,
-        "PTX_LEVEL": ptx_level_of(device),
-    }
-    names = kernel.arg_names
-    constants |= {name: value for name, value in of_tiles.items() if name in names}
-    fixed = tuple([values[name] for name in names if name in values])
-    return Template(kernel, tiling.grid, fixed, constants, device)
+    tiles = Tiles(
+        tiling.tile.columns,
+        ptx_level_of(device),
+        tiling.tile.rows,
+        reduce_rows=tiling.reduce_rows,
+        one_tile=tiling.tiles_a_row == 1 and not tiling.reduce_rows,
+        mask_rows=tiling.tile.mask_rows,
+        mask_columns=event % tiling.tile.columns != 0,
+        two_dims=view.outer > 1,
+        wide=event >= WIDE_EVENT,
+        unit=unit,
+        unroll=tiling.unroll,
+        vec=tiling.vec,
+    )
+    fixed = tuple([values[name] for name in kernel.arg_names if name in values])
+    return Template(kernel, tiling.grid, fixed, constants | {"TILES": tiles}, device)

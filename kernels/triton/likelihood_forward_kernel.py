@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .likelihoods import is_outside, load_data, log_prob
-from .tiles import ELEMENTWISE, SUMS, event_size, mask_of, share, store_row_sums, store_tile, tile_at, zero_outside
+from .tiles import ELEMENTWISE, SUMS, event_size, filled, place_at, share, store_row_sums, store_tile, zero_outside
 
 
 @triton.jit(do_not_specialize=["rows", "tiles_a_program"])
@@ -31,36 +31,23 @@ def likelihood_forward_kernel(
     CLAMP: tl.constexpr,
     SECOND: tl.constexpr,
     THIRD: tl.constexpr,
-    UNIT: tl.constexpr,
-    WIDE: tl.constexpr,
-    TWO_DIMS: tl.constexpr,
-    MASK_ROWS: tl.constexpr,
-    MASK_COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ONE_TILE: tl.constexpr,
-    UNROLL: tl.constexpr,
-    PTX_LEVEL: tl.constexpr,
+    TILES: tl.constexpr,
 ):
-    begin, end = share(rows, event_units, tiles_a_program, False, UNIT, WIDE, ROWS, COLUMNS, ONE_TILE)
-    event = event_size(event_units, UNIT, WIDE)
-    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for step in tl.range(begin, end, COLUMNS, loop_unroll_factor=UNROLL):
-        row, first_column = tile_at(step, False, WIDE, ROWS, COLUMNS)
-        column = first_column + tl.arange(0, COLUMNS)[None, :]
-        inside_event = (column < event) if MASK_COLUMNS else None
-        inside = mask_of(row, rows, inside_event, MASK_ROWS)
-        x, first, second, third = load_data(
-            (x_ptr, first_ptr, second_ptr, third_ptr), (x_strides, first_strides, second_strides, third_strides),
-            row, column, inner, inside, inside_event, KIND, SECOND, THIRD, UNIT, TWO_DIMS, PTX_LEVEL
-        )  # fmt: skip
+    begin, end = share(rows, event_units, tiles_a_program, TILES)
+    event = event_size(event_units, TILES)
+    sums = filled(0.0, TILES)
+    for step in tl.range(begin, end, TILES.columns, loop_unroll_factor=TILES.unroll):
+        at = place_at(step, rows, event, inner, TILES)
+        pointers = x_ptr, first_ptr, second_ptr, third_ptr
+        strides = x_strides, first_strides, second_strides, third_strides
+        x, first, second, third = load_data(pointers, strides, at, KIND, SECOND, THIRD, TILES)
         if noticed_ptr is not None:
-            outside = zero_outside(is_outside(x, first, second, third, KIND), inside)
-            tl.store(noticed_ptr + (row + column) * 0, 1, mask=outside != 0)
-        values = log_prob(x, first, second, third, low, high, KIND, CLAMP, PTX_LEVEL)
+            outside = zero_outside(is_outside(x, first, second, third, KIND), at, TILES)
+            tl.store(noticed_ptr + (at.row + at.column) * 0, 1, mask=outside != 0)
+        values = log_prob(x, first, second, third, low, high, KIND, CLAMP, TILES.ptx_level)
         if OUT == ELEMENTWISE:
-            store_tile(out_ptr, values, out_strides, row, column, inner, inside, UNIT, TWO_DIMS)
+            store_tile(out_ptr, values, out_strides, at, TILES)
         else:
-            sums += zero_outside(values, inside)
+            sums += zero_outside(values, at, TILES)
     if OUT == SUMS:
-        store_row_sums(out_ptr, sums, rows, begin, MASK_ROWS, WIDE, ROWS, COLUMNS)
+        store_row_sums(out_ptr, sums, rows, begin, TILES)

@@ -1,22 +1,20 @@
-"""Launches of the element-wise likelihoods; those of mixtures are in `mixture_launch`."""
+"""Launches of the likelihoods; those of mixtures are worked out in `mixture_launch`."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..layout import contiguous, copy_all, empty_kl, rows_view
-from ..likelihood_spec import MIXTURE, NOTICING, Bounds, LikelihoodSpec
-from . import mixture_launch
+from ..likelihood_spec import KINDS, MIXTURE, NOTICING, Bounds, LikelihoodSpec
 from .launch import (
     UNKNOWN,
     Buffer,
     Memory,
-    Sizes,
-    Template,
+    Plan,
     Tiling,
     Work,
     channel_to_sum,
@@ -27,9 +25,10 @@ from .launch import (
 )
 from .likelihood_backward_kernel import likelihood_backward_kernel
 from .likelihood_forward_kernel import likelihood_forward_kernel
-from .sums import are_finished, finish_columns, finish_elementwise, finish_rows, grad_view, sum_of_rows, sums_of_columns
-from .tiles import ABSENT, ELEMENTWISE, FULL, SHARED, SUMS
-from .views import as_loaded, expanded, extent_of, is_one_a_row, without_copies
+from .mixture_launch import plan_mixture_backward, plan_mixture_forward
+from .sums import COLUMNS, buffer_of, finish_elementwise, finish_gradient, finish_rows, grad_view, is_left, way_of
+from .tiles import ABSENT, ELEMENTWISE, SHARED, SUMS
+from .views import as_loaded, expanded, extent_of
 
 # Elements of a tile, at most: there may be three parameters, and their gradients.
 TILE_ELEMENTS = 1024
@@ -38,26 +37,16 @@ PARAMETERS = ("first", "second", "third")
 # Of these a tile fills the registers: a second one at a time would spill them.
 HEAVY = ("negative_binomial", "zero_inflated_negative_binomial")
 
-# In place of the parameters that a kind does not have.
-_ABSENT = [(None,) * (len(PARAMETERS) - count) for count in range(len(PARAMETERS) + 1)]
+# In place of the parameters that a kind does not have, in kernels for several kinds.
+_ABSENT = {kind: (None,) * (len(PARAMETERS) - of.parameters) for kind, of in KINDS.items()} | {MIXTURE: ()}
 
 Parameters = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
 
 
-class Plan(NamedTuple):
-    """A call worked out for tensors of given shapes, strides and dtypes."""
-
-    template: Template | None  # None: there is nothing to compute
-    buffers: tuple[Buffer | None, ...]  # what the kernel writes
-    finish: bool  # something is left to do after it
-    summed: tuple[bool, ...] = ()  # backward: the kernel gives sums of columns for the gradient of this parameter
-    by_row: tuple[bool, ...] = ()  # backward: the gradient of this parameter is to be summed over the event
-
-
 # None: the tensors must be copied first.
-_forward_plans: Memory[Plan | None] = Memory()
-_backward_plans: Memory[Plan | None] = Memory()
+_forward_plans: Memory[Plan] = Memory()
+_backward_plans: Memory[Plan] = Memory()
 
 
 def likelihood_forward(
@@ -66,21 +55,21 @@ def likelihood_forward(
     """As `fastvae.kernels` says."""
     if x.dtype is torch.bool:
         x = x.view(torch.uint8)
-    if spec.kind == MIXTURE:
-        return mixture_launch.forward(x, parameters[0], spec, bounds)
     if noticed is not None:
         noticed = noticed.view(torch.uint8) if spec.kind in NOTICING else None
     key = (spec, noticed is None, layouts_of(x, *parameters))
     plan = _forward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
-        plan = _forward_plans.add(key, without_copies(_plan_forward, x, parameters, spec))
+        work_out = plan_mixture_forward if spec.kind == MIXTURE else _plan_forward
+        plan = _forward_plans.add(key, work_out, x, parameters, spec)
     if plan is None:
         found = likelihood_forward(x.contiguous(), contiguous(*parameters), spec, bounds, noticed)
-        return empty_kl(parameters[0], "none").copy_(found) if spec.reduction == "none" else found
+        as_it_is = spec.reduction != "none" or spec.kind == MIXTURE
+        return found if as_it_is else empty_kl(parameters[0], "none").copy_(found)
     (out,) = empty(plan.buffers, parameters[0])
     assert out is not None
     if plan.template is not None:
-        plan.template.start((x, *parameters, *_ABSENT[len(parameters)], out, noticed), bounds)
+        plan.template.start((x, *parameters, *_ABSENT[spec.kind], out, noticed), bounds)
     if not plan.finish:
         return out
     if out.shape == x.shape and spec.reduction == "channel":
@@ -96,12 +85,11 @@ def likelihood_backward(
         return (None,) * len(parameters)
     if x.dtype is torch.bool:
         x = x.view(torch.uint8)
-    if spec.kind == MIXTURE:
-        return (mixture_launch.backward(grad, x, parameters[0], spec, bounds),)
     key = (spec, wants, layouts_of(grad, x, *parameters))
     plan = _backward_plans.get(key, UNKNOWN)
     if plan is UNKNOWN:
-        plan = _backward_plans.add(key, without_copies(_plan_backward, grad, x, parameters, spec, wants))
+        work_out = plan_mixture_backward if spec.kind == MIXTURE else _plan_backward
+        plan = _backward_plans.add(key, work_out, grad, x, parameters, spec, wants)
     if plan is None:
         found = likelihood_backward(grad.contiguous(), x.contiguous(), contiguous(*parameters), spec, bounds, wants)
         gradients = tuple(
@@ -111,18 +99,11 @@ def likelihood_backward(
         return gradients
     buffers = empty(plan.buffers, parameters[0])
     if plan.template is not None:
-        absent = _ABSENT[len(parameters)]
+        absent = _ABSENT[spec.kind]
         plan.template.start((grad, x, *parameters, *absent, *buffers, *absent), bounds)
     if not plan.finish:
         return tuple(buffers)
-    finished = []
-    for buffer, given, is_sum, is_by_row in zip(buffers, parameters, plan.summed, plan.by_row, strict=True):
-        if buffer is not None and is_sum:
-            buffer = finish_columns(buffer, given)
-        elif buffer is not None and is_by_row:
-            buffer = sum_of_rows(buffer, given)
-        finished.append(buffer)
-    return tuple(finished)
+    return tuple([finish_gradient(*one) for one in zip(buffers, parameters, plan.ways, strict=True)])
 
 
 def _plan_forward(x: Tensor, parameters: Parameters, spec: LikelihoodSpec) -> Plan:
@@ -142,41 +123,36 @@ def _plan_forward(x: Tensor, parameters: Parameters, spec: LikelihoodSpec) -> Pl
     view = rows_view(x, *_expanded(parameters, x.shape), out if by_element else None)
     strides = dict(zip(("x", *PARAMETERS, "out"), view.strides, strict=True))
     constants = {"OUT": (ELEMENTWISE if by_element else SUMS).value, **_constants(x, parameters, spec, tiling)}
-    sizes = Sizes(view, tiling, strides, {}, {})
-    return plan._replace(template=make_template(likelihood_forward_kernel, sizes, constants, x.device))
+    template = make_template(likelihood_forward_kernel, view, tiling, strides, constants, x.device)
+    return plan._replace(template=template)
 
 
 def _plan_backward(
     grad: Tensor, x: Tensor, parameters: Parameters, spec: LikelihoodSpec, wants: tuple[bool, ...]
 ) -> Plan:
-    extents = [extent_of(given, x.shape) for given in parameters]
-    summed = tuple([wanted and extent != FULL.value for wanted, extent in zip(wants, extents, strict=True)])
-    by_row = tuple([wanted and is_one_a_row(given, x.shape) for wanted, given in zip(wants, parameters, strict=True)])
-    tiling = _tiling(_work(x, parameters)._replace(reduce_rows=any(summed)), spec)
-    buffers = _gradient_buffers(x, parameters, tiling, wants, summed, by_row)
-    finish = [
-        is_by_row or (is_sum and buffer is not None and not are_finished(buffer, given))
-        for is_sum, is_by_row, buffer, given in zip(summed, by_row, buffers, parameters, strict=True)
-    ]
-    plan = Plan(None, tuple([Buffer.like(buffer) for buffer in buffers]), any(finish), summed, by_row)
+    ways = tuple([way_of(given, wanted, x.shape) for given, wanted in zip(parameters, wants, strict=True)])
+    tiling = _tiling(_work(x, parameters)._replace(reduce_rows=COLUMNS in ways), spec)
+    buffers = [buffer_of(*one, tiling.grid[1], x.shape) for one in zip(parameters, ways, strict=True)]
+    finish = any(is_left(*one) for one in zip(buffers, parameters, ways, strict=True))
+    plan = Plan(None, tuple([Buffer.like(buffer) for buffer in buffers]), finish, ways)
     if x.numel() == 0:
         return plan
     elementwise, row_strides, kind = grad_view(grad, x.shape, spec.reduction)
-    written = _padded([None if is_sum else buffer for buffer, is_sum in zip(buffers, summed, strict=True)])
+    written = _padded([None if way == COLUMNS else buffer for buffer, way in zip(buffers, ways, strict=True)])
     view = rows_view(elementwise, x, *_expanded(parameters, x.shape), *written)
     names = ("grad", "x", *PARAMETERS, *(f"grad_{name}" for name in PARAMETERS))
     strides = dict(zip(names, view.strides, strict=True))
     if elementwise is None:
         strides["grad"] = row_strides
-    _, sum_second, sum_third = _padded(summed)
+    _, second, third = _padded(ways)
     constants = {
         "GRAD": kind,
-        "SUM_SECOND": bool(sum_second),
-        "SUM_THIRD": bool(sum_third),
+        "SUM_SECOND": second == COLUMNS,
+        "SUM_THIRD": third == COLUMNS,
         **_constants(x, parameters, spec, tiling),
     }
-    sizes = Sizes(view, tiling, strides, {}, {})
-    return plan._replace(template=make_template(likelihood_backward_kernel, sizes, constants, x.device))
+    template = make_template(likelihood_backward_kernel, view, tiling, strides, constants, x.device)
+    return plan._replace(template=template)
 
 
 def _work(x: Tensor, parameters: Parameters) -> Work:
@@ -205,25 +181,3 @@ def _padded(values: Any) -> tuple[Any, ...]:
 
 def _expanded(parameters: Parameters, shape: torch.Size) -> tuple[Tensor | None, ...]:
     return _padded([expanded(given, shape) for given in parameters])
-
-
-def _gradient_buffers(
-    x: Tensor,
-    parameters: Parameters,
-    tiling: Tiling,
-    wants: tuple[bool, ...],
-    summed: tuple[bool, ...],
-    by_row: tuple[bool, ...],
-) -> list[Tensor | None]:
-    """For each gradient that is wanted, or for what it is a sum of."""
-    buffers: list[Tensor | None] = []
-    for given, wanted, is_sum, is_by_row in zip(parameters, wants, summed, by_row, strict=True):
-        if not wanted:
-            buffers.append(None)
-        elif is_sum:
-            buffers.append(sums_of_columns(given, tiling.grid[1], math.prod(x.shape[1:])))
-        elif is_by_row:
-            buffers.append(given.new_empty(x.shape, dtype=torch.float32))
-        else:
-            buffers.append(torch.empty_like(given))
-    return buffers

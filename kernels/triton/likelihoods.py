@@ -168,19 +168,16 @@ def log_prob(
         log_p = continuous_bernoulli(x, first, PTX_LEVEL)
     elif KIND == "poisson":
         log_p = poisson(x, first, PTX_LEVEL)
-    elif KIND == "gaussian":
+    elif KIND == "gaussian" or KIND == "log_normal":
         logvar = clamped(second, low, high, CLAMP, PTX_LEVEL)
-        distance = x - first
+        data = tl.log(x) if KIND == "log_normal" else x
+        distance = data - first
         log_p = -0.5 * (distance * distance * tl.exp(-logvar) + logvar) - HALF_LOG_2_PI
+        if KIND == "log_normal":
+            log_p -= tl.where(data < LEAST_LOG, LEAST_LOG, data)
     elif KIND == "laplace":
         logscale = clamped(second, low, high, CLAMP, PTX_LEVEL)
         log_p = -tl.abs(x - first) * tl.exp(-logscale) - logscale - LN_2
-    elif KIND == "log_normal":
-        logvar = clamped(second, low, high, CLAMP, PTX_LEVEL)
-        log_x = tl.log(x)
-        distance = log_x - first
-        log_p = -0.5 * (distance * distance * tl.exp(-logvar) + logvar) - HALF_LOG_2_PI
-        log_p -= tl.where(log_x < LEAST_LOG, LEAST_LOG, log_x)
     elif KIND == "scaled_bernoulli":
         log_p = scaled_bernoulli(x, first, second, third)
     else:
@@ -240,22 +237,14 @@ def harmless(kind, index):
 
 @triton.jit
 def load_data(
-    pointers, strides, row, column, inner, inside, inside_event,
-    KIND: tl.constexpr, SECOND: tl.constexpr, THIRD: tl.constexpr, UNIT: tl.constexpr, TWO_DIMS: tl.constexpr,
-    PTX_LEVEL: tl.constexpr,
+    pointers, strides, at, KIND: tl.constexpr, SECOND: tl.constexpr, THIRD: tl.constexpr, TILES: tl.constexpr
 ):  # fmt: skip
     """A tile of x and of each parameter, 0 for one that the kind does not have."""
-    x = load_tile(pointers[0], strides[0], row, column, inner, inside, UNIT, TWO_DIMS, PTX_LEVEL)
-    first = load_tile(pointers[1], strides[1], row, column, inner, inside, UNIT, TWO_DIMS, PTX_LEVEL)
+    x = load_tile(pointers[0], strides[0], at, TILES)
+    first = load_tile(pointers[1], strides[1], at, TILES)
     second, third = 0.0, 0.0
     if SECOND != ABSENT:
-        second = load_shared(
-            pointers[2], strides[2], row, column, inner, inside, inside_event, SECOND, UNIT, TWO_DIMS, PTX_LEVEL,
-            harmless(KIND, 1)
-        )  # fmt: skip
+        second = load_shared(pointers[2], strides[2], at, SECOND, TILES, harmless(KIND, 1))
     if THIRD != ABSENT:
-        third = load_shared(
-            pointers[3], strides[3], row, column, inner, inside, inside_event, THIRD, UNIT, TWO_DIMS, PTX_LEVEL,
-            harmless(KIND, 2)
-        )  # fmt: skip
+        third = load_shared(pointers[3], strides[3], at, THIRD, TILES, harmless(KIND, 2))
     return x, first, second, third

@@ -14,12 +14,14 @@ and b out, and w. F_c is never less than 0.09, nor the product of three less tha
 logarithm of that is off by 2 units in the last place, or by 2^-22 where it is more than 1/2.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from .functions import series
 from .parameterisation import log, reciprocal, sigmoid, tanh, tanh_slope
-from .tiles import load_masked
+from .tiles import filled, load_masked, mask_of
 
 HALF_A_LEVEL: tl.constexpr = tl.constexpr(1.0 / 255.0)
 # Between the highest level but one and the highest, in [-1, 1].
@@ -29,37 +31,48 @@ LOG_A_LEVEL: tl.constexpr = tl.constexpr(-4.848116352010439)  # log(2 / 255)
 LOWEST: tl.constexpr = tl.constexpr(-3e38)
 
 
+class Channels(NamedTuple):
+    """Where the channels of the parameter stand for a tile of pixels, or those of its gradient."""
+
+    pointer: Any  # to the first one
+    units: Any  # from a channel to the next, divided by the unit
+    components: Any
+    at: Any  # the place of the tile
+
+
 @triton.jit
-def level_of(pointer, inside, PTX_LEVEL: tl.constexpr):
+def level_of(pointer, at, TILES: tl.constexpr):
     """A tile of a channel in [-1, 1]."""
-    x = load_masked(pointer, inside, PTX_LEVEL)
+    x = load_masked(pointer, mask_of(at, TILES), TILES.ptx_level)
     return x * 2.0 - 1.0 if pointer.dtype.element_ty.is_floating() else (x * 2.0 - 255.0) * (1.0 / 255.0)
 
 
 @triton.jit
-def load_levels(pointer, channel_units, inside, CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-                PTX_LEVEL: tl.constexpr):  # fmt: skip
+def load_levels(pointer, channel_units, at, CHANNELS: tl.constexpr, TILES: tl.constexpr):
     """Red, green and blue of a tile of pixels; with one channel, the last two are 0."""
-    red, green, blue = level_of(pointer, inside, PTX_LEVEL), 0.0, 0.0
+    red, green, blue = level_of(pointer, at, TILES), 0.0, 0.0
     if CHANNELS == 3:
-        channel = tl.cast(channel_units, tl.int64) * UNIT
-        green = level_of(pointer + channel, inside, PTX_LEVEL)
-        blue = level_of(pointer + 2 * channel, inside, PTX_LEVEL)
+        channel = tl.cast(channel_units, tl.int64) * TILES.unit
+        green = level_of(pointer + channel, at, TILES)
+        blue = level_of(pointer + 2 * channel, at, TILES)
     return red, green, blue
 
 
 @triton.jit
-def load_number(pointer, number, component, components, channel_units, inside, UNIT: tl.constexpr,
-                PTX_LEVEL: tl.constexpr):  # fmt: skip
-    """A tile of a component's logit (number 0), or of the mean, log scale or coefficient that stands there."""
-    channel = (tl.cast(components, tl.int64) * number + component) * channel_units * UNIT
-    return load_masked(pointer + channel, inside, PTX_LEVEL)
+def number_at(of, number, component, TILES: tl.constexpr):
+    """Of a component its logit (number 0), or the mean, log scale or coefficient that stands there."""
+    return of.pointer + (tl.cast(of.components, tl.int64) * number + component) * of.units * TILES.unit
 
 
 @triton.jit
-def store_number(pointer, values, number, component, components, channel_units, inside, UNIT: tl.constexpr):
-    channel = (tl.cast(components, tl.int64) * number + component) * channel_units * UNIT
-    tl.store(pointer + channel, values.to(pointer.dtype.element_ty), mask=inside)
+def load_number(of, number, component, TILES: tl.constexpr):
+    return load_masked(number_at(of, number, component, TILES), mask_of(of.at, TILES), TILES.ptx_level)
+
+
+@triton.jit
+def store_number(to, values, number, component, TILES: tl.constexpr):
+    pointer = number_at(to, number, component, TILES)
+    tl.store(pointer, values.to(pointer.dtype.element_ty), mask=mask_of(to.at, TILES))
 
 
 @triton.jit
@@ -88,41 +101,31 @@ def log_prob_of_bin(level, mean, log_scale, low, PTX_LEVEL: tl.constexpr):
 
 
 @triton.jit
-def channel_parameters(
-    pointer, component, components, channel_units, red, green, inside,
-    CHANNELS: tl.constexpr, UNIT: tl.constexpr, PTX_LEVEL: tl.constexpr,
-):  # fmt: skip
+def channel_parameters(of, component, levels, CHANNELS: tl.constexpr, TILES: tl.constexpr):
     """Means and log scales of red, green and blue; derivatives of tanh of the coefficients; 0 for what is not there."""
-    mean_0 = load_number(pointer, 1, component, components, channel_units, inside, UNIT, PTX_LEVEL)
-    scale_0 = load_number(pointer, 2, component, components, channel_units, inside, UNIT, PTX_LEVEL)
+    mean_0, scale_0 = load_number(of, 1, component, TILES), load_number(of, 2, component, TILES)
     mean_1, mean_2, scale_1, scale_2, k_0, k_1, k_2 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     if CHANNELS == 3:
-        k_0 = load_number(pointer, 3, component, components, channel_units, inside, UNIT, PTX_LEVEL)
-        mean_1 = load_number(pointer, 4, component, components, channel_units, inside, UNIT, PTX_LEVEL)
-        scale_1 = load_number(pointer, 5, component, components, channel_units, inside, UNIT, PTX_LEVEL)
-        k_1 = load_number(pointer, 6, component, components, channel_units, inside, UNIT, PTX_LEVEL)
-        mean_2 = load_number(pointer, 7, component, components, channel_units, inside, UNIT, PTX_LEVEL)
-        scale_2 = load_number(pointer, 8, component, components, channel_units, inside, UNIT, PTX_LEVEL)
-        k_2 = load_number(pointer, 9, component, components, channel_units, inside, UNIT, PTX_LEVEL)
-        mean_1 += tanh(k_0, PTX_LEVEL) * red
-        mean_2 += tanh(k_1, PTX_LEVEL) * red + tanh(k_2, PTX_LEVEL) * green
-        k_0, k_1, k_2 = tanh_slope(k_0, PTX_LEVEL), tanh_slope(k_1, PTX_LEVEL), tanh_slope(k_2, PTX_LEVEL)
-    return mean_0, mean_1, mean_2, scale_0, scale_1, scale_2, k_0, k_1, k_2
+        k_0 = load_number(of, 3, component, TILES)
+        mean_1, scale_1 = load_number(of, 4, component, TILES), load_number(of, 5, component, TILES)
+        k_1 = load_number(of, 6, component, TILES)
+        mean_2, scale_2 = load_number(of, 7, component, TILES), load_number(of, 8, component, TILES)
+        k_2 = load_number(of, 9, component, TILES)
+        mean_1 += tanh(k_0, TILES.ptx_level) * levels[0]
+        mean_2 += tanh(k_1, TILES.ptx_level) * levels[0] + tanh(k_2, TILES.ptx_level) * levels[1]
+        k_0, k_1 = tanh_slope(k_0, TILES.ptx_level), tanh_slope(k_1, TILES.ptx_level)
+        k_2 = tanh_slope(k_2, TILES.ptx_level)
+    return (mean_0, mean_1, mean_2), (scale_0, scale_1, scale_2), (k_0, k_1, k_2)
 
 
 @triton.jit
-def joint_log_prob(
-    logit, red, green, blue, mean_0, mean_1, mean_2, scale_0, scale_1, scale_2, low,
-    CHANNELS: tl.constexpr, PTX_LEVEL: tl.constexpr,
-):  # fmt: skip
+def joint_log_prob(logit, levels, means, scales, low, CHANNELS: tl.constexpr, PTX_LEVEL: tl.constexpr):
     """The logit plus log P of all channels: T, which may be large, comes last, so that it alone is rounded as such."""
-    term, log_width, factor = log_prob_of_bin(red, mean_0, scale_0, low, PTX_LEVEL)
-    if CHANNELS == 3:
-        green_term, green_log_width, green_factor = log_prob_of_bin(green, mean_1, scale_1, low, PTX_LEVEL)
-        blue_term, blue_log_width, blue_factor = log_prob_of_bin(blue, mean_2, scale_2, low, PTX_LEVEL)
-        term += green_term + blue_term
-        log_width += green_log_width + blue_log_width
-        factor *= green_factor * blue_factor
+    LAST: tl.constexpr = CHANNELS - 1
+    term, log_width, factor = log_prob_of_bin(levels[LAST], means[LAST], scales[LAST], low, PTX_LEVEL)
+    for channel in tl.static_range(LAST - 1, -1, -1):
+        more, wider, times = log_prob_of_bin(levels[channel], means[channel], scales[channel], low, PTX_LEVEL)
+        term, log_width, factor = more + term, wider + log_width, times * factor
     return term + (logit + log_width + log(factor, PTX_LEVEL))
 
 
@@ -134,31 +137,22 @@ def add_exp(largest, total, value):
 
 
 @triton.jit
-def mix(
-    pointer, components, channel_units, red, green, blue, low, inside,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, UNIT: tl.constexpr,
-    PTX_LEVEL: tl.constexpr,
-):  # fmt: skip
+def mix(of, levels, low, CHANNELS: tl.constexpr, TILES: tl.constexpr):
     """Over components of the logits, and of the logits plus log P: the largest, and the sum as `add_exp` has it.
 
     The largest logit is found first, and log P is added to what a logit is less than it: what all logits have in common
     must not round the sums. So the largest sum of both is relative to it, too.
     """
-    largest_logit = tl.full((ROWS, COLUMNS), LOWEST, tl.float32)
-    for component in tl.range(0, components):
-        logit = load_number(pointer, 0, component, components, channel_units, inside, UNIT, PTX_LEVEL)
-        largest_logit = tl.maximum(largest_logit, logit)
-    largest = tl.full((ROWS, COLUMNS), LOWEST, tl.float32)
-    sum_of_logits = tl.zeros((ROWS, COLUMNS), tl.float32)
+    largest_logit = filled(LOWEST, TILES)
+    for component in tl.range(0, of.components):
+        largest_logit = tl.maximum(largest_logit, load_number(of, 0, component, TILES))
+    largest = filled(LOWEST, TILES)
+    sum_of_logits = filled(0.0, TILES)
     total = sum_of_logits
-    for component in tl.range(0, components):
-        logit = load_number(pointer, 0, component, components, channel_units, inside, UNIT, PTX_LEVEL) - largest_logit
-        mean_0, mean_1, mean_2, scale_0, scale_1, scale_2, _, _, _ = channel_parameters(
-            pointer, component, components, channel_units, red, green, inside, CHANNELS, UNIT, PTX_LEVEL
-        )
-        joint = joint_log_prob(
-            logit, red, green, blue, mean_0, mean_1, mean_2, scale_0, scale_1, scale_2, low, CHANNELS, PTX_LEVEL
-        )
+    for component in tl.range(0, of.components):
+        logit = load_number(of, 0, component, TILES) - largest_logit
+        means, scales, _ = channel_parameters(of, component, levels, CHANNELS, TILES)
+        joint = joint_log_prob(logit, levels, means, scales, low, CHANNELS, TILES.ptx_level)
         sum_of_logits += tl.exp(logit)
         largest, total = add_exp(largest, total, joint)
     return largest_logit, sum_of_logits, largest, total

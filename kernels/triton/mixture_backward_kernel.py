@@ -3,9 +3,18 @@
 import triton
 import triton.language as tl
 
-from .mixture import channel_parameters, joint_log_prob, load_levels, load_number, mix, slopes_of_bin, store_number
+from .mixture import (
+    Channels,
+    channel_parameters,
+    joint_log_prob,
+    load_levels,
+    load_number,
+    mix,
+    slopes_of_bin,
+    store_number,
+)
 from .parameterisation import reciprocal
-from .tiles import ELEMENTWISE, load_row_gradient, load_tile, mask_of, positions, share, tile_at
+from .tiles import ELEMENTWISE, load_row_gradient, load_tile, place_at, positions, share, tile_at
 
 
 @triton.jit(do_not_specialize=["rows", "tiles_a_program"])
@@ -15,6 +24,7 @@ def mixture_backward_kernel(
     parameter_ptr,  # (rows, channels of it, pixels), strided
     grad_parameter_ptr,  # likewise
     low: tl.float32,  # of log scales
+    high: tl.float32,  # of no use
     rows,
     tiles_a_program,
     event_units,
@@ -29,93 +39,38 @@ def mixture_backward_kernel(
     grad_parameter_strides,
     GRAD: tl.constexpr,
     CHANNELS: tl.constexpr,
-    UNIT: tl.constexpr,
-    WIDE: tl.constexpr,
-    TWO_DIMS: tl.constexpr,
-    MASK_ROWS: tl.constexpr,
-    MASK_COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ONE_TILE: tl.constexpr,
-    UNROLL: tl.constexpr,
-    PTX_LEVEL: tl.constexpr,
+    TILES: tl.constexpr,
 ):
-    begin, end = share(rows, event_units, tiles_a_program, False, UNIT, WIDE, ROWS, COLUMNS, ONE_TILE)
+    PTX_LEVEL: tl.constexpr = TILES.ptx_level
+    begin, end = share(rows, event_units, tiles_a_program, TILES)
     if GRAD != ELEMENTWISE:
-        rows_here = tile_at(begin, False, WIDE, ROWS, COLUMNS)[0]
-        grad = load_row_gradient(grad_ptr, grad_strides, rows_here, rows, MASK_ROWS, GRAD)
-    for step in tl.range(begin, end, COLUMNS, loop_unroll_factor=UNROLL):
-        row, first_column = tile_at(step, False, WIDE, ROWS, COLUMNS)
-        column = first_column + tl.arange(0, COLUMNS)[None, :]
-        inside_event = (column < end) if MASK_COLUMNS else None
-        inside = mask_of(row, rows, inside_event, MASK_ROWS)
-        x_at = x_ptr + positions(row, column, x_strides, inner, UNIT, TWO_DIMS)
-        red, green, blue = load_levels(x_at, x_channel, inside, CHANNELS, UNIT, PTX_LEVEL)
-        parameter_at = parameter_ptr + positions(row, column, parameter_strides, inner, UNIT, TWO_DIMS)
-        to = grad_parameter_ptr + positions(row, column, grad_parameter_strides, inner, UNIT, TWO_DIMS)
+        rows_here = tile_at(begin, TILES)[0]
+        grad = load_row_gradient(grad_ptr, grad_strides, rows_here, rows, GRAD, TILES)
+    for step in tl.range(begin, end, TILES.columns, loop_unroll_factor=TILES.unroll):
+        at = place_at(step, rows, end, inner, TILES)
+        levels = load_levels(x_ptr + positions(at, x_strides, TILES), x_channel, at, CHANNELS, TILES)
+        pointer = parameter_ptr + positions(at, parameter_strides, TILES)
+        parameter = Channels(pointer, parameter_channel, components, at)
+        pointer = grad_parameter_ptr + positions(at, grad_parameter_strides, TILES)
+        to = Channels(pointer, grad_parameter_channel, components, at)
         if GRAD == ELEMENTWISE:
-            grad = load_tile(grad_ptr, grad_strides, row, column, inner, inside, UNIT, TWO_DIMS, PTX_LEVEL)
-        largest_logit, sum_of_logits, largest, total = mix(
-            parameter_at, components, parameter_channel, red, green, blue, low, inside, ROWS, COLUMNS, CHANNELS, UNIT,
-            PTX_LEVEL
-        )  # fmt: skip
+            grad = load_tile(grad_ptr, grad_strides, at, TILES)
+        largest_logit, sum_of_logits, largest, total = mix(parameter, levels, low, CHANNELS, TILES)
         by_total, by_sum_of_logits = reciprocal(total, PTX_LEVEL), reciprocal(sum_of_logits, PTX_LEVEL)
         for m in tl.range(0, components):
-            logit = (
-                load_number(parameter_at, 0, m, components, parameter_channel, inside, UNIT, PTX_LEVEL) - largest_logit
-            )
-            mean_0, mean_1, mean_2, scale_0, scale_1, scale_2, k_0, k_1, k_2 = channel_parameters(
-                parameter_at, m, components, parameter_channel, red, green, inside, CHANNELS, UNIT, PTX_LEVEL
-            )
-            joint = joint_log_prob(
-                logit, red, green, blue, mean_0, mean_1, mean_2, scale_0, scale_1, scale_2, low, CHANNELS, PTX_LEVEL
-            )
+            logit = load_number(parameter, 0, m, TILES) - largest_logit
+            means, scales, slopes = channel_parameters(parameter, m, levels, CHANNELS, TILES)
+            joint = joint_log_prob(logit, levels, means, scales, low, CHANNELS, PTX_LEVEL)
             weight = tl.exp(joint - largest) * by_total  # p(component | x)
-            of_logit = grad * (weight - tl.exp(logit) * by_sum_of_logits)
-            store_number(to, of_logit, 0, m, components, grad_parameter_channel, inside, UNIT)
+            store_number(to, grad * (weight - tl.exp(logit) * by_sum_of_logits), 0, m, TILES)
             weight *= grad
-            of_mean, of_scale = slopes_of_bin(red, mean_0, scale_0, low, PTX_LEVEL)
-            store_number(to, weight * of_mean, 1, m, components, grad_parameter_channel, inside, UNIT)
-            store_number(
-                to,
-                tl.where(scale_0 < low, 0.0, weight * of_scale),
-                2,
-                m,
-                components,
-                grad_parameter_channel,
-                inside,
-                UNIT,
-            )
-            if CHANNELS == 3:
-                of_mean, of_scale = slopes_of_bin(green, mean_1, scale_1, low, PTX_LEVEL)
+            for channel in tl.static_range(CHANNELS):
+                of_mean, of_scale = slopes_of_bin(levels[channel], means[channel], scales[channel], low, PTX_LEVEL)
                 of_mean *= weight
-                of_k = of_mean * red * k_0
-                store_number(to, of_k, 3, m, components, grad_parameter_channel, inside, UNIT)
-                store_number(to, of_mean, 4, m, components, grad_parameter_channel, inside, UNIT)
-                store_number(
-                    to,
-                    tl.where(scale_1 < low, 0.0, weight * of_scale),
-                    5,
-                    m,
-                    components,
-                    grad_parameter_channel,
-                    inside,
-                    UNIT,
-                )
-                of_mean, of_scale = slopes_of_bin(blue, mean_2, scale_2, low, PTX_LEVEL)
-                of_mean *= weight
-                of_k = of_mean * red * k_1
-                store_number(to, of_k, 6, m, components, grad_parameter_channel, inside, UNIT)
-                store_number(to, of_mean, 7, m, components, grad_parameter_channel, inside, UNIT)
-                store_number(
-                    to,
-                    tl.where(scale_2 < low, 0.0, weight * of_scale),
-                    8,
-                    m,
-                    components,
-                    grad_parameter_channel,
-                    inside,
-                    UNIT,
-                )
-                of_k = of_mean * green * k_2
-                store_number(to, of_k, 9, m, components, grad_parameter_channel, inside, UNIT)
+                if channel > 0:
+                    store_number(to, of_mean * levels[0] * slopes[channel - 1], 3 * channel, m, TILES)
+                store_number(to, of_mean, 3 * channel + 1, m, TILES)
+                of_scale = tl.where(scales[channel] < low, 0.0, weight * of_scale)
+                store_number(to, of_scale, 3 * channel + 2, m, TILES)
+                if channel == 2:
+                    store_number(to, of_mean * levels[1] * slopes[2], 9, m, TILES)

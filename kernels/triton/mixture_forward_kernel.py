@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from .mixture import load_levels, mix
+from .mixture import Channels, load_levels, mix
 from .parameterisation import log
-from .tiles import ELEMENTWISE, SUMS, mask_of, positions, share, store_row_sums, store_tile, tile_at, zero_outside
+from .tiles import ELEMENTWISE, SUMS, filled, place_at, positions, share, store_row_sums, store_tile, zero_outside
 
 
 @triton.jit(do_not_specialize=["rows", "tiles_a_program"])
@@ -13,7 +13,9 @@ def mixture_forward_kernel(
     x_ptr,  # (rows, CHANNELS, pixels), strided
     parameter_ptr,  # (rows, channels of it, pixels), strided
     out_ptr,  # (rows, pixels), strided, for ELEMENTWISE; (rows, programs a row) for SUMS
+    noticed_ptr,  # None, as a mixture has no values outside its domain
     low: tl.float32,  # of log scales
+    high: tl.float32,  # of no use
     rows,
     tiles_a_program,
     event_units,
@@ -26,35 +28,20 @@ def mixture_forward_kernel(
     out_strides,
     OUT: tl.constexpr,
     CHANNELS: tl.constexpr,
-    UNIT: tl.constexpr,
-    WIDE: tl.constexpr,
-    TWO_DIMS: tl.constexpr,
-    MASK_ROWS: tl.constexpr,
-    MASK_COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ONE_TILE: tl.constexpr,
-    UNROLL: tl.constexpr,
-    PTX_LEVEL: tl.constexpr,
+    TILES: tl.constexpr,
 ):
-    begin, end = share(rows, event_units, tiles_a_program, False, UNIT, WIDE, ROWS, COLUMNS, ONE_TILE)
-    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for step in tl.range(begin, end, COLUMNS, loop_unroll_factor=UNROLL):
-        row, first_column = tile_at(step, False, WIDE, ROWS, COLUMNS)
-        column = first_column + tl.arange(0, COLUMNS)[None, :]
-        inside_event = (column < end) if MASK_COLUMNS else None
-        inside = mask_of(row, rows, inside_event, MASK_ROWS)
-        x_at = x_ptr + positions(row, column, x_strides, inner, UNIT, TWO_DIMS)
-        red, green, blue = load_levels(x_at, x_channel, inside, CHANNELS, UNIT, PTX_LEVEL)
-        parameter_at = parameter_ptr + positions(row, column, parameter_strides, inner, UNIT, TWO_DIMS)
-        _, sum_of_logits, largest, total = mix(
-            parameter_at, components, parameter_channel, red, green, blue, low, inside, ROWS, COLUMNS, CHANNELS, UNIT,
-            PTX_LEVEL
-        )  # fmt: skip
-        values = largest + (log(total, PTX_LEVEL) - log(sum_of_logits, PTX_LEVEL))
+    begin, end = share(rows, event_units, tiles_a_program, TILES)
+    sums = filled(0.0, TILES)
+    for step in tl.range(begin, end, TILES.columns, loop_unroll_factor=TILES.unroll):
+        at = place_at(step, rows, end, inner, TILES)
+        levels = load_levels(x_ptr + positions(at, x_strides, TILES), x_channel, at, CHANNELS, TILES)
+        pointer = parameter_ptr + positions(at, parameter_strides, TILES)
+        parameter = Channels(pointer, parameter_channel, components, at)
+        _, sum_of_logits, largest, total = mix(parameter, levels, low, CHANNELS, TILES)
+        values = largest + (log(total, TILES.ptx_level) - log(sum_of_logits, TILES.ptx_level))
         if OUT == ELEMENTWISE:
-            store_tile(out_ptr, values, out_strides, row, column, inner, inside, UNIT, TWO_DIMS)
+            store_tile(out_ptr, values, out_strides, at, TILES)
         else:
-            sums += zero_outside(values, inside)
+            sums += zero_outside(values, at, TILES)
     if OUT == SUMS:
-        store_row_sums(out_ptr, sums, rows, begin, MASK_ROWS, WIDE, ROWS, COLUMNS)
+        store_row_sums(out_ptr, sums, rows, begin, TILES)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .philox import noise_tile
-from .tiles import mask_of, share, store_tile, tile_at
+from .tiles import place_at, share, store_tile
 
 
 @triton.jit(
@@ -20,24 +20,11 @@ def noise_kernel(
     event_units,
     inner,
     eps_strides,
-    UNIT: tl.constexpr,
-    WIDE: tl.constexpr,
-    TWO_DIMS: tl.constexpr,
-    MASK_ROWS: tl.constexpr,
-    MASK_COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ONE_TILE: tl.constexpr,
-    UNROLL: tl.constexpr,
-    VEC: tl.constexpr,
-    PTX_LEVEL: tl.constexpr,
+    TILES: tl.constexpr,
 ):
-    begin, end = share(rows, event_units, tiles_a_program, False, UNIT, WIDE, ROWS, COLUMNS, ONE_TILE)
+    begin, end = share(rows, event_units, tiles_a_program, TILES)
     seed = tl.load(seed_ptr)
-    for step in tl.range(begin, end, COLUMNS, loop_unroll_factor=UNROLL):
-        row, first = tile_at(step, False, WIDE, ROWS, COLUMNS)
-        column = first + tl.arange(0, COLUMNS)[None, :]
-        inside_event = (column < end) if MASK_COLUMNS else None
-        inside = mask_of(row, rows, inside_event, MASK_ROWS)
-        eps = noise_tile(seed, row + row_offset, first, draw, 1.0, ROWS, COLUMNS, VEC, PTX_LEVEL)
-        store_tile(eps_ptr, eps, eps_strides, row, column, inner, inside, UNIT, TWO_DIMS)
+    for step in tl.range(begin, end, TILES.columns, loop_unroll_factor=TILES.unroll):
+        at = place_at(step, rows, end, inner, TILES)
+        eps = noise_tile(seed, at.row + row_offset, at.first, draw, 1.0, TILES)
+        store_tile(eps_ptr, eps, eps_strides, at, TILES)

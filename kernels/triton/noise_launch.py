@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..layout import RowsView
-from .launch import Memory, Sizes, Template, Work, make_template, tiling_of
+from .launch import Memory, Template, Work, make_template, tiling_of
 from .noise import noise_kernel
 
 _templates: Memory[Template] = Memory()
@@ -19,7 +19,8 @@ def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dt
     eps = torch.empty(shape, dtype=dtype, device=seed.device)
     if eps.numel() > 0:
         key = eps.shape, dtype, eps.device
-        template = _templates.get(key) or _templates.add(key, _template(eps))
+        template = _templates.get(key) or _templates.add(key, _template, eps)
+        assert template is not None
         template.start((eps, seed), (row_offset, draw))
     return eps
 
@@ -27,5 +28,5 @@ def noise(seed: Tensor, shape: tuple[int, ...], row_offset: int, dtype: torch.dt
 def _template(eps: Tensor) -> Template:
     rows, event = eps.shape[0], math.prod(eps.shape[1:])
     view = RowsView(rows, 1, event, ((event, 0, 1),))
-    sizes = Sizes(view, tiling_of(Work(rows, event, eps.dtype)), {"eps": view.strides[0]}, {}, {})
-    return make_template(noise_kernel, sizes, {}, eps.device)
+    tiling = tiling_of(Work(rows, event, eps.dtype))
+    return make_template(noise_kernel, view, tiling, {"eps": view.strides[0]}, {}, eps.device)

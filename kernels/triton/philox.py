@@ -1,4 +1,4 @@
-"""The noise stream in Triton: Philox4x32-10 (Salmon et al., SC'11) and Box-Muller, VEC coordinates a thread.
+"""The noise stream in Triton: Philox4x32-10 (Salmon et al., SC'11) and Box-Muller, `Tiles.vec` coordinates a thread.
 
 PTX_LEVEL says which PTX instructions the kernels of this package may contain:
 
@@ -226,14 +226,11 @@ def four_normals(quad, row_low, row_high, draw, k0, k1, squared_temperature, PTX
 
 
 @triton.jit
-def noise_tile(
-    seed, row, first_column, draw, temperature,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, VEC: tl.constexpr, PTX_LEVEL: tl.constexpr,
-):  # fmt: skip
-    """temperature * eps (ROWS, COLUMNS) of stream rows ``row`` (int64, (ROWS, 1)) and columns from ``first_column`` on.
+def noise_tile(seed, row, first_column, draw, temperature, TILES: tl.constexpr):
+    """temperature * eps (rows, columns) of stream rows ``row`` (int64, (rows, 1)) and columns from ``first_column`` on.
 
-    VEC is how many neighbouring coordinates (4 or 8) a thread makes: as many as it loads and stores at once, so that
-    putting them side by side moves nothing between threads.
+    TILES.vec is how many neighbouring coordinates (4 or 8) a thread makes: as many as it loads and stores at once, so
+    that putting them side by side moves nothing between threads.
     """
     k0 = seed.to(tl.uint32)
     k1 = (seed >> 32).to(tl.uint32)
@@ -241,12 +238,14 @@ def noise_tile(
     row_high = (row >> 32).to(tl.uint32)
     draw = tl.full((1, 1), draw, tl.uint32)
     squared = temperature * temperature
-    vector = tl.arange(0, COLUMNS // VEC)[None, :]
-    quad = (first_column // 4 + vector * (VEC // 4)).to(tl.uint32)
-    n0, n1, n2, n3 = four_normals(quad, row_low, row_high, draw, k0, k1, squared, PTX_LEVEL)
-    if VEC == 4:
+    vector = tl.arange(0, TILES.columns // TILES.vec)[None, :]
+    quad = (first_column // 4 + vector * (TILES.vec // 4)).to(tl.uint32)
+    n0, n1, n2, n3 = four_normals(quad, row_low, row_high, draw, k0, k1, squared, TILES.ptx_level)
+    if TILES.vec == 4:
         normals = tl.join(tl.join(n0, n2), tl.join(n1, n3))
     else:
-        m0, m1, m2, m3 = four_normals(quad + 1, row_low, row_high, draw, k0, k1, squared, PTX_LEVEL)
+        m0, m1, m2, m3 = four_normals(quad + 1, row_low, row_high, draw, k0, k1, squared, TILES.ptx_level)
         normals = tl.join(tl.join(tl.join(n0, m0), tl.join(n2, m2)), tl.join(tl.join(n1, m1), tl.join(n3, m3)))
+    ROWS: tl.constexpr = TILES.rows
+    COLUMNS: tl.constexpr = TILES.columns
     return tl.reshape(normals, (ROWS, COLUMNS))

@@ -1,12 +1,25 @@
-"""The second step of sums that several programs have a part in, in a fixed order; and gradients of such sums."""
+"""The second step of sums that several programs have a part in, in a fixed order; and gradients of such sums.
+
+The way from what a kernel writes to the gradient of a tensor, which the batch may share:
+
+    UNWANTED    nothing is written
+    WHOLE       the gradient itself
+    COLUMNS     sums of columns, one for each program that has a part in them (or the gradient itself)
+    ROWS        the gradient of each coordinate, of a tensor with one number a row
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from ..layout import Strides
-from .tiles import ELEMENTWISE, MEAN, SUMS
+from .tiles import ELEMENTWISE, FULL, MEAN, SUMS
+from .views import extent_of, is_one_a_row
+
+UNWANTED, WHOLE, COLUMNS, ROWS = "unwanted", "whole", "columns", "rows"
 
 
 def finish_rows(sums: Tensor, shape: torch.Size, reduction: str | None) -> Tensor:
@@ -28,24 +41,47 @@ def finish_elementwise(values: Tensor, reduction: str | None) -> Tensor:
     return values.flatten(2).sum(2) if reduction == "channel" and values.dim() > 2 else values
 
 
-def sums_of_columns(like: Tensor, programs: int, event: int) -> Tensor:
-    """Empty, for the gradient of a tensor that the batch shares: (programs a column, event) to be summed, or the
-    gradient itself where one program sums each column."""
+def way_of(like: Tensor | None, wanted: bool, shape: torch.Size) -> str:
+    """That to the gradient of ``like``, beside data or a latent of ``shape``."""
+    if like is None or not wanted:
+        return UNWANTED
+    if is_one_a_row(like, shape):
+        return ROWS
+    return WHOLE if extent_of(like, shape) == FULL.value else COLUMNS
+
+
+def buffer_of(like: Tensor | None, way: str, programs: int, shape: torch.Size) -> Tensor | None:
+    """Empty, for what a kernel writes of the gradient of ``like``; ``programs`` have a part in each column."""
+    if like is None or way == UNWANTED:
+        return None
+    if way == WHOLE:
+        return torch.empty_like(like)
+    if way == ROWS:
+        return like.new_empty(shape, dtype=torch.float32)
+    event = math.prod(shape[1:])
     if programs == 1 and like.numel() == event and like.dtype is torch.float32:
         return like.new_empty(like.shape)
     return like.new_empty((programs, event), dtype=torch.float32)
 
 
+def is_left(buffer: Tensor | None, like: Tensor | None, way: str) -> bool:
+    """Whether the kernel's sums are not the gradient of ``like`` yet."""
+    if buffer is None or like is None or way not in (COLUMNS, ROWS):
+        return False
+    return buffer.shape != like.shape or like.dtype is not torch.float32
+
+
+def finish_gradient(buffer: Tensor | None, like: Tensor | None, way: str) -> Tensor | None:
+    """The gradient of ``like`` from what the kernel has written."""
+    if buffer is None or like is None or not is_left(buffer, like, way):
+        return buffer
+    return finish_columns(buffer, like) if way == COLUMNS else sum_of_rows(buffer, like)
+
+
 def finish_columns(sums: Tensor, like: Tensor) -> Tensor:
-    """The gradient of ``like`` from `sums_of_columns`."""
-    if are_finished(sums, like):
-        return sums
+    """The gradient of ``like`` from sums of columns."""
     total = sums.sum() if like.numel() == 1 else sums if sums.shape[0] == 1 else sums.sum(0)
     return total.view(like.shape) if like.dtype is torch.float32 else total.to(like.dtype).view(like.shape)
-
-
-def are_finished(sums: Tensor, like: Tensor) -> bool:
-    return sums.shape == like.shape and like.dtype is torch.float32
 
 
 def sum_of_rows(values: Tensor, like: Tensor) -> Tensor:

@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import torch
 from torch import Tensor
 
-from ..layout import NeedsCopies
 from .launch import Tiling, columns_loaded_at_once
 from .tiles import ABSENT, FULL, ONE, SHARED
-
-Plan = TypeVar("Plan")
-
-
-def without_copies(plan: Callable[..., Plan], *arguments: Any) -> Plan | None:
-    """``plan(*arguments)``, or None if a tensor must be copied before a kernel can read it."""
-    try:
-        return plan(*arguments)
-    except NeedsCopies:
-        return None
 
 
 def expanded(tensor: Tensor | None, shape: torch.Size) -> Tensor | None:

@@ -107,7 +107,7 @@ def test_columns_counted_in_64_bits_give_the_same_bits(launches, monkeypatch):  
     monkeypatch.setattr(launch, "WIDE_EVENT", 1)
     launch.forget()
     wide = results()
-    assert [one.constants["WIDE"] for one in launches] == [False, False, True, True]
+    assert [one.constants["TILES"].wide for one in launches] == [False, False, True, True]
     assert all(torch.equal(one, other) for one, other in zip(narrow, wide, strict=True))
 
 

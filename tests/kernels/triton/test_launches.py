@@ -103,7 +103,7 @@ def test_columns_counted_in_64_bits_give_the_same_bits(launches, monkeypatch):
     launch.forget()
     wide = fastvae.sample_and_kl(mu, logvar, seed=1)
     wide_grads = torch.autograd.grad(wide[0].sum() + wide[1].sum(), (mu, logvar))
-    assert [one.constants["WIDE"] for one in launches] == [False, False, True, True]
+    assert [one.constants["TILES"].wide for one in launches] == [False, False, True, True]
     for one, other in zip((*narrow, *narrow_grads), (*wide, *wide_grads), strict=True):
         assert torch.equal(one, other)
 
@@ -274,7 +274,8 @@ def test_the_shares_depend_on_shape_and_dtype_alone(launches):
         launches.clear()
         z, kl = fastvae.sample_and_kl(*moments.chunk(2, 1), **arguments)
         torch.autograd.grad(z.sum() + kl.sum(), moments)
-        return [(one.grid, one.constants["ROWS"], one.constants["COLUMNS"]) for one in launches], z, kl
+        tiles = [one.constants["TILES"] for one in launches]
+        return [(one.grid, tile.rows, tile.columns) for one, tile in zip(launches, tiles, strict=True)], z, kl
 
     moments = torch.randn(2, 4, 24, 24, device=backend_device("triton"), requires_grad=True)
     first, z, kl = started(moments, seed=1, row_offset=3)

@@ -98,7 +98,7 @@ def test_columns_counted_in_64_bits_give_the_same_bits(launches, monkeypatch):  
             patch.setattr(launch, "WIDE_EVENT", 1)
             launch.forget()
             wide = forward_and_backward(case, x, parameters)
-        assert [one.constants["WIDE"] for one in launches] == [False, False, True, True]
+        assert [one.constants["TILES"].wide for one in launches] == [False, False, True, True]
         for one, other in zip((narrow[0], *narrow[1]), (wide[0], *wide[1]), strict=True):
             assert torch.equal(one, other)
 

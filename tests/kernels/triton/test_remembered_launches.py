@@ -85,7 +85,7 @@ results["a Triton that does not tell"] = len(jit_runs) - runs
 
 memory = launch.Memory()
 for key in range(3 * memory.MOST):
-    memory.add((key,), key)
+    memory.add((key,), int, key)
 results["bounded"] = len(memory._found) <= memory.MOST and memory.get((key,)) == key
 """)
     # A seed that is not a multiple of 16 bytes away goes through Triton once more, which has the same kernel for it.

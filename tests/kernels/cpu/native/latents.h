@@ -144,8 +144,8 @@ static strided view_of_draws(const tensor *t, shape s) {
     return view;
 }
 
-static row_values row_view_of_draws(const tensor *t, shape s) {
-    return (row_values){(const float *)t->view.data, s.rows * t->view.row, t->view.row};
+static strided row_view_of_draws(const tensor *t, shape s) {
+    return (strided){.data = t->view.data, .draw = s.rows * t->view.row, .row = t->view.row};
 }
 
 static void check_latent_forward(const latent_problem *l) {

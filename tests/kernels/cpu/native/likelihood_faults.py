@@ -39,7 +39,7 @@ WRONG_PLACE = (
     Fault("likelihoods.h", "index < end_of_tiles(c, unit)", "index < first_tile(c, unit) + 1"),
     Fault("likelihoods.h", "(c->columns[OF_PARAMETER(i)].out.data || c->row_gradients[i].out.data)", "0"),
     Fault("likelihoods.h", "sum_tile(c, t, terms, c->channel_size,", "sum_tile(c, t, terms, c->event,"),
-    Fault("mixture.h", "c->image_channels == 3 ? 3 : 2", "2"),
+    Fault("mixture.h", "channels == 3 ? 3 : 2", "2"),
     Fault("mixture.h", "at_draw(c->x, c->x_dtype, channel)", "at_draw(c->x, c->x_dtype, 0)"),
     Fault("mixture.h", "load_some(p->y[1] + i, count);\n}", "load_some(p->y[0] + i, count);\n}"),
     Fault("mixture.h", "begin_sum(joint, n);", "begin_sum(of_logits, n);"),
