@@ -342,8 +342,6 @@ def latent_op(
         mu, logvar = check_posterior(mu, logvar)
     described = described_latent(op, mu.dim(), options, packed_dim)
     spec = described.spec
-    seed, generator, row_offset = draw
-    row_offset = check_row_offset(row_offset)
     prior_mu, prior_logvar = prior
     of_prior: tuple[Tensor, ...] = ()
     if prior_mu is not None or prior_logvar is not None or described.check or spec.residual:
@@ -351,7 +349,11 @@ def latent_op(
         of_prior = check_prior(prior_mu, prior_logvar, own_mu, spec)
         if described.check:
             check_all_values(own_mu, scale, of_prior, spec)
-    drawn_from = seed_tensor(seed, generator, mu.device, alike) if spec.sample else None
+    drawn_from, row_offset = None, 0
+    if spec.sample:
+        seed, generator, row_offset = draw
+        row_offset = check_row_offset(row_offset)
+        drawn_from = seed_tensor(seed, generator, mu.device, alike)
     outputs = run_latent(mu, logvar, of_prior, drawn_from, described, row_offset, alike)
     return outputs if described.kernel_does_all else finish(outputs, described, mu)
 
