@@ -35,6 +35,7 @@ from ..autograd import run_likelihood
 from ..checks import check_clamp, check_dense, check_flag, check_reduction, check_tensor, fit_to_rows, refuse_first
 from ..fast_path import are_alike
 from ..kernels.likelihood_spec import MIXTURE, NO_BOUNDS, Bounds, channels_of_mixture, likelihood_spec
+from ..kernels.reference.functions import between
 from ..latent_options import Reduction, shows_options
 from ..size_checks import check_count
 from .masks import check_mask, observed_part, reduce_observed, zero_without_data
@@ -306,7 +307,7 @@ def _log_prob(
         mask = check_mask(mask, x, x.shape)
         if clamp is not None:  # here, as the scale of missing entries may be out of the bounds
             scale = list(parameters)[1]
-            parameters = parameters | {scale: parameters[scale].clamp(*bounds)}
+            parameters = parameters | {scale: between(parameters[scale], *bounds)}
         x, parameters = observed_part(density, x, parameters, mask)
         log_prob = _log_prob(density, x, parameters, {**options, "mask": None}, *rules)
         return zero_without_data(log_prob, mask, reduction)
