@@ -50,8 +50,8 @@ from .latent_options import (
 from .size_checks import check_count, check_row_offset
 
 __all__ = [
-    "NO_DRAW", "NO_PRIOR", "PriorValue", "gaussian_kl", "latent_op", "noise", "reparameterize", "sample_and_kl",
-    "sample_and_kl_packed", "sample_and_log_prob",
+    "PriorValue", "gaussian_kl", "noise", "reparameterize", "sample_and_kl", "sample_and_kl_packed",
+    "sample_and_log_prob",
 ]  # fmt: skip
 
 PriorValue = Tensor | float | None

@@ -240,7 +240,7 @@ def _plan_backward(
     shape, num_samples = scale.shape, scalars.num_samples
     ways = tuple([way_of(prior, wants_prior, shape) for prior in inputs[2:4]])
     work = _work(inputs, spec, scalars)._replace(reduce_rows=COLUMNS in ways)
-    # Noise, moments and gradients of float32 at once: smaller tiles take two thirds of the registers.
+    # Long rows in float32: noise, moments and gradients of a smaller tile take two thirds of the registers.
     if grad_z is not None and work.dtype.itemsize == 4 and work.event >= launch.TILE_ELEMENTS:
         work = work._replace(tile_elements=TILE_ELEMENTS)
     tiling = tiling_of(work)
