@@ -27,11 +27,11 @@ of their parameter; results are float32 (float64 if x or a parameter is). The pa
 (B, channels, ...), x is (B, C, ...), the result of "none" (B, ...) without the C, and "channel" does not occur.
 
 ``head``, a likelihood whose parameters are outputs of linear layers: ``parameters`` has one tensor for each parameter
-of the kind. Outputs have x's shape, (rows, event), and are dense along the event; of a mixture they are (rows,
-channels, pixels), with x (rows, C, pixels). What is given is (event,) or one element. log p is that of each row. If
-anything is wanted, every output is overwritten by its gradient, weighted by ``grad`` (None: 1 for each row).
-``library`` and ``grad`` are (rows,), contiguous, in the dtype of log p. `fastvae.head_op` cuts calls into chunks of
-rows and multiplies the matrices.
+of the kind. Outputs are (rows, event), dense along the event; of a mixture (rows, channels, pixels). x is (B, event),
+of a mixture (B, C, pixels), and rows are K B: one draw after the other, with the same x. What is given is (event,) or
+one element. log p is that of each row. If anything is wanted, every output is overwritten by its gradient, weighted by
+``grad`` (None: 1 for each row). ``library`` and ``grad`` are (rows,), contiguous, in the dtype of log p.
+`fastvae.head_chunks` cuts calls into chunks of rows and multiplies the matrices.
 
 CONTRIBUTING.md says how to add an option, a likelihood or a backend.
 

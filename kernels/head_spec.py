@@ -93,12 +93,15 @@ def _cache_bytes(device: torch.device) -> int:
         return _USUAL_CACHE
 
 
-def rows_of_chunk(rows: int, bytes_a_row: int, device: torch.device, *, convolved: bool = False) -> int:
-    """Rows whose outputs, of ``bytes_a_row``, are held at once: half the cache, in chunks of about one size.
+def rows_of_chunk(rows: int, bytes_a_row: int, device: torch.device, *, convolved: bool = False, group: int = 1) -> int:
+    """Groups of rows whose outputs, of ``bytes_a_row``, are held at once: half the cache, in chunks of about one size.
 
-    ``convolved``: rows are images, and the weights, of 1x1 convolutions, are small.
+    ``convolved``: rows are images, and the weights, of 1x1 convolutions, are small. 0 if a group is too much.
     """
     most = min(_cache_bytes(device) // 2, _LARGEST_CHUNK)
     fitting = max(most // max(bytes_a_row, 1), 1 if convolved else _FEWEST_ROWS)
-    chunks = -(-rows // fitting)
-    return max(-(-rows // max(chunks, 1)), 1)
+    groups, fitting = rows // max(group, 1), fitting // max(group, 1)
+    if fitting == 0:
+        return 0
+    chunks = max(-(-groups // fitting), 1)
+    return max(-(-groups // chunks), 1)

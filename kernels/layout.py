@@ -58,6 +58,11 @@ def likelihood_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
+def repeat_rows(x: Tensor, rows: int) -> Tensor:
+    """x (B, ...) once for each draw of rows = K B."""
+    return x if len(x) == rows else x.repeat(rows // max(len(x), 1), *[1] * (x.dim() - 1))
+
+
 def draws_like(mu: Tensor, num_samples: int) -> Tensor:
     """An empty (num_samples, *mu.shape), each draw laid out in memory as ``torch.empty_like(mu)`` is."""
     if mu.is_contiguous():

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..checks import check_clamp, check_tensor
 from ..fast_path import are_direct
-from ..head_op import HeadFunction, HeadInputs, HeadRun, head_formula
+from ..head_chunks import HeadInputs, bytes_of_outputs
+from ..head_op import HeadFunction, HeadRun, head_formula
 from ..kernels import backend as selected
-from ..kernels.head_spec import ACTIVATIONS, DENSITIES, Activation, Density, HeadSpec
+from ..kernels.head_spec import ACTIVATIONS, DENSITIES, Activation, Density, HeadSpec, rows_of_chunk
+from ..kernels.layout import likelihood_dtype
 from ..kernels.likelihood_spec import COUNTS, KINDS, MIXTURE, NO_BOUNDS, Bounds, channels_of_mixture
 from ..size_checks import check_count
-from ..torch_internals import fast_apply, is_compiling, needs_formula
-from ..weighed_head import WeighedHeadFunction, rows_at_once
+from ..torch_internals import fast_apply, has_saved_tensor_hooks, is_compiling, needs_formula
+from ..trunk import Trunk
+from ..weighed_head import WeighedHeadFunction
 from .functional import INTEGERS, LOWEST_LOG_SCALE
 
 __all__ = ["REDUCTIONS", "Linear", "Reduction", "linear_log_prob"]
@@ -38,6 +42,12 @@ class Linear(NamedTuple):
     """(outputs,)."""
     activation: Activation = "identity"
     """"identity", "exp", "softplus", or of the mean of counts "softmax": times ``library``."""
+
+
+class _Options(TypedDict, total=False):
+    library: Tensor | None
+    clamp: Sequence[float] | None
+    components: int
 
 
 def linear_log_prob(
@@ -89,42 +99,25 @@ def linear_log_prob(
     >>> linear_log_prob("bernoulli", hidden, [Linear(weight)], torch.ones(2, 3))   # three fair coins: -3 log 2
     tensor([-2.0794, -2.0794])
     """
-    spec, bounds = _spec_of(density, parameters, clamp, components), NO_BOUNDS
-    if clamp is not None:
-        bounds = Bounds(*check_clamp(clamp))
-    elif density == MIXTURE:
-        bounds = Bounds(low=LOWEST_LOG_SCALE)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
-    check_tensor("hidden", hidden)
-    dims = _dims_of_hidden(parameters)
-    draws = hidden.dim() == dims + 1
-    _check_data(hidden, x, library, spec, dims)
+    spec, bounds, tensors = _checked(density, hidden, parameters, x, library, clamp, components)
+    draws = hidden.dim() > _dims_of_hidden(parameters)
     if draws and reduction != "sample":
         raise ValueError(f"reduction is {reduction!r} with several draws, expected 'sample'")
     if log_ratio is not None and (log_ratio.shape != hidden.shape[:2] or not draws):
         raise ValueError(
             f"log_ratio has shape {tuple(log_ratio.shape)}, hidden has {tuple(hidden.shape)}; expected (K, B)"
         )
-    layers = _checked_layers(hidden, parameters, x, spec, dims)
-    rows, data = hidden.flatten(0, 1) if draws else hidden, _flat(x, spec)
-    rows = rows.flatten(2) if dims > 2 else rows
-    dtype = _autocast_dtype(hidden)
-    if dtype is not None:
-        rows = rows.to(dtype)
-        layers = [
-            tensor if tensor is None or spec.activations[i // 2] == "given" else tensor.to(dtype)
-            for i, tensor in enumerate(layers)
-        ]
-    tensors = (rows, data, None if library is None else library.flatten(), *layers)
-    differentiated = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
+    rows = tensors[0]
+    differentiated = _is_differentiated(tensors)
     # float16 would lose the small gradients that a loss scale, which comes later, is there for.
     ahead = rows.dtype != torch.float16 and (reduction != "sample" or (rows.device.type == "cpu" and not draws))
     run = HeadRun(spec, bounds, selected.requested, differentiated and ahead, are_direct(*tensors))
     if needs_formula():
         log_prob = head_formula(tensors, run)
-    elif differentiated and log_ratio is not None and draws and _can_weigh(log_ratio, tensors, run):
-        log_prob = WeighedHeadFunction.apply(run, log_ratio.detach(), *tensors)
+    elif differentiated and log_ratio is not None and (size := _rows_to_weigh(log_ratio, tensors, run)):
+        log_prob = WeighedHeadFunction.apply(run, (), size, log_ratio.detach(), *tensors)
     else:
         apply = _apply_head if run.direct else HeadFunction.apply
         log_prob = apply(run, *tensors)
@@ -135,13 +128,83 @@ def linear_log_prob(
     return log_prob.sum() if reduction == "sum" else log_prob.sum() / len(x)
 
 
-def _can_weigh(log_ratio: Tensor, tensors: Sequence[Tensor | None], run: HeadRun) -> bool:
+def trunk_log_prob(
+    density: Density,
+    trunk: Trunk,
+    parameters: Sequence[Linear | Tensor],
+    x: Tensor,
+    log_ratio: Tensor,
+    **options: Unpack[_Options],
+) -> Tensor | None:
+    """`linear_log_prob`, (K B,), of hidden units that are computed in the same chunks: rows of x with all their draws.
+
+    None where all rows are one chunk, or where something may depend on all hidden units being computed at once.
+    """
+    h, of_trunk = trunk.inputs, trunk.tensors()
+    if not (are_direct(h, *of_trunk) and trunk.treats_rows_alone()) or torch.is_autocast_enabled(h.device.type):
+        return None
+    if has_saved_tensor_hooks(True):  # they are for what is kept until backward
+        return None
+    hidden = h.new_empty(1).expand(*log_ratio.shape, trunk.out_features())  # of their shape, without memory
+    spec, bounds, (_, *others) = _checked(density, hidden, parameters, x, **options)
+    tensors = (h, *others, *of_trunk)
+    if not (_is_differentiated(tensors) and are_direct(*tensors)):
+        return None
+    run = HeadRun(spec, bounds, selected.requested, ahead=True, direct=True)
+    size = _rows_to_weigh(log_ratio, (h, *others), run, trunk.widths())
+    if size in (0, len(x)):
+        return None
+    return WeighedHeadFunction.apply(run, trunk.layers, size, log_ratio.detach(), *tensors)
+
+
+def _is_differentiated(tensors: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
+
+
+def _rows_to_weigh(
+    log_ratio: Tensor, tensors: Sequence[Tensor | None], run: HeadRun, widths: Sequence[int] = ()
+) -> int:
+    """Rows of x in a chunk of `WeighedHeadFunction`, 0 where it is not used; ``widths``: of the layers of a trunk."""
     inputs = HeadInputs.of(tensors)
-    hidden = inputs.hidden
-    wide = hidden.dtype in (torch.float32, torch.float64) and log_ratio.dtype == hidden.dtype
-    of_cells = inputs.library is None or len(inputs.library) == len(inputs.x)  # not of each draw
-    at_hand = hidden.device.type == "cpu" and not is_compiling() and hidden.numel() > 0 and of_cells
-    return wide and at_hand and rows_at_once(inputs, run, len(log_ratio)) > 0
+    hidden, x, library, _ = inputs
+    wide = hidden.dtype in (torch.float32, torch.float64)
+    equal = log_ratio.dtype == hidden.dtype == likelihood_dtype(hidden, x)
+    at_hand = hidden.device.type == "cpu" and not is_compiling() and hidden.numel() > 0
+    if not (wide and equal and at_hand and (library is None or len(library) == len(x))):  # not of each draw
+        return 0
+    size = bytes_of_outputs(inputs, run.spec) + max([0, *widths]) * hidden.element_size()
+    return rows_of_chunk(len(hidden), size, hidden.device, convolved=hidden.dim() == 3, group=len(log_ratio))
+
+
+def _checked(
+    density: str,
+    hidden: Tensor,
+    parameters: Sequence[Linear | Tensor],
+    x: Tensor,
+    library: Tensor | None = None,
+    clamp: Sequence[float] | None = None,
+    components: int = 10,
+) -> tuple[HeadSpec, Bounds, tuple[Any, ...]]:
+    """Of arguments that are right: the head, and its tensors as `HeadInputs.of` takes them."""
+    spec, bounds = _spec_of(density, parameters, clamp, components), NO_BOUNDS
+    if clamp is not None:
+        bounds = Bounds(*check_clamp(clamp))
+    elif density == MIXTURE:
+        bounds = Bounds(low=LOWEST_LOG_SCALE)
+    check_tensor("hidden", hidden)
+    dims = _dims_of_hidden(parameters)
+    _check_data(hidden, x, library, spec, dims)
+    layers = _checked_layers(hidden, parameters, x, spec, dims)
+    rows = hidden.flatten(0, 1) if hidden.dim() > dims else hidden
+    rows = rows.flatten(2) if dims > 2 else rows
+    dtype = _autocast_dtype(hidden)
+    if dtype is not None:
+        rows = rows.to(dtype)
+        layers = [
+            tensor if tensor is None or spec.activations[i // 2] == "given" else tensor.to(dtype)
+            for i, tensor in enumerate(layers)
+        ]
+    return spec, bounds, (rows, _flat(x, spec), None if library is None else library.flatten(), *layers)
 
 
 def _spec_of(

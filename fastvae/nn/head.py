@@ -19,12 +19,12 @@ from ..checks import check_tensor
 from ..kernels.head_spec import rows_of_chunk
 from ..kernels.likelihood_spec import MIXTURE
 from ..likelihoods import Likelihood
-from ..likelihoods.base import HeadTerms, Parameters, head_terms
-from ..likelihoods.head import Linear, linear_log_prob
+from ..likelihoods.base import Parameters, head_terms
+from ..likelihoods.head import Linear, linear_log_prob, trunk_log_prob
 from ..size_checks import event_shape, positive_size
 from ..torch_internals import has_hooks
+from ..trunk import Trunk
 from . import calls
-from .weighed_rows import Trunk, weighed_rows
 
 __all__ = ["LayersToHead", "LikelihoodHead", "Score", "can_fuse", "scorer", "takes_score"]
 
@@ -215,10 +215,13 @@ def scorer(likelihood: Likelihood, x: Tensor, log_ratio: Tensor | None = None) -
         terms = None if x.requires_grad else head_terms(likelihood, x)
         expected = tuple(x.shape[1:]) if terms is None or terms.density != MIXTURE else (shape[0], *x.shape[2:])
         parameters = None if terms is None or shape != expected else terms.given_layers(layers)
-        if isinstance(hidden, Trunk) and log_ratio is not None and terms is not None and parameters is not None:
-            found = _weighed(hidden, log_ratio, terms, parameters, x)
-            if found is not None:
-                return found
+        options: dict[str, Any] = {}
+        if terms is not None:
+            options = {"library": terms.library, "clamp": terms.clamp, "components": terms.components}
+            if isinstance(hidden, Trunk) and log_ratio is not None and parameters is not None:
+                found = trunk_log_prob(terms.density, hidden, parameters, x, log_ratio, **options)
+                if found is not None:
+                    return found
         hidden = _computed(hidden)
         draws = len(hidden) // max(len(x), 1)
         given = hidden if draws == 1 else hidden.unflatten(0, (draws, -1))
@@ -234,7 +237,6 @@ def scorer(likelihood: Likelihood, x: Tensor, log_ratio: Tensor | None = None) -
                 parts = [part.unflatten(0, (draws, -1)) for part in parts]
             several = x if draws == 1 or takes_draws else x.repeat(draws, *[1] * (x.dim() - 1))
             return likelihood.log_prob(parts[0] if len(parts) == 1 else tuple(parts), several).flatten()
-        options: dict[str, Any] = {"library": terms.library, "clamp": terms.clamp, "components": terms.components}
         if draws > 1:
             options["log_ratio"] = log_ratio
         return linear_log_prob(terms.density, given, parameters, x, **options).flatten()
@@ -244,29 +246,6 @@ def scorer(likelihood: Likelihood, x: Tensor, log_ratio: Tensor | None = None) -
 
 def _computed(hidden: Tensor | Trunk) -> Tensor:
     return hidden.hidden() if isinstance(hidden, Trunk) else hidden
-
-
-def _weighed(
-    trunk: Trunk, log_ratio: Tensor, terms: HeadTerms, parameters: Sequence[Linear | Tensor], x: Tensor
-) -> Tensor | None:
-    """log p(x|z) in chunks of rows of x, with all their draws; None where it takes the usual way."""
-    if terms.library is not None and len(terms.library) != len(x):
-        return None
-    tensors = [one for each in parameters for one in (each[:2] if isinstance(each, Linear) else (each,))]
-
-    def log_prob(hidden: Tensor, tensors: Sequence[Any], rows: slice) -> Tensor:
-        library, *others = tensors
-        given = iter(others)
-        own = [
-            one._replace(weight=next(given), bias=next(given)) if isinstance(one, Linear) else next(given)
-            for one in parameters
-        ]
-        ratio, of_rows = log_ratio[:, rows], None if library is None else library[rows]
-        options: dict[str, Any] = {"clamp": terms.clamp, "components": terms.components, "log_ratio": ratio.detach()}
-        draws = hidden.unflatten(0, (len(ratio), -1))
-        return linear_log_prob(terms.density, draws, own, x[rows], library=of_rows, **options).flatten()
-
-    return weighed_rows(trunk, log_ratio, [terms.library, *tensors], log_prob)
 
 
 def _fits(hidden: Tensor, layers: Sequence[Linear]) -> bool:

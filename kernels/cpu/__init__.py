@@ -182,7 +182,7 @@ def head(
     wants: tuple[bool, ...],
 ) -> HeadResults:
     with_gradients = any(wants)
-    of_rows = x.new_empty(size=(x.shape[0],), dtype=torch.float32)
+    of_rows = x.new_empty(size=(parameters[0].shape[0],), dtype=torch.float32)
     of_library = torch.empty_like(library) if library is not None and with_gradients else None
     of_given = tuple(
         [

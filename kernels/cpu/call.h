@@ -76,6 +76,7 @@ typedef struct {
     float *log_prob, *of_library;
     float *scratch; /* of a softmax: twice an event's worth for each unit */
     int64_t rows_a_unit;
+    int64_t x_rows; /* x has as many, and repeats for each draw; 0: it has all rows, as in other calls */
 } head_fields;
 
 /* A sum over the batch: one for each coordinate of the event, or one over everything. Each unit of work (see below)

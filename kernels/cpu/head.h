@@ -211,7 +211,9 @@ static void ISA_NAME(head)(const call *c, int64_t first, int64_t last) {
         }
         int64_t end = (unit + 1) * c->head.rows_a_unit < c->rows ? (unit + 1) * c->head.rows_a_unit : c->rows;
         for (int64_t row = unit * c->head.rows_a_unit, rows; row < end; row += rows) {
+            int64_t left = c->head.x_rows - row % c->head.x_rows; /* a tile has rows of one draw */
             rows = end - row < c->rows_a_tile ? end - row : c->rows_a_tile;
+            rows = left < rows ? left : rows;
             for (int64_t r = 0; r < rows; r++) log_prob[r] = 0.0;
             if (has_softmax) begin_softmax(c, row, &b, &s);
             EACH_TILE(c, row, rows, t) do_tile(c, t, unit, &b, &s, log_prob);

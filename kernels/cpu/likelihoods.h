@@ -116,7 +116,7 @@ ALWAYS_INLINE void gradients_vector(int kind, const likelihood *d, likelihood_in
     }
 
 static inline likelihood_inputs read_inputs(const call *c, tile t, likelihood_buffers *buffers) {
-    likelihood_inputs in = {.x = read_tile(c, &c->x, c->x_dtype, t, buffers->x), .ahead = distance_ahead(c, t)};
+    likelihood_inputs in = {.x = read_tile(c, &c->x, c->x_dtype, of_x(c, t), buffers->x), .ahead = distance_ahead(c, t)};
     for (int i = 0; i < MOST_PARAMETERS; i++)
         if (c->parameters[i].data)
             in.parameters[i] = read_tile(c, &c->parameters[i], c->parameter_dtypes[i], t, buffers->parameters[i]);

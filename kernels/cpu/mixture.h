@@ -37,7 +37,7 @@ static inline void read_pixels(const call *c, tile t, pixels *p) {
     float step = is_integer(c->x_dtype) ? 2.0f / 255 : 2.0f;
     for (int channel = 0; channel < p->channels; channel++) {
         strided of_channel = at_draw(c->x, c->x_dtype, channel);
-        const float *x = read_tile(c, &of_channel, c->x_dtype, t, buffer);
+        const float *x = read_tile(c, &of_channel, c->x_dtype, of_x(c, t), buffer);
         for (int64_t i = 0; i < t.rows * t.count; i++) p->y[channel][i] = x[i] * step - 1.0f;
     }
 }

@@ -307,12 +307,14 @@ static PyObject *py_head(PyObject *self, PyObject *const *args, Py_ssize_t given
     if (!take_likelihood(&c, args, args[2], code.likelihood, args[5], &t) || !view_tuple(args[3], 4, 4, rows)) return NULL;
     if (!plan_likelihood(&c, &t, NULL, NULL, planned)) Py_RETURN_FALSE;
     c.head = (head_fields){
+        .x_rows = c.rows,
         .with_gradients = code.with_gradients,
         .library = (const float *)rows[0].data,
         .grad = (const float *)rows[1].data,
         .log_prob = (float *)rows[2].data,
         .of_library = (float *)rows[3].data,
     };
+    c.rows = t.parameters[0].shape[0];
     memcpy(c.head.activations, code.activations, sizeof code.activations);
     for (int i = 0; code.with_gradients && i < MOST_PARAMETERS; i++) {
         if (code.activations[i] != GIVEN)

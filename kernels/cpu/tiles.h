@@ -152,6 +152,12 @@ static inline void fetch_ahead(const strided *t, int dtype, tile tl, int64_t bas
     for (int64_t i = 0; i < length * bytes; i += 64) __builtin_prefetch((const void *)(ahead + (uintptr_t)i));
 }
 
+/* The tile of x: of a head's draws it is the same for each. */
+static inline tile of_x(const call *c, tile t) {
+    if (c->head.x_rows) t.row %= c->head.x_rows;
+    return t;
+}
+
 /* The tile of tensor t as a float32 array, row after row: in place where possible, else copied into the buffer. */
 NEVER_INLINE const float *read_tile(const call *c, const strided *t, int dtype, tile tl, float *buffer) {
     pieces piece = pieces_of(c, t, tl);

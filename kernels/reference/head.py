@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..head_spec import HeadResults, HeadSpec
-from ..layout import likelihood_dtype
+from ..layout import likelihood_dtype, repeat_rows
 from ..likelihood_spec import MIXTURE, Bounds
 from . import mixture
 from .functions import softplus
@@ -24,6 +24,7 @@ def head(
     wants: tuple[bool, ...],
 ) -> HeadResults:
     """As `fastvae.kernels` says."""
+    x = repeat_rows(x, len(parameters[0]))
     compute = likelihood_dtype(x, *parameters)
     outputs = tuple([one.to(compute) for one in parameters])
     values = activated(outputs, library, spec)

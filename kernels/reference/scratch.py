@@ -32,3 +32,8 @@ def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch
         with torch.inference_mode(False):  # a tensor of inference mode could not be written outside of it
             tensor = _kept.tensors[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")
     return tensor[:size].view(shape)
+
+
+def release() -> None:
+    """Give back what this thread has kept."""
+    _kept.tensors.clear()

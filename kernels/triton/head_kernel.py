@@ -71,7 +71,7 @@ def store_slope(
 
 @triton.jit
 def head_kernel(
-    x_ptr,  # (rows, event), rows of x_row elements, of any dtype
+    x_ptr,  # (x_rows, event), rows of x_row elements, of any dtype; the same for every x_rows rows of all others
     first_ptr,  # (rows, event), rows of first_row elements; also written if GRADIENTS
     second_ptr,  # likewise; or (event,) or one element, if it is given; None if the kind has no second parameter
     third_ptr,  # likewise
@@ -85,6 +85,7 @@ def head_kernel(
     low: tl.float32,
     high: tl.float32,
     event,
+    x_rows,
     x_row,
     first_row,
     second_row,
@@ -102,6 +103,7 @@ def head_kernel(
     COLUMNS: tl.constexpr = TILES.columns
     PTX_LEVEL: tl.constexpr = TILES.ptx_level
     row = tl.program_id(0).to(tl.int64)
+    x_ptr += (tl.program_id(0) % x_rows).to(tl.int64) * x_row
     columns = tl.arange(0, COLUMNS)
     log_sum, to_log_mean = 0.0, 0.0
     if FIRST == "softmax":
@@ -125,7 +127,7 @@ def head_kernel(
         column = start + columns
         at = Place(row, start, column, None, None, event)
         inside = mask_of(at, TILES)
-        x = load_masked(x_ptr + row * x_row + column, inside, PTX_LEVEL)
+        x = load_masked(x_ptr + column, inside, PTX_LEVEL)
         a = load_parameter(first_ptr, first_row, at, KIND, 0, FIRST, None, TILES)
         b = load_parameter(second_ptr, second_row, at, KIND, 1, SECOND, SECOND_EXTENT, TILES)
         c = load_parameter(third_ptr, third_row, at, KIND, 2, THIRD, THIRD_EXTENT, TILES)

@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from ..head_spec import HeadResults, HeadSpec
+from ..layout import repeat_rows
 from ..likelihood_spec import MIXTURE, Bounds
 from .head_kernel import head_kernel
 from .launch import NUM_WARPS, Memory, Template, ptx_level_of
@@ -38,17 +39,18 @@ def head(
         return _mixture(x, parameters[0], grad, spec, bounds, gradients)
     if x.shape[1] > 1 and x.stride(1) != 1:
         x = x.contiguous()
-    log_prob = x.new_empty(len(x), dtype=torch.float32)
+    shape = parameters[0].shape
+    log_prob = x.new_empty(shape[:1], dtype=torch.float32)
     kept, of_library = None, None
     if gradients and spec.first == "softmax":
-        kept, of_library = x.new_empty(x.shape, dtype=torch.float32), torch.empty_like(log_prob)
+        kept, of_library = x.new_empty(shape, dtype=torch.float32), torch.empty_like(log_prob)
     sums = [
-        x.new_empty(x.shape, dtype=torch.float32) if wanted and activation == "given" else None
+        x.new_empty(shape, dtype=torch.float32) if wanted and activation == "given" else None
         for activation, wanted in zip(spec.activations, wants, strict=True)
     ]
-    if x.numel():
+    if parameters[0].numel():
         of_parameters = [(one.dtype, one.shape[-1] if one.dim() == 1 else one.stride(0)) for one in parameters]
-        key = (spec, gradients, x.device, x.dtype, x.shape, x.stride(0), *of_parameters)
+        key = (spec, gradients, x.device, x.dtype, len(x), x.stride(0), shape, *of_parameters)
         template = _templates.get(key) or _templates.add(key, _template, x, parameters, spec, gradients)
         assert template is not None
         absent = [None] * (len(PARAMETERS) - len(parameters))
@@ -63,7 +65,7 @@ def head(
 
 
 def _template(x: Tensor, parameters: tuple[Tensor, ...], spec: HeadSpec, gradients: bool) -> Template:
-    rows, event = x.shape
+    rows, event = parameters[0].shape
     most = TILE_ELEMENTS // (2 if spec.kind in HEAVY else 1)
     warps = WARPS_OF_LONG_ROWS if event >= LONG_ROW else NUM_WARPS
     columns = min(triton.next_power_of_2(event), most * warps // NUM_WARPS)
@@ -77,13 +79,19 @@ def _template(x: Tensor, parameters: tuple[Tensor, ...], spec: HeadSpec, gradien
         "GRADIENTS": gradients,
         "TILES": Tiles(max(columns, 16), ptx_level_of(x.device), mask_columns=True),
     }
-    strides = [x.stride(0), *[one.stride(0) if one.dim() > 1 else 0 for one in parameters], *[0 for _ in absent]]
+    strides = [
+        len(x),
+        x.stride(0),
+        *[one.stride(0) if one.dim() > 1 else 0 for one in parameters],
+        *[0 for _ in absent],
+    ]
     return Template(head_kernel, (rows,), (event, *strides), constants, x.device, warps)
 
 
 def _mixture(
     x: Tensor, parameter: Tensor, grad: Tensor | None, spec: HeadSpec, bounds: Bounds, gradients: bool
 ) -> HeadResults:
+    x = repeat_rows(x, len(parameter))
     log_prob = likelihood_forward(x, (parameter,), spec.likelihood, bounds)
     if gradients:
         of_rows = torch.ones_like(log_prob) if grad is None else grad

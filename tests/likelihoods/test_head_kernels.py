@@ -139,6 +139,19 @@ def test_data_of_other_dtypes_and_strides(case, kernels, device):
         torch.testing.assert_close(run(kernels, device, case, given, parameters, library, grad, wants), plain)
 
 
+@pytest.mark.parametrize(("draws", "batch", "event"), [(3, 2, 20), (2, 5, 33), (4, 1, 20)])
+def test_data_that_draws_share(case, backend, kernels, device, draws, batch, event):
+    if backend == "triton":
+        draws, batch = 2, min(batch, 2)
+    x, parameters, library = drawn(case, draws * batch, event)
+    few, grad, wants = x[:batch].clone(), torch.randn(draws * batch), (True,) * len(parameters)
+    whole = few.repeat(draws, *[1] * (x.dim() - 1))
+    for wanted in (wants, (False,) * len(wants)):
+        one, other = (run(kernels, device, case, given, parameters, library, grad, wanted) for given in (few, whole))
+        assert torch.equal(one[0], other[0])
+        assert all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+
+
 def test_the_same_bits_whatever_the_threads(case, backend, kernels, device):
     x, parameters, library = drawn(case, *((2, 30) if backend == "triton" else (200, 150)))  # enough for two threads
     wants, threads = (True,) * len(parameters), torch.get_num_threads()

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fastvae
 import fastvae.likelihoods as L
-from fastvae import head_op
+from fastvae import head_chunks, head_op
 from fastvae.kernels import head_spec
 from fastvae.likelihoods import Linear, linear_log_prob
 from tests.conftest import backend_device, skip_without_triton
@@ -220,7 +220,7 @@ def test_no_more_than_a_chunk_is_held(reduction, monkeypatch):
     x = torch.rand(rows, 50)
     monkeypatch.setattr(head_spec, "_FEWEST_ROWS", 64)
     monkeypatch.setattr(head_spec, "_LARGEST_CHUNK", 64 * 50 * 4)
-    monkeypatch.setattr(head_op, "scratch", lambda name, shape, *others: made.append(shape) or torch.empty(shape))
+    monkeypatch.setattr(head_chunks, "scratch", lambda name, shape, *others: made.append(shape) or torch.empty(shape))
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         largest = 0

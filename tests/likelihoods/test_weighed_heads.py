@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastvae.likelihoods as L
-from fastvae import head_op, weighed_head
+from fastvae import head_chunks, weighed_head
 from fastvae.kernels import head_spec
 from fastvae.likelihoods import Linear, linear_log_prob
 from fastvae.nn import VAE, HierarchicalVAE, MLPDecoder, MLPEncoder
@@ -110,8 +110,8 @@ def test_second_derivatives():
 @pytest.fixture
 def products(monkeypatch):
     """The calls that compute outputs."""
-    calls, real = [], head_op._product
-    monkeypatch.setattr(head_op, "_product", lambda h, *others: calls.append(len(h)) or real(h, *others))
+    calls, real = [], head_chunks._product
+    monkeypatch.setattr(head_chunks, "_product", lambda h, *others: calls.append(len(h)) or real(h, *others))
     return calls
 
 

@@ -10,6 +10,7 @@ typedef struct {
     likelihood_problem l; /* its parameters are outputs of layers, or given */
     int activations[MOST_PARAMETERS], with_gradients, with_grad;
     tensor raw[MOST_PARAMETERS]; /* the outputs as they came */
+    tensor shared_x;             /* what the call gets as x, if draws share it: fewer rows */
     tensor library, grad;        /* one number for each row */
 } head_problem;
 
@@ -46,13 +47,30 @@ static void fill_outputs(const head_problem *h, int i) {
         fill(t, l->p, 3.0, NULL, 1, 1);
 }
 
+/* Sometimes x has fewer rows, which repeat for each draw. */
+static void new_data(head_problem *h, int kind) {
+    likelihood_problem *l = &h->l;
+    shape s = with_channels(h->p.shape, l->channels);
+    int dtype = random_dtype(FLOAT32, INT64 + 1), draws = 1 + one_of(3);
+    if (s.rows % draws || is_large(&h->p)) draws = 1;
+    if (draws == 1) {
+        l->x = input(s, dtype, 0);
+        fill_data(&l->x, &h->p, kind);
+        return;
+    }
+    int64_t rows = s.rows / draws;
+    h->shared_x = input((shape){rows, s.outer, s.inner}, dtype, 0);
+    fill_data(&h->shared_x, &h->p, kind);
+    l->x = new_tensor(s, dtype, DENSE);
+    FOR_EACH_ELEMENT(&l->x, row, d) set_bits(&l->x, row, d, get_bits(&h->shared_x, row % rows, d));
+}
+
 static void new_head_problem(const problem *p, int kind, head_problem *h) {
     *h = (head_problem){.p = *p, .with_gradients = one_of(4) > 0, .with_grad = one_of(3) > 0};
     h->p.extreme = 0;
     h->l = (likelihood_problem){.p = &h->p, .likelihood = random_likelihood(kind), .reduction = NO_KL, .channels = 1};
     if (kind == MIXTURE && one_of(2)) h->l.channels = 3;
-    h->l.x = input(with_channels(p->shape, h->l.channels), random_dtype(FLOAT32, INT64 + 1), 0);
-    fill_data(&h->l.x, &h->p, kind);
+    new_data(h, kind);
     for (int i = 0; i < parameters_of[kind]; i++) {
         int dtype = random_dtype(p->dtype, FLOAT16 + 1), activation = random_activation(kind, i);
         h->activations[i] = activation;
@@ -71,6 +89,7 @@ static void new_head_problem(const problem *p, int kind, head_problem *h) {
 
 static void free_head_problem(head_problem *h) {
     for (int i = 0; i < MOST_PARAMETERS; i++) free_tensor(&h->raw[i]);
+    free_tensor(&h->shared_x);
     free_tensor(&h->library);
     free_tensor(&h->grad);
     free_likelihood_problem(&h->l);
@@ -211,6 +230,12 @@ static void run_as_head(head_problem *h, call *c, head_outputs *out) {
 static call head_call(head_problem *h, head_outputs *out) {
     int has_softmax = h->activations[0] == SOFTMAX;
     call c = likelihood_call(&h->l);
+    c.head.x_rows = h->p.shape.rows;
+    if (h->shared_x.block) {
+        shape s = h->p.shape;
+        c.head.x_rows = s.rows = h->shared_x.shape.rows;
+        c.x = view_of_channels(&h->shared_x, s);
+    }
     c.head.with_gradients = h->with_gradients;
     c.head.library = has_softmax ? h->library.view.data : NULL;
     c.head.grad = h->with_grad ? h->grad.view.data : NULL;

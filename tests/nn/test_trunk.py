@@ -8,8 +8,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fastvae.likelihoods as L
+from fastvae import trunk
 from fastvae.kernels import head_spec
-from fastvae.nn import VAE, ConditionalVAE, MLPDecoder, MLPEncoder, head, weighed_rows
+from fastvae.nn import VAE, ConditionalVAE, MLPDecoder, MLPEncoder, head
 from fastvae.objectives import IWAE
 
 K, B, H, D = 4, 7, 5, 9
@@ -31,19 +32,17 @@ def small_chunks(monkeypatch):
 @pytest.fixture
 def taken(monkeypatch):
     """The chunks of each call, in rows of hidden units; None of calls that took the usual way."""
-    calls, real = [], head.weighed_rows
+    calls, real, apply_layers = [], head.trunk_log_prob, trunk.apply_layers
 
-    def spy(*given):
+    def spy(*given, **options):
         calls.append([])
-        found = real(*given)
+        found = real(*given, **options)
         calls[-1] = calls[-1] if found is not None else None
         return found
 
-    monkeypatch.setattr(head, "weighed_rows", spy)
+    monkeypatch.setattr(head, "trunk_log_prob", spy)
     monkeypatch.setattr(
-        weighed_rows.Trunk,
-        "apply",
-        lambda trunk, h, tensors, of=weighed_rows.Trunk.apply: calls[-1].append(len(h)) or of(trunk, h, tensors),
+        trunk, "apply_layers", lambda layers, h, tensors: calls[-1].append(len(h)) or apply_layers(layers, h, tensors)
     )
     return calls
 
@@ -65,7 +64,7 @@ def loss_and_gradients(vae, x, weigh=lambda output: output.loss, gradient="stand
 
 def the_usual_way(monkeypatch, *given, **options):
     with monkeypatch.context() as patch:
-        patch.setattr(head, "weighed_rows", lambda *_: None)
+        patch.setattr(head, "trunk_log_prob", lambda *_, **options: None)
         return loss_and_gradients(*given, **options)
 
 
@@ -105,7 +104,7 @@ def test_second_derivatives(monkeypatch):
         return torch.autograd.grad(sum(one.square().sum() for one in first), parameters)
 
     came = curvature()
-    monkeypatch.setattr(head, "weighed_rows", lambda *_: None)
+    monkeypatch.setattr(head, "trunk_log_prob", lambda *_, **options: None)
     torch.testing.assert_close(came, curvature(), rtol=1e-8, atol=1e-8)
 
 
@@ -129,7 +128,7 @@ def test_a_condition(taken, monkeypatch):
     x, condition = data().clamp(max=1), torch.rand(B, 3)
     losses = [IWAE(K)(cvae, x, condition=condition, seed=1).loss]
     with monkeypatch.context() as patch:
-        patch.setattr(head, "weighed_rows", lambda *_: None)
+        patch.setattr(head, "trunk_log_prob", lambda *_, **options: None)
         losses.append(IWAE(K)(cvae, x, condition=condition, seed=1).loss)
     torch.testing.assert_close(*[torch.autograd.grad(one, list(cvae.parameters())) for one in losses])
     assert taken[0]
