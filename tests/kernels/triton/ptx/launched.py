@@ -217,7 +217,7 @@ def finished(executed: Executed, name: str) -> np.ndarray:
     if name == "kl_columns":
         return got.astype(np.float64).sum(0) / case.shape[0]
     if name.startswith("grad_prior") and latent_of(case.op).prior != "full":
-        columns = got.astype(np.float64).sum(0)
+        columns = got.astype(np.float64).sum(0).flatten()
         return columns.sum(keepdims=True) if latent_of(case.op).prior == "one" else columns
     return got
 
