@@ -66,8 +66,8 @@ def observed_part(
     for place, ((name, given), absent) in enumerate(zip(parameters.items(), of_parameters, strict=False)):
         own = given.shape == x.shape or given.shape[1:] == x.shape
         if own or place not in kind.inert:
-            # Log p is 0 if the value is exact in the dtype of the computation.
-            given = given if absent.is_integer() else given.to(widest)
+            # Log p is 0 if the value is exact in the dtype of the computation, in which shared gradients are summed.
+            given = given if own and absent.is_integer() else given.to(widest)
             given = _with_absent(given if own else given.expand(x.shape), mask, absent)
         filled[name] = given
     return _with_absent(x, mask, of_x), filled

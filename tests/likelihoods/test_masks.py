@@ -69,6 +69,20 @@ def test_a_shared_parameter_learns_from_the_observed_rows():
     torch.testing.assert_close(theta.grad, full.grad.sum(0))
 
 
+def test_the_gradient_of_a_shared_parameter_is_rounded_once():
+    """To bfloat16, after the sum over the rows, as without a mask."""
+    torch.manual_seed(0)
+    x, mean, theta = torch.poisson(torch.ones(300, 4)), torch.rand(300, 4), torch.rand(300, 4)
+    mask = torch.rand(300, 4) < 0.7
+    narrow = torch.randn(4).bfloat16().requires_grad_()
+    wide = narrow.detach().float().requires_grad_()
+    came, expected = (
+        torch.autograd.grad(L.zero_inflated_negative_binomial_log_prob(mean, theta, one, x, mask=mask).sum(), one)[0]
+        for one in (narrow, wide)
+    )
+    assert torch.equal(came, expected.bfloat16())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_rows_without_data_have_a_log_p_of_exactly_0(name, dtype):
