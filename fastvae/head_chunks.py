@@ -71,7 +71,7 @@ class HeadChunks:
         self.kernels = ops.likelihood_kernels(backend, inputs.x, (inputs.hidden,))
         self.dtype = likelihood_dtype(inputs.hidden, inputs.x)  # of log p and of sums over the rows
         self.tensors = [one for layer in inputs.layers for one in layer]
-        self.differentiated, self.of_hidden = any(wants), wants[0]
+        self.differentiated, self.wants_hidden = any(wants), wants[0]
         self.wanted = [one is not None and want for one, want in zip(self.tensors, wants[3:], strict=True)]
         self.sums: list[Tensor | None] = [None] * len(self.tensors)
         self.layered = [how != "given" for how in spec.activations]
@@ -128,7 +128,7 @@ class HeadChunks:
         return tuple(parameters), outputs
 
     def _of_hidden(self, h: Tensor, outputs: Sequence[Tensor | None], to: Tensor | None) -> Tensor | None:
-        if not self.of_hidden:
+        if not self.wants_hidden:
             return None
         to = torch.empty_like(h, memory_format=torch.contiguous_format) if to is None else to
         is_first = True

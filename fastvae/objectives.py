@@ -24,6 +24,7 @@ from typing_extensions import Unpack
 from .checks import check_flag, check_number, check_tensor, seed_tensor
 from .deprecated import renamed
 from .draw_options import Condition, Generator, ModelOptions, Seed, check_names, condition_given
+from .importance_weights import without_small_weights
 from .latent_options import Average, Group, described_latent, shows_options
 from .returned import check_returned
 from .size_checks import check_count, check_row_offset
@@ -211,7 +212,7 @@ def iwae_bound(log_weights: Tensor) -> Tensor:
     check_tensor("log_weights", log_weights)
     if len(log_weights) == 0:
         raise ValueError(f"log_weights has shape {tuple(log_weights.shape)}, expected (K, B) with K of 1 or more")
-    return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
+    return torch.logsumexp(without_small_weights(log_weights), 0) - math.log(len(log_weights))
 
 
 @exportable

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
@@ -23,6 +24,7 @@ from .autograd import is_differentiated
 from .double_backward import gradients_of
 from .head_chunks import HeadChunks, HeadInputs
 from .head_op import HeadRun, head_formula, op_arguments, times
+from .importance_weights import smallest_weight
 from .kernels.reference.scratch import scratch
 from .trunk import Layers, apply_layers, with_gradients
 
@@ -113,8 +115,13 @@ def _weighed(
 
 
 def _weights_given(log_ratio: Tensor) -> Callable[[Tensor], Tensor]:
-    """-v from log p, draw after draw."""
-    return lambda log_prob: torch.softmax(log_prob.view(log_ratio.shape) + log_ratio, 0).neg_().flatten()
+    """-v from log p, draw after draw; 0 for a weight that would lead to denormal numbers."""
+
+    def weigh(log_prob: Tensor) -> Tensor:
+        weights = torch.softmax(log_prob.view(log_ratio.shape) + log_ratio, 0)
+        return F.threshold(weights, smallest_weight(weights.dtype), 0.0).neg_().flatten()
+
+    return weigh
 
 
 def scale_of(grad: Tensor, log_prob: Tensor, log_ratio: Tensor) -> float | None:
