@@ -40,6 +40,15 @@ GOALS = {
 }
 GOALS_ON_SM_100 = GOALS | {"sample_and_kl": ((25, 26), (33, 36))}
 
+# Registers of a thread that the plain latents may take, forward and backward, each in float32 and in bfloat16.
+REGISTERS = {"sm_90": ((86, 77), (64, 55)), "sm_100": ((88, 86), (70, 64))}
+
+
+def most_registers(op: str, dtype: str, target: str) -> float:
+    if op.removesuffix("_backward") != "sample_and_kl" or target not in REGISTERS:
+        return math.inf
+    return REGISTERS[target][op.endswith("_backward")][dtype == "bfloat16"]
+
 
 def goal(op: str, dtype: str, target: str) -> int | None:
     name = op.removesuffix("_backward")
@@ -198,7 +207,9 @@ def missed(entry: dict[str, Any]) -> list[str]:
     slow = [name for name, chip in entry["chips"].items() if chip["share_of_peak_bandwidth"] < 1]
     wide = sum(int(width) * count for width, count in entry["widths"].items() if int(width) >= 16) / entry["elements"]
     in_loop = entry["steady_state"] == "loop"
+    registers = most_registers(entry["op"], entry["dtype"], entry["target"])
     checks = {
+        f"{entry['registers']} registers > {registers}": entry["registers"] > registers,
         f"{entry['instructions']:.1f} instructions > {at_most}": entry["instructions"] > at_most,
         "below peak on " + ", ".join(slow): bool(slow) and entry["op"] not in BOUND_BY_ARITHMETIC,
         "local memory": entry["local_accesses"] > 0,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.roofline import gpus, sass
+from bench.roofline import analysis, gpus, sass
 from bench.roofline.analysis import Work, analyse, busy, demand, report, unrolled, work_of
 
 
@@ -248,6 +248,25 @@ def test_a_kernel_is_compiled_and_reported(tmp_path):
     assert long["unknown_opcodes"] == []
     assert entries["gfx942", "64x65536"]["vgprs"] > 0
     assert entries["gfx942", "64x65536"]["vgpr_spills"] == 0
+
+
+@pytest.mark.slow
+def test_the_plain_latents_keep_to_their_registers(tmp_path):
+    options = ("--json", "--op=sample_and_kl,sample_and_kl_backward", "--target=sm_90,sm_100", "--shape=64x65536")
+    entries = json.loads(run(*options, TRITON_CACHE_DIR=str(tmp_path)).stdout)
+    assert len(entries) == 8
+    assert all(32 < entry["registers"] < 90 for entry in entries)
+    assert not [
+        reason for entry in entries for reason in entry["missed"] if "registers" in reason or "memory" in reason
+    ]
+
+
+def test_more_registers_than_the_goal_are_missed():
+    entry = {"target": "sm_90", "op": "sample_and_kl", "dtype": "float32", "registers": 87, "instructions": 1.0}
+    entry |= {"goal": 27, "chips": {}, "widths": {"16": 1}, "elements": 1, "array_bytes": 16, "steady_state": "loop"}
+    entry |= {"local_accesses": 0, "shared_in_body": 0, "barriers_in_body": 0, "unknown_opcodes": []}
+    assert analysis.missed(entry) == ["87 registers > 86"]
+    assert analysis.missed(entry | {"registers": 86}) == []
 
 
 def test_the_interpreter_is_refused(run_python):
