@@ -44,7 +44,7 @@ class Linear(NamedTuple):
     """"identity", "exp", "softplus", or of the mean of counts "softmax": times ``library``."""
 
 
-class _Options(TypedDict, total=False):
+class _Options(TypedDict):
     library: Tensor | None
     clamp: Sequence[float] | None
     components: int
@@ -101,7 +101,9 @@ def linear_log_prob(
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
-    spec, bounds, tensors = _checked(density, hidden, parameters, x, library, clamp, components)
+    spec, bounds, tensors = _checked(
+        density, hidden, parameters, x, {"library": library, "clamp": clamp, "components": components}
+    )
     draws = hidden.dim() > _dims_of_hidden(parameters)
     if draws and reduction != "sample":
         raise ValueError(f"reduction is {reduction!r} with several draws, expected 'sample'")
@@ -146,7 +148,7 @@ def trunk_log_prob(
     if has_saved_tensor_hooks(True):  # they are for what is kept until backward
         return None
     hidden = h.new_empty(1).expand(*log_ratio.shape, trunk.out_features())  # of their shape, without memory
-    spec, bounds, (_, *others) = _checked(density, hidden, parameters, x, **options)
+    spec, bounds, (_, *others) = _checked(density, hidden, parameters, x, options)
     tensors = (h, *others, *of_trunk)
     if not (_is_differentiated(tensors) and are_direct(*tensors)):
         return None
@@ -177,15 +179,10 @@ def _rows_to_weigh(
 
 
 def _checked(
-    density: str,
-    hidden: Tensor,
-    parameters: Sequence[Linear | Tensor],
-    x: Tensor,
-    library: Tensor | None = None,
-    clamp: Sequence[float] | None = None,
-    components: int = 10,
+    density: str, hidden: Tensor, parameters: Sequence[Linear | Tensor], x: Tensor, options: _Options
 ) -> tuple[HeadSpec, Bounds, tuple[Any, ...]]:
     """Of arguments that are right: the head, and its tensors as `HeadInputs.of` takes them."""
+    library, clamp, components = options["library"], options["clamp"], options["components"]
     spec, bounds = _spec_of(density, parameters, clamp, components), NO_BOUNDS
     if clamp is not None:
         bounds = Bounds(*check_clamp(clamp))
