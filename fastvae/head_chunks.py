@@ -12,8 +12,9 @@ A row of a 1x1 convolution is an image: h (rows, C, positions), and a_i = W_i h 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ from .kernels.reference.scratch import scratch
 __all__ = ["ChunkResults", "HeadChunks", "HeadInputs", "as_channels", "bytes_of_outputs", "in_chunks"]
 
 _T = TypeVar("_T", Tensor, "Tensor | None")
+
+# Bytes of one layer's outputs in memory that is kept from call to call.
+_LARGEST_KEPT = 4 * 2**20
 
 _NARROW = (torch.bfloat16, torch.float16)
 
@@ -78,6 +82,7 @@ class HeadChunks:
         self.of_kernel = tuple([self.differentiated if one else want for one, want in self._by_parameter()])
         self.sums_given = any(want and not one for one, want in self._by_parameter())
         self.widths = _widths(inputs, spec)
+        self.buffers: list[Any] = [None] * len(self.widths)
 
     def _by_parameter(self) -> Iterator[tuple[bool, bool]]:
         return zip(self.layered, self.wanted[::2], strict=True)
@@ -121,11 +126,19 @@ class HeadChunks:
         for i, ((weight, bias), width) in enumerate(zip(self.layers, self.widths, strict=True)):
             output = None
             if self.layered[i]:
-                output = scratch(f"outputs of a head {i}", (h.shape[0], width), h.dtype, h.device)
+                output = self._memory(i, (h.shape[0], width), h)
                 _product(h, weight, bias, output)
             outputs.append(output)
             parameters.append(weight if output is None else as_channels(output, x, self.spec))
         return tuple(parameters), outputs
+
+    def _memory(self, i: int, shape: tuple[int, int], like: Tensor) -> Tensor:
+        """For outputs; that of large chunks is kept for this head alone. No later chunk is larger than the first."""
+        if math.prod(shape) * like.element_size() <= _LARGEST_KEPT:
+            return scratch(f"outputs of a head {i}", shape, like.dtype, like.device)
+        if self.buffers[i] is None:
+            self.buffers[i] = torch.empty(shape, dtype=like.dtype, device=like.device)
+        return self.buffers[i][: shape[0]]
 
     def _of_hidden(self, h: Tensor, outputs: Sequence[Tensor | None], to: Tensor | None) -> Tensor | None:
         if not self.wants_hidden:

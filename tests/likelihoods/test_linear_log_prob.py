@@ -212,6 +212,25 @@ def test_only_what_is_wanted_has_a_gradient(density):
         torch.testing.assert_close(found, every[index])
 
 
+def test_large_chunks_leave_no_memory_behind(monkeypatch):
+    hidden, weight, x = (
+        torch.randn(500, 4, requires_grad=True),
+        torch.randn(50, 4, requires_grad=True),
+        torch.rand(500, 50),
+    )
+
+    def gradients():
+        return torch.autograd.grad(linear_log_prob("bernoulli", hidden, [Linear(weight)], x).mean(), [hidden, weight])
+
+    monkeypatch.setattr(head_spec, "_FEWEST_ROWS", 64)
+    monkeypatch.setattr(head_spec, "_LARGEST_CHUNK", 1)
+    expected, kept = gradients(), []
+    monkeypatch.setattr(head_chunks, "scratch", lambda *given: kept.append(given))
+    monkeypatch.setattr(head_chunks, "_LARGEST_KEPT", 0)
+    assert all(torch.equal(one, other) for one, other in zip(gradients(), expected, strict=True))
+    assert kept == []
+
+
 @pytest.mark.parametrize("reduction", ["sample", "batchmean"])
 def test_no_more_than_a_chunk_is_held(reduction, monkeypatch):
     """Elements of the tensors that the op makes, counted: of outputs, a chunk's, whatever the batch."""
