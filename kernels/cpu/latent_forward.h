@@ -82,7 +82,7 @@ static inline void kl_tile(const call *c, tile t, const gaussians *g, float *kl_
 }
 
 static void ISA_NAME(latent_forward)(const call *c, int64_t first, int64_t last) {
-    if (is_fast(c) && (!c->prior_mu.data || c->reduction != NO_KL)) {
+    if (is_fast(c)) {
         forward_fast(c, first, last);
         return;
     }

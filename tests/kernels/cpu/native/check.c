@@ -97,10 +97,10 @@ static void check_shape(shape s, int index, int dtype, int extreme, int64_t effo
     free(p.eps);
 }
 
-/* Tiles that are full to the last vector, with all that chance picks for latents: some of it shows nowhere else. */
-static void check_latents_of_whole_tiles(void) {
-    problem p = new_problem((shape){102, 1, 10}, FLOAT32, 0, 0, 0, 0);
-    for (int i = 0; i < 48; i++) check_latent(&p);
+/* As many times, with all that chance picks for latents. */
+static void check_latents_of(shape s, int times) {
+    problem p = new_problem(s, FLOAT32, 0, 0, 0, 0);
+    for (int i = 0; i < times; i++) check_latent(&p);
     free(p.eps);
 }
 
@@ -176,8 +176,9 @@ int main(int argc, char **argv) {
             for (int i = 0; i < COUNT(shapes); i++) check_shape(shapes[i], i, dtype, extreme, effort);
     check_counts_of_whole_tiles();
     check_heads_of_each_kind();
-    check_latents_of_whole_tiles();
+    check_latents_of((shape){102, 1, 10}, 48); /* tiles that are full to the last vector */
     check_shares_of_draws();
+    check_latents_of((shape){1, 1, 1}, 1000); /* the strides of an output that is not wanted look contiguous here */
     printf("%s: %lld comparisons, %lld failures, %d calls on several threads\n", isa->name, (long long)comparisons,
            (long long)failures, calls_on_threads);
     printf("largest float32 error, as a part of the tolerance:");

@@ -164,7 +164,6 @@ WRONG_ARITHMETIC = (
     Fault("resolve.h", "c->mu.data ? read_tile", "1 ? read_tile"),
     Fault("latent_backward.h", "c->grad_mu.data ? begin_tile", "1 ? begin_tile"),
     Fault("latent_backward.h", "if (c->grad_mu.data) write_tile(c, &c->grad_mu", "write_tile(c, &c->grad_mu"),
-    Fault("latent_forward.h", "(!c->prior_mu.data || c->reduction != NO_KL)", "1"),
     Fault("latent_backward.h", "(c->grad_z.data && !c->prior_mu.data)", "c->grad_z.data"),
     Fault("latent_backward.h", "(c->grad_kl.data || (c->grad_z.data && !c->prior_mu.data))", "1"),
     Fault("vector_math.h", "l.f * l.f + l.curve", "l.curve"),
