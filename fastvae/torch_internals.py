@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.fx import experimental
 
 __all__ = [
     "any_is_batched", "disabled_torch_function", "exportable", "fast_apply", "has_saved_tensor_hooks", "is_compiling",
@@ -180,13 +181,14 @@ def exportable(result: Result) -> Result:
     return result
 
 
-# Whether torch.compile knows a number when it traces. Without the name: it is asked to treat every number as unknown.
-_statically_known_true = _find("torch.fx.experimental.symbolic_shapes:statically_known_true")
-
-
 def is_static(number: float) -> bool:
-    """Whether ``number`` is a constant of the graph that is being traced, not one of its inputs."""
-    if _statically_known_true is None:
+    """Whether ``number`` is a constant of the graph that is being traced, not one of its inputs.
+
+    Asked of PyTorch's compiler, which has loaded `symbolic_shapes` by then. To import that module here would load
+    SymPy, too, which takes longer than all of fastvae. Without the name: every number is treated as an input.
+    """
+    known = getattr(getattr(experimental, "symbolic_shapes", None), "statically_known_true", None)
+    if known is None:
         return False
     bound = 1234.5  # that no check compares with: what is known of an input are the checks that it has passed
-    return _statically_known_true(number <= bound) or _statically_known_true(number > bound)
+    return known(number <= bound) or known(number > bound)
