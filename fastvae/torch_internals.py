@@ -184,8 +184,8 @@ def exportable(result: Result) -> Result:
 def is_static(number: float) -> bool:
     """Whether ``number`` is a constant of the graph that is being traced, not one of its inputs.
 
-    Asked of PyTorch's compiler, which has loaded `symbolic_shapes` by then. To import that module here would load
-    SymPy, too, which takes longer than all of fastvae. Without the name: every number is treated as an input.
+    Asked of PyTorch's compiler, which has loaded `symbolic_shapes` by then: to import that module with fastvae would
+    load SymPy as well. Without the name: every number is treated as an input.
     """
     known = getattr(getattr(experimental, "symbolic_shapes", None), "statically_known_true", None)
     if known is None:

@@ -38,7 +38,7 @@ if "TRITON_INTERPRET" in os.environ:
 
 
 def pytest_collection_finish() -> None:
-    """Garbage collections leave out modules and collected tests, which stay to the end: a fifth of the suite's time."""
+    """Each garbage collection would go through the modules and collected tests, which stay to the end."""
     gc.collect()
     gc.freeze()
 

@@ -97,7 +97,7 @@ static void check_shape(shape s, int index, int dtype, int extreme, int64_t effo
     free(p.eps);
 }
 
-/* As many times, with all that chance picks for latents. */
+/* Latents of one shape, each with options that chance picks. */
 static void check_latents_of(shape s, int times) {
     problem p = new_problem(s, FLOAT32, 0, 0, 0, 0);
     for (int i = 0; i < times; i++) check_latent(&p);
