@@ -45,7 +45,8 @@ with fastvae.patch("torch"):
     kl = torch.distributions.kl_divergence(normal, torch.distributions.Normal(torch.zeros(4), torch.ones(4)))
     (drawn.sum() * 0 + kl.sum()).backward()
 results += [kl, mu.grad]
-annealed = torch.compile(lambda x, t: fastvae.reparameterize(x, x, seed=1, temperature=t), backend="eager")
+anneal = lambda x, t: fastvae.reparameterize(x, x, seed=1, temperature=t)
+annealed = torch.compile(anneal, backend="eager", fullgraph=True)
 results += [annealed(mu.detach(), t) for t in (0.5, 0.6, 0.7)]
 print([result.detach().double().sum().item() for result in results])
 """
